@@ -1,0 +1,1 @@
+"""Pixels to vectors: backbones, self-supervised methods, augmentation, and the encoder itself."""

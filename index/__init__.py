@@ -1,0 +1,1 @@
+"""Vectors to answers: the embedding store, indexes, search, labels and few-label classifiers."""

@@ -1,0 +1,312 @@
+"""One folder, one JSON at its door: how every artefact is written, published and opened.
+
+An artefact is a folder. Its files are written first; its *door*, one small JSON such as ``corpus.json``,
+is renamed into place last. That rename is the commit point: killed at any line, the artefact is old,
+new or absent. The door names the sha256 of every file and of itself, so opening can tell damage from data.
+
+Errors (all are ``ValueError``):
+
+* ArtifactError
+    + MissingArtifactError   nothing is published there
+    + CorruptArtifactError   something is there, and it is not what was published
+    + NewerSchemaError       published by a newer lookalike
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import importlib.metadata
+import json
+import os
+import uuid
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Literal
+
+from pyarrow import fs as pafs
+
+__all__ = [
+    "ArtifactError",
+    "CorruptArtifactError",
+    "Folder",
+    "MissingArtifactError",
+    "NewerSchemaError",
+    "Verify",
+    "digest",
+    "library_versions",
+    "open_door",
+    "publish",
+    "write_json",
+]
+
+SCHEMA_VERSION = 1
+CHUNK_BYTES = 1 << 20
+
+Verify = Literal["full", "sizes"]
+
+
+class ArtifactError(ValueError):
+    """An artefact cannot be used."""
+
+
+class MissingArtifactError(ArtifactError):
+    """No artefact has been published in this folder."""
+
+
+class CorruptArtifactError(ArtifactError):
+    """The folder's content is not what its door says was published."""
+
+
+class NewerSchemaError(ArtifactError):
+    """The door was written by a newer schema than this code knows."""
+
+
+@dataclass(frozen=True, slots=True)
+class Folder:
+    """A folder on any pyarrow filesystem: a local disk, a shared one, or an object store.
+
+    Args:
+        fs: the filesystem.
+        path: absolute path inside it, without a trailing slash.
+    """
+
+    fs: pafs.FileSystem
+    path: str
+
+    @classmethod
+    def at(cls, location: str | Path) -> Folder:
+        """The folder at a local path or at a URI such as ``s3://bucket/prefix``."""
+        text = str(location)
+        if "://" in text:
+            filesystem, path = pafs.FileSystem.from_uri(text)
+            return cls(filesystem, path.rstrip("/"))
+        return cls(pafs.LocalFileSystem(), str(Path(text).expanduser().resolve()))
+
+    def __truediv__(self, name: str) -> Folder:
+        return Folder(self.fs, f"{self.path}/{name}")
+
+    def __str__(self) -> str:
+        return self.path if self.is_local else f"{self.fs.type_name}://{self.path}"
+
+    @property
+    def is_local(self) -> bool:
+        """Whether its files can be memory-mapped and fsynced."""
+        return isinstance(self.fs, pafs.LocalFileSystem)
+
+    def local_path(self, name: str = "") -> Path:
+        """The path of a file for memory-mapping; ``ValueError`` on an object store."""
+        if not self.is_local:
+            raise ValueError(
+                f"{self}: memory-mapping needs a local or shared disk. Copy the artefact to one."
+            )
+        return Path(self.path) / name if name else Path(self.path)
+
+    def exists(self, name: str = "") -> bool:
+        """Whether the file (or, without a name, the folder) is there."""
+        info = self.fs.get_file_info(f"{self.path}/{name}" if name else self.path)
+        return bool(info.type != pafs.FileType.NotFound)
+
+    def names(self) -> list[str]:
+        """Names of the files and folders directly inside, sorted; empty when it does not exist."""
+        selector = pafs.FileSelector(self.path, allow_not_found=True)
+        return sorted(info.base_name for info in self.fs.get_file_info(selector))
+
+    def size_bytes(self, name: str) -> int | None:
+        """Size of a file, or None when it is not there."""
+        info = self.fs.get_file_info(f"{self.path}/{name}")
+        return int(info.size) if info.type == pafs.FileType.File else None
+
+    def make(self) -> Folder:
+        """Create it with its parents; returns itself."""
+        self.fs.create_dir(self.path, recursive=True)
+        return self
+
+    def read_bytes(self, name: str) -> bytes:
+        """The content of one file."""
+        with self.fs.open_input_stream(f"{self.path}/{name}") as stream:
+            return bytes(stream.read())
+
+    def sha256(self, name: str) -> str:
+        """Hex sha256 of a file, read in pieces of 1 MiB."""
+        hasher = hashlib.sha256()
+        with self.fs.open_input_stream(f"{self.path}/{name}") as stream:
+            while piece := stream.read(CHUNK_BYTES):
+                hasher.update(piece)
+        return hasher.hexdigest()
+
+    def remove(self, name: str) -> None:
+        """Delete one file; a file that is already gone is fine."""
+        with contextlib.suppress(FileNotFoundError):
+            self.fs.delete_file(f"{self.path}/{name}")
+
+    def write_atomic(self, name: str, data: bytes) -> None:
+        """Write a whole file so that a reader sees the old content or the new, never a part."""
+        self.write_with(name, lambda path: Path(path).write_bytes(data), data)
+
+    def write_with(
+        self, name: str, write: Callable[[str], object], data: bytes | None = None
+    ) -> None:
+        """Let ``write(path)`` fill a temporary file, then fsync it and rename it to ``name``.
+
+        On an object store, where a put is atomic, ``data`` is put as it is; a writer that can only fill
+        a local path is given a temporary one and its bytes are put.
+        """
+        if self.is_local:
+            target = Path(self.path) / name
+            target.parent.mkdir(parents=True, exist_ok=True)
+            _replace_durably(target, write)
+            return
+        if data is None:
+            data = _bytes_written_by(write)
+        with self.fs.open_output_stream(f"{self.path}/{name}") as stream:
+            stream.write(data)
+
+
+def _replace_durably(target: Path, write: Callable[[str], object]) -> None:
+    temporary = target.with_name(f".{target.name}.tmp-{uuid.uuid4().hex}")
+    try:
+        write(str(temporary))
+        with temporary.open("rb") as written:
+            os.fsync(written.fileno())
+        temporary.replace(target)
+    finally:
+        temporary.unlink(missing_ok=True)
+    directory = os.open(target.parent, os.O_RDONLY)
+    try:
+        os.fsync(directory)
+    finally:
+        os.close(directory)
+
+
+def _bytes_written_by(write: Callable[[str], object]) -> bytes:
+    import tempfile
+
+    with tempfile.TemporaryDirectory() as scratch:
+        path = Path(scratch) / "file"
+        write(str(path))
+        return path.read_bytes()
+
+
+def digest(value: object) -> str:
+    """Hex sha256 of a value's canonical JSON: sorted keys, no spaces, no NaN.
+
+    >>> digest({"b": 1, "a": [2]}) == digest({"a": [2], "b": 1})
+    True
+    """
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def library_versions(*names: str) -> dict[str, str]:
+    """Installed versions of lookalike and of the named distributions."""
+    versions = {}
+    for name in ("lookalike", *names):
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            versions[name] = importlib.metadata.version(name)
+    return versions
+
+
+def write_json(folder: Folder, name: str, value: Mapping[str, Any]) -> None:
+    """Write a JSON file atomically, readable by a person."""
+    folder.write_atomic(name, (json.dumps(value, indent=2, allow_nan=False) + "\n").encode())
+
+
+def publish(
+    folder: Folder,
+    kind: str,
+    body: Mapping[str, Any],
+    files: Iterable[str],
+    *,
+    door: str | None = None,
+) -> dict[str, Any]:
+    """Commit an artefact: hash its files, then rename its door into place.
+
+    Args:
+        folder: where the files already lie.
+        kind: what it is, such as ``corpus``; also the door's name unless ``door`` gives another.
+        body: JSON values of this kind; by convention ``id``, ``config``, ``parents``, ``rows``, ``versions``.
+        files: names of the artefact's files, relative to the folder.
+        door: file name of the door.
+
+    Returns:
+        The door's content as published.
+    """
+    content: dict[str, Any] = {
+        "kind": kind,
+        "schema_version": SCHEMA_VERSION,
+        "created_at": datetime.now(UTC).isoformat(timespec="seconds"),
+        **body,
+        "files": {
+            name: {"bytes": folder.size_bytes(name), "sha256": folder.sha256(name)}
+            for name in sorted(files)
+        },
+    }
+    content["door_sha256"] = digest(content)
+    write_json(folder, door or f"{kind}.json", content)
+    return content
+
+
+def open_door(
+    folder: Folder, kind: str, *, verify: Verify = "full", door: str | None = None
+) -> dict[str, Any]:
+    """Read an artefact's door and check that the folder holds what was published.
+
+    Args:
+        folder: the artefact's folder.
+        kind: what it has to be.
+        verify: ``full`` compares every file's sha256; ``sizes`` only that it is there with its size.
+        door: file name of the door, if it is not ``KIND.json``.
+
+    Raises:
+        MissingArtifactError: there is no door.
+        NewerSchemaError: the door's schema is newer than this code.
+        CorruptArtifactError: the door or a file is damaged, of another kind, or missing.
+    """
+    name = door or f"{kind}.json"
+    if not folder.exists(name):
+        raise MissingArtifactError(f"{folder}: no {kind} is published here ({name} is missing)")
+    content = _parse_door(folder, name, kind)
+    for file_name, expected in content["files"].items():
+        _check_file(folder, file_name, expected, verify)
+    return content
+
+
+def _parse_door(folder: Folder, name: str, kind: str) -> dict[str, Any]:
+    where = f"{folder}/{name}"
+    try:
+        content = json.loads(folder.read_bytes(name))
+        version, stated = content["schema_version"], content.pop("door_sha256")
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CorruptArtifactError(
+            f"{where}: not a readable {kind} ({error}). Restore it from a backup or make it again."
+        ) from error
+    if isinstance(version, int) and version > SCHEMA_VERSION:
+        raise NewerSchemaError(
+            f"{where}: schema {version} is newer than {SCHEMA_VERSION}, the newest this version knows. "
+            "Upgrade lookalike."
+        )
+    if digest(content) != stated or content.get("kind") != kind:
+        raise CorruptArtifactError(
+            f"{where}: its content does not match its own checksum, or it is not a {kind}. "
+            "Restore it from a backup or make it again."
+        )
+    content["door_sha256"] = stated
+    return dict(content)
+
+
+def _check_file(folder: Folder, name: str, expected: Mapping[str, Any], verify: Verify) -> None:
+    size = folder.size_bytes(name)
+    if size != expected["bytes"]:
+        found = "missing" if size is None else f"{size} bytes"
+        raise CorruptArtifactError(
+            f"{folder}/{name}: {found}, published with {expected['bytes']} bytes. "
+            "Restore the file or make the artefact again."
+        )
+    if verify == "full" and folder.sha256(name) != expected["sha256"]:
+        raise CorruptArtifactError(
+            f"{folder}/{name}: its content changed since it was published (sha256 differs). "
+            "Restore the file or make the artefact again."
+        )

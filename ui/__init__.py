@@ -1,0 +1,1 @@
+"""Who asks: the HTTP API, the web application and its browser components."""
