@@ -1,0 +1,118 @@
+"""An index together with all that a person needs to use it: encoder, thumbnails, catalog.
+
+The one way from a picture to its neighbours, for the command line and the web application alike.
+"""
+
+from __future__ import annotations
+
+from functools import cached_property
+
+import numpy as np
+
+from cluster.catalog import Catalog, CatalogRow
+from cluster.workspace import Workspace
+from encoders.encoder import Encoder, embed_picture
+from index.embeddings import EmbeddingStore
+from index.search import Hits, Searcher
+
+__all__ = ["Collection"]
+
+
+class Collection:
+    """Everything behind one index, its identities checked against each other.
+
+    Thread-safe: nothing in here changes after `open` but caches.
+    """
+
+    def __init__(self, workspace: Workspace, name: str, searcher: Searcher) -> None:
+        self.name = name
+        self.searcher = searcher
+        self._workspace = workspace
+        door = searcher.door
+        self.corpus_name = str(door["config"]["corpus"])
+        self.encoder_name = str(door["config"]["encoder"])
+        self.corpus_uid = str(door["parents"]["corpus_uid"])
+        self.embeddings_name = str(door["config"]["embeddings"])
+
+    @classmethod
+    def open(cls, workspace: Workspace, name: str) -> Collection:
+        """Open the current version of an index.
+
+        Raises:
+            MissingArtifactError: there is no such index.
+            CorruptArtifactError: a file is damaged.
+        """
+        folder = workspace.require(
+            "indexes", name, door="CURRENT", make="lookalike index --corpus CORPUS --encoder ENCODER"
+        )
+        return cls(workspace, name, Searcher.open(folder))
+
+    @cached_property
+    def catalog(self) -> Catalog:
+        """The corpus as it was last scanned."""
+        make = f"lookalike scan FOLDER --corpus {self.corpus_name}"
+        return Catalog.open(
+            self._workspace.require("corpora", self.corpus_name, door="corpus.json", make=make)
+        )
+
+    @cached_property
+    def encoder(self) -> Encoder:
+        """The encoder that the index was made with; ``EncoderMismatchError`` if it was replaced."""
+        encoder = self._workspace.open_encoder(self.encoder_name)
+        self.searcher.require_encoder(encoder.encoder_id, self.searcher.layer)
+        return encoder
+
+    @cached_property
+    def embeddings(self) -> EmbeddingStore:
+        """The embedding set below the index, for its thumbnails."""
+        make = f"lookalike embed --corpus {self.corpus_name} --encoder {self.encoder_name}"
+        folder = self._workspace.require(
+            "embeddings", self.embeddings_name, door="embeddings.json", make=make
+        )
+        return EmbeddingStore.open(folder, verify="sizes")
+
+    @property
+    def version(self) -> str:
+        """The index version that this collection is pinned to."""
+        return self.searcher.version
+
+    @property
+    def encoder_id(self) -> str:
+        """Identity of the encoder that the vectors come from."""
+        return self.searcher.encoder_id
+
+    @property
+    def layer(self) -> str:
+        """Which of the encoder's outputs the vectors are."""
+        return self.searcher.layer
+
+    @property
+    def num_pictures(self) -> int:
+        """Pictures in the index."""
+        return self.searcher.num_rows
+
+    def ids(self) -> np.ndarray:
+        """int64 ids of all indexed pictures, ascending."""
+        return self.searcher.ids
+
+    def vectors(self, ids: np.ndarray) -> np.ndarray:
+        """Stored vectors of the given ids: float32 ``[N, D]``."""
+        return self.searcher.vectors_of(ids)
+
+    def search_picture(self, data: bytes, k: int) -> Hits:
+        """The k pictures most like an encoded picture file; ``PictureError`` if it cannot be read."""
+        query_D = embed_picture(self.encoder, data, layer=self.layer)
+        return self.searcher.search(query_D[np.newaxis], k)
+
+    def search_ids(self, ids: np.ndarray | list[int], k: int) -> Hits:
+        """For each indexed picture the k others most like it; ``KeyError`` for an id not indexed."""
+        wanted = np.asarray(ids, dtype=np.int64)
+        return self.searcher.search(self.vectors(wanted), k, exclude_ids=wanted)
+
+    def thumbnail(self, picture_id: int) -> bytes | None:
+        """Encoded thumbnail of a picture, or None if it has none."""
+        return self.embeddings.thumbnail(picture_id)
+
+    def picture(self, picture_id: int) -> CatalogRow:
+        """The catalog's row of a picture; ``KeyError`` for an id that the corpus never had."""
+        return self.catalog.rows([picture_id])[0]

@@ -1,0 +1,186 @@
+"""scan: list a folder's pictures into a corpus.
+
+1. Walk the folder, following links but no loop. 2. Compare with the corpus as it was: what is unchanged is
+not opened again. 3. Read the header of what is new. 4. Publish one more catalog part.
+"""
+
+from __future__ import annotations
+
+import os
+import uuid
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import tyro
+
+from cluster.catalog import Catalog, CatalogRow, CatalogWriter
+from cluster.context import Context
+from cluster.workspace import check_name
+from encoders.picture import PictureError, probe
+from index.artifact import Folder
+
+__all__ = ["PICTURE_SUFFIXES", "ScanConfig", "scan"]
+
+PICTURE_SUFFIXES = frozenset(
+    ".jpg .jpeg .jpe .jfif .png .webp .gif .bmp .dib .tif .tiff .avif .heic .heif .ppm .pgm .pnm .jp2 .ico".split()
+)
+NUM_THREADS = 8
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ScanConfig:
+    """List the pictures of a folder into a corpus; run again to pick up what changed."""
+
+    folder: Annotated[str, tyro.conf.Positional]
+    """Folder with pictures; sub-folders are included."""
+    corpus: str
+    """Name of the corpus to make or bring up to date."""
+    labels: Literal["none", "folder"] = "none"
+    """Where labels come from: none, or the name of the folder that a picture lies in."""
+    max_megapixels: float = 100.0
+    """Pictures with more pixels than this are listed as too_large and left out."""
+
+    def __post_init__(self) -> None:
+        """Check the names; the folder is checked when it is read."""
+        check_name(self.corpus, what="corpus")
+        if self.max_megapixels <= 0:
+            raise ValueError(f"max_megapixels {self.max_megapixels}: has to be above 0")
+
+
+def scan(config: ScanConfig, context: Context) -> dict[str, Any]:
+    """Bring the corpus up to date with the folder.
+
+    Returns:
+        Counts by status, and of what is new, changed and vanished since the last scan.
+
+    Raises:
+        FileNotFoundError: the folder is not there.
+        ValueError: the corpus belongs to another folder, or no picture is in the folder.
+    """
+    source = Path(config.folder).expanduser().resolve()
+    if not source.is_dir():
+        raise FileNotFoundError(
+            f"{config.folder}: not a folder. Give the folder that holds the pictures."
+        )
+    folder = context.workspace.folder("corpora", config.corpus)
+    previous = Catalog.open(folder) if folder.exists("corpus.json") else None
+    settings = {**asdict(config), "folder": str(source)}
+    _require_same_source(previous, settings, folder)
+    known = {row.uri: row for row in previous.by_uri()} if previous else {}
+    writer = CatalogWriter(folder, config.corpus, previous)
+    tally = {"new": 0, "changed": 0, "unchanged": 0, "vanished": 0}
+    with context.progress("scan", total=0, unit="files") as line:
+        for row in _probed(_changed_files(source, known, tally), config):
+            writer.add({**row, "label": _label(row["uri"], config)})
+            line.total += 1
+            line.advance(1)
+    for row in known.values():
+        writer.retire(row, "replaced" if Path(row.uri).exists() else "vanished")
+        tally["vanished"] += not Path(row.uri).exists()
+    if previous is None and not writer.num_changes:
+        raise ValueError(
+            f"{source}: no pictures in here. Looked for files ending in "
+            f"{', '.join(sorted(PICTURE_SUFFIXES))}, sub-folders included."
+        )
+    if writer.num_changes:
+        writer.publish(settings, uid=previous.uid if previous else uuid.uuid4().hex)
+    door = Catalog.open(folder).door
+    return {
+        "corpus": config.corpus,
+        "corpus_id": door["id"],
+        "folder": str(source),
+        "pictures": door["rows"],
+        "since_last_scan": tally,
+        "path": str(folder),
+    }
+
+
+def _require_same_source(previous: Catalog | None, settings: dict[str, Any], folder: Folder) -> None:
+    if previous is None:
+        return
+    for field in ("folder", "labels"):
+        was, now = previous.door["config"][field], settings[field]
+        if was != now:
+            raise ValueError(
+                f"{folder}: this corpus was made with {field} {was!r}, not {now!r}. "
+                f"Scan with {field} {was!r} again, or choose another corpus name."
+            )
+
+
+def _walk(folder: Path) -> Iterator[os.DirEntry[str]]:
+    """Picture files below a folder in a stable order; each real folder is entered once."""
+    entered: set[tuple[int, int]] = set()
+    pending = [folder]
+    while pending:
+        current = pending.pop()
+        identity = current.stat()
+        if (identity.st_dev, identity.st_ino) in entered:
+            continue
+        entered.add((identity.st_dev, identity.st_ino))
+        with os.scandir(current) as entries:
+            ordered = sorted(entries, key=lambda entry: entry.name)
+        below = [Path(entry.path) for entry in ordered if entry.is_dir() and entry.name[0] != "."]
+        pending.extend(reversed(below))
+        for entry in ordered:
+            suffix = os.path.splitext(entry.name)[1].lower()  # noqa: PTH122 - a name, not a path
+            if suffix in PICTURE_SUFFIXES and entry.name[0] != "." and not entry.is_dir():
+                yield entry
+
+
+def _changed_files(
+    source: Path, known: dict[str, CatalogRow], tally: dict[str, int]
+) -> Iterator[tuple[str, str, int | None, int | None]]:
+    """(path, uri, bytes, mtime_ns) of files that are new or changed; unchanged ones leave ``known``."""
+    for entry in _walk(source):
+        # A name that is not UTF-8 is kept in a printable form; such a file is reported, not read.
+        uri = os.fsencode(entry.path).decode("utf-8", "backslashreplace")
+        try:
+            found = entry.stat()
+            size, mtime_ns = found.st_size, found.st_mtime_ns
+        except OSError:
+            size = mtime_ns = None
+        row = known.get(uri)
+        if row is not None and (row.bytes, row.mtime_ns) == (size, mtime_ns):
+            tally["unchanged"] += 1
+            del known[uri]
+            continue
+        tally["new" if row is None else "changed"] += 1
+        yield entry.path, uri, size, mtime_ns
+
+
+def _probed(
+    files: Iterator[tuple[str, str, int | None, int | None]], config: ScanConfig
+) -> Iterator[dict[str, Any]]:
+    """Catalog rows of the files, their headers read by a few threads, order kept."""
+    with ThreadPoolExecutor(NUM_THREADS) as pool:
+        batch: list[tuple[str, str, int | None, int | None]] = []
+        for file in files:
+            batch.append(file)
+            if len(batch) == 1024:
+                yield from pool.map(lambda item: _row(item, config), batch)
+                batch = []
+        yield from pool.map(lambda item: _row(item, config), batch)
+
+
+def _row(file: tuple[str, str, int | None, int | None], config: ScanConfig) -> dict[str, Any]:
+    path, uri, size, mtime_ns = file
+    row = {"uri": uri, "bytes": size, "mtime_ns": mtime_ns, "status": "ok"}
+    try:
+        if os.fsencode(path) != uri.encode():
+            raise PictureError("the file name is not valid UTF-8; rename the file", "unreadable")
+        picture_format, width, height = probe(path)
+    except PictureError as error:
+        return {**row, "status": error.status, "error": str(error)}
+    except OSError as error:
+        return {**row, "status": "unreadable", "error": str(error)}
+    row |= {"format": picture_format, "width": width, "height": height}
+    if width * height > config.max_megapixels * 1e6:
+        row |= {"status": "too_large", "error": f"{width} x {height} pixels"}
+    return row
+
+
+def _label(uri: str, config: ScanConfig) -> str | None:
+    return Path(uri).parent.name if config.labels == "folder" else None

@@ -1,0 +1,284 @@
+"""Work cut into shards, each finished exactly once: the protocol behind pixels and embeddings.
+
+1. A *plan* cuts the corpus into shards by id, so that a grown corpus changes only its last shards.
+2. A shard's name carries a digest of what goes in (the job's key and the rows' id, size and time) and so of
+   what comes out. 3. A worker writes the shard's files, then its *commit record*, one small JSON; the
+   record's rename is the commit point. 4. What has a valid record is never done again; what has none is
+   done from the start, by whichever run comes next. Two runs at once waste work but write the same names.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import pyarrow as pa
+
+from cluster.catalog import Catalog
+from cluster.context import Context
+from cluster.engine import connect
+from index.artifact import Folder, digest, write_json
+
+__all__ = [
+    "ErrorBudgetError",
+    "Shard",
+    "ShardActor",
+    "ShardJob",
+    "ShardRow",
+    "ShardWork",
+    "commit",
+    "committed",
+    "plan_shards",
+    "read_picture",
+]
+
+logger = logging.getLogger(__name__)
+
+SHARD_FOLDER = "shards"
+BUDGET_AFTER_ROWS = 200
+
+
+class ErrorBudgetError(ValueError):
+    """So many pictures failed that something other than the pictures must be wrong."""
+
+
+@dataclass(frozen=True, slots=True)
+class ShardRow:
+    """One picture of a plan: its id, where it lies, and how it looked when it was scanned."""
+
+    id: int
+    uri: str
+    bytes: int
+    mtime_ns: int
+
+
+@dataclass(frozen=True, slots=True)
+class Shard:
+    """A piece of work: its rows, and the name that its results get.
+
+    Args:
+        number: position in the plan; ids ``number * shard_rows`` and up.
+        key: digest of everything beside the rows that decides the result.
+        rows: the pictures, ascending by id.
+    """
+
+    number: int
+    key: str
+    rows: tuple[ShardRow, ...]
+
+    @property
+    def name(self) -> str:
+        """Deterministic name of the result: the same work has the same name in every run."""
+        rows = [[row.id, row.uri, row.bytes, row.mtime_ns] for row in self.rows]
+        return f"{self.number:05d}-{digest([self.key, rows])[:12]}"
+
+    def to_json(self) -> str:
+        """The shard as it travels to a worker."""
+        rows = [[row.id, row.uri, row.bytes, row.mtime_ns] for row in self.rows]
+        return json.dumps([self.number, self.key, rows])
+
+    @classmethod
+    def from_json(cls, text: str) -> Shard:
+        """The inverse of `to_json`."""
+        number, key, rows = json.loads(text)
+        return cls(number, key, tuple(ShardRow(*row) for row in rows))
+
+
+def plan_shards(catalog: Catalog, *, key: str, shard_rows: int) -> list[Shard]:
+    """Cut the corpus' readable pictures into shards of ``shard_rows`` consecutive ids."""
+    columns = catalog.ok.select(["id", "uri", "bytes", "mtime_ns"])
+    groups: dict[int, list[ShardRow]] = {}
+    for batch in columns.to_batches():
+        for row in batch.to_pylist():
+            groups.setdefault(row["id"] // shard_rows, []).append(ShardRow(**row))
+    return [Shard(number, key, tuple(rows)) for number, rows in sorted(groups.items())]
+
+
+def commit(folder: Folder, shard: Shard, record: dict[str, Any]) -> dict[str, Any]:
+    """Write a shard's commit record; from here on its work is done.
+
+    Args:
+        folder: the artefact's folder; ``record["files"]`` lie below its ``shards/``.
+        shard: what was done.
+        record: ``files`` (name to bytes and sha256) and ``rows`` (counts by status), and more.
+    """
+    content = {"name": shard.name, "number": shard.number, **record}
+    write_json(folder / SHARD_FOLDER, f"{shard.name}.json", content)
+    return content
+
+
+def committed(folder: Folder, shard: Shard) -> dict[str, Any] | None:
+    """The shard's commit record if it is whole and its files are there, else None."""
+    below = folder / SHARD_FOLDER
+    name = f"{shard.name}.json"
+    if not below.exists(name):
+        return None
+    try:
+        record = json.loads(below.read_bytes(name))
+        whole = all(
+            below.size_bytes(file) == expected["bytes"] for file, expected in record["files"].items()
+        )
+    except (ValueError, KeyError, TypeError, AttributeError):
+        logger.warning("%s/%s: unreadable commit record, the shard is done again", below, name)
+        return None
+    return dict(record) if whole else None
+
+
+def read_picture(row: ShardRow) -> tuple[str, bytes]:
+    """Read a picture's bytes if the file is the one that was scanned.
+
+    Returns:
+        (status, bytes): ``ok``, or ``missing``, ``changed`` or ``unreadable`` with no bytes.
+    """
+    try:
+        with Path(row.uri).open("rb") as file:
+            found = os.fstat(file.fileno())
+            if (found.st_size, found.st_mtime_ns) != (row.bytes, row.mtime_ns):
+                return "changed", b""
+            return "ok", file.read()
+    except FileNotFoundError:
+        return "missing", b""
+    except OSError as error:
+        logger.warning("%s: %s", row.uri, error)
+        return "unreadable", b""
+
+
+class ShardWork(Protocol):
+    """What an actor does with one shard: write its files, return its record (not yet committed)."""
+
+    def __call__(self, shard: Shard) -> dict[str, Any]:
+        """Do the work; the record's ``files`` lie below the artefact's ``shards/``."""
+        ...
+
+
+class ShardActor:
+    """A Ray Data actor: shards in, commit records out. Pixels never enter the object store.
+
+    Args:
+        location: the workspace.
+        folder_path: the artefact's folder inside the workspace's filesystem.
+        make_work: class of the `ShardWork`; made once per actor.
+        arguments: its keyword arguments, small and plain.
+    """
+
+    def __init__(
+        self,
+        location: str,
+        folder_path: str,
+        make_work: Callable[..., ShardWork],
+        arguments: dict[str, Any],
+    ) -> None:
+        self._folder = Folder(Folder.at(location).fs, folder_path)
+        self._work = make_work(**arguments)
+
+    def __call__(self, batch: pa.Table) -> pa.Table:
+        """Do and commit each shard of the batch."""
+        records = []
+        for text in batch["shard"].to_pylist():
+            shard, started_s = Shard.from_json(text), time.monotonic()
+            record = self._work(shard)
+            seconds = round(time.monotonic() - started_s, 3)
+            records.append(json.dumps(commit(self._folder, shard, {**record, "seconds": seconds})))
+        return pa.table({"record": records})
+
+
+@dataclass(frozen=True, slots=True)
+class ShardJob:
+    """A plan and who works on it.
+
+    Args:
+        title: shown beside the progress.
+        folder: the artefact's folder.
+        shards: the whole plan.
+        make_work: class of the `ShardWork`.
+        arguments: its keyword arguments.
+        error_budget: share of failed pictures at which the job stops.
+    """
+
+    title: str
+    folder: Folder
+    shards: list[Shard]
+    make_work: Callable[..., ShardWork]
+    arguments: dict[str, Any]
+    error_budget: float
+
+    def run(self, context: Context) -> list[dict[str, Any]]:
+        """Finish what is missing; returns every shard's record in plan order.
+
+        Raises:
+            ErrorBudgetError: too many pictures failed. What is committed stays.
+        """
+        records = {shard.number: committed(self.folder, shard) for shard in self.shards}
+        pending = [shard for shard in self.shards if records[shard.number] is None]
+        num_rows = sum(len(shard.rows) for shard in self.shards)
+        (self.folder / SHARD_FOLDER).make()
+        with context.progress(self.title, num_rows, "pictures") as line:
+            line.start_at(num_rows - sum(len(shard.rows) for shard in pending))
+            tally = _Tally(self.error_budget, self.title)
+            for record in _distribute(self, pending, context) if pending else ():
+                records[record["number"]] = record
+                tally.add(record["rows"])
+                line.advance(sum(record["rows"].values()), tally.note)
+        return [record for record in records.values() if record is not None]
+
+
+class _Tally:
+    """Counts failures and stops the job when they are more than the budget allows."""
+
+    def __init__(self, budget: float, title: str) -> None:
+        self._budget = budget
+        self._title = title
+        self._counts: dict[str, int] = {}
+
+    @property
+    def note(self) -> str:
+        failed = {status: count for status, count in self._counts.items() if status != "ok" and count}
+        return ", ".join(f"{count} {status}" for status, count in failed.items())
+
+    def add(self, counts: dict[str, int]) -> None:
+        for status, count in counts.items():
+            self._counts[status] = self._counts.get(status, 0) + count
+        total = sum(self._counts.values())
+        failed = total - self._counts.get("ok", 0)
+        if total >= BUDGET_AFTER_ROWS and failed > self._budget * total:
+            raise ErrorBudgetError(
+                f"{self._title}: {failed} of {total} pictures failed ({self.note}), more than the "
+                f"{self._budget:.0%} allowed. If they moved or changed, run lookalike scan again; "
+                "if the pictures are fine to lose, raise --error-budget."
+            )
+
+
+def _distribute(job: ShardJob, pending: list[Shard], context: Context) -> Iterator[dict[str, Any]]:
+    """Records of the pending shards as Ray Data's actors finish them."""
+    import ray
+
+    profile = context.where.profile_settings()
+    with connect(context.where):
+        table = pa.table({"shard": [shard.to_json() for shard in pending]})
+        actors = min(profile.embed_actors, len(pending))
+        done = ray.data.from_arrow([table.slice(i, 1) for i in range(len(pending))]).map_batches(
+            ShardActor,
+            batch_size=1,
+            batch_format="pyarrow",
+            compute=ray.data.ActorPoolStrategy(size=actors),
+            num_cpus=profile.cpus_per_actor,
+            num_gpus=profile.gpus_per_actor,
+            # A picture that kills its decoder must not be tried for ever.
+            max_restarts=3,
+            max_task_retries=2,
+            fn_constructor_kwargs={
+                "location": context.workspace.location,
+                "folder_path": job.folder.path,
+                "make_work": job.make_work,
+                "arguments": job.arguments,
+            },
+        )
+        for batch in done.iter_batches(batch_size=1, batch_format="pyarrow", prefetch_batches=0):
+            for text in batch["record"].to_pylist():
+                yield json.loads(text)

@@ -1,0 +1,96 @@
+"""The workspace: the one folder under which every artefact lies.
+
+``corpora/NAME  pixels/NAME  runs/NAME  encoders/NAME  embeddings/NAME  indexes/NAME  classifiers/NAME
+predictions/NAME  labels.db``
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from index.artifact import Folder, MissingArtifactError, open_door
+
+if TYPE_CHECKING:
+    from encoders.encoder import Encoder
+
+__all__ = ["Kind", "Workspace", "check_name"]
+
+Kind = Literal[
+    "corpora", "pixels", "runs", "encoders", "embeddings", "indexes", "classifiers", "predictions"
+]
+
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+
+
+def check_name(name: str, what: str = "name") -> str:
+    """Return ``name`` if it can name a folder anywhere; ``ValueError`` otherwise.
+
+    >>> check_name("mine-enc1")
+    'mine-enc1'
+    """
+    if not NAME.fullmatch(name):
+        raise ValueError(
+            f"{what} {name!r}: allowed are up to 100 letters, digits, '.', '_' and '-', starting with "
+            "a letter or digit. Choose another."
+        )
+    return name
+
+
+@dataclass(frozen=True, slots=True)
+class Workspace:
+    """Where artefacts lie: a local folder, a shared one, or an object-store URI."""
+
+    root: Folder
+
+    @classmethod
+    def at(cls, location: str | Path) -> Workspace:
+        """The workspace at a path or URI; it need not exist yet."""
+        return cls(Folder.at(location))
+
+    @property
+    def location(self) -> str:
+        """The path or URI that `at` takes."""
+        return str(self.root)
+
+    @property
+    def labels_url(self) -> str:
+        """SQLAlchemy URL of the label log; ``LOOKALIKE_LABELS_URL`` overrides the workspace's SQLite."""
+        if url := os.environ.get("LOOKALIKE_LABELS_URL"):
+            return url
+        return f"sqlite:///{self.root.local_path('labels.db')}"
+
+    def folder(self, kind: Kind, name: str) -> Folder:
+        """The folder of one artefact, whether or not it exists."""
+        return self.root / kind / check_name(name, what=f"{kind} name")
+
+    def names(self, kind: Kind) -> list[str]:
+        """Names of the artefacts of a kind, half-written ones included, sorted."""
+        return [name for name in (self.root / kind).names() if NAME.fullmatch(name)]
+
+    def require(self, kind: Kind, name: str, *, door: str, make: str) -> Folder:
+        """The folder of an artefact that has to be published.
+
+        Raises:
+            MissingArtifactError: naming what exists instead and ``make``, the command that makes it.
+        """
+        folder = self.folder(kind, name)
+        if not folder.exists(door):
+            known = ", ".join(self.names(kind)) or "none"
+            raise MissingArtifactError(
+                f"{name!r} in {self.root}/{kind}: not there. Existing: {known}. Make it: {make}"
+            )
+        return folder
+
+    def open_encoder(self, name: str) -> Encoder:
+        """Load a published encoder, its weights checked against its identity."""
+        from encoders.card import load_encoder
+
+        folder = self.require(
+            "encoders", name, door="card.json", make=f"lookalike pretrain RECIPE --name {name}"
+        )
+        body = open_door(folder, "encoder", door="card.json")
+        return load_encoder(body, {file: folder.read_bytes(file) for file in body["files"]})
