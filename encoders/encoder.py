@@ -1,0 +1,175 @@
+"""The encoder: the one function from pictures to unit vectors, and its identity.
+
+Shapes: N pictures, S edge of the square, D embedding.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass, field
+from typing import Literal, get_args
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from encoders.backbone import Backbone, BackboneConfig, build_backbone
+from encoders.heads import ProjectorConfig, build_projector
+from encoders.picture import PREPROCESS_RULE, PreprocessConfig, open_picture, to_square
+
+__all__ = ["Encoder", "EncoderConfig", "Layer", "embed_picture", "normalise"]
+
+Layer = Literal["backbone", "projector"]
+
+EPSILON = 1e-12
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EncoderConfig:
+    """What an encoder is made of: enough to rebuild it around its weights."""
+
+    backbone: BackboneConfig = field(default_factory=BackboneConfig)
+    """The network that turns pixels into features."""
+    projector: ProjectorConfig = field(default_factory=ProjectorConfig)
+    """The head that training adds; num_layers 0 leaves it out."""
+    preprocess: PreprocessConfig = field(default_factory=PreprocessConfig)
+    """How a picture becomes the encoder's input; its size also chooses the stem."""
+
+
+class Encoder:
+    """A frozen backbone and projector in eval mode, with the preprocessing that belongs to them.
+
+    Args:
+        config: its architecture and preprocessing.
+        backbone: trained or fresh, matching ``config``; taken over: eval mode, no gradients.
+        projector: likewise; empty when ``config.projector`` has 0 layers.
+    """
+
+    def __init__(self, config: EncoderConfig, backbone: Backbone, projector: nn.Sequential) -> None:
+        self.config = config
+        self.backbone = backbone.eval().requires_grad_(False)
+        self.projector = projector.eval().requires_grad_(False)
+        self._encoder_id: str | None = None
+
+    @classmethod
+    def initialise(cls, config: EncoderConfig, seed: int) -> Encoder:
+        """An untrained encoder: the same seed, the same weights; torch's generator is left alone."""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            backbone = build_backbone(config.backbone, config.preprocess.size)
+            projector = build_projector(config.projector, backbone.feature_dim)
+        return cls(config, backbone, projector)
+
+    @property
+    def layers(self) -> tuple[Layer, ...]:
+        """The layers that can be embedded."""
+        return get_args(Layer) if self.config.projector.num_layers else ("backbone",)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return next(self.backbone.parameters()).device
+
+    def to(self, device: torch.device | str) -> Encoder:
+        """Move the weights; returns itself. The identity does not change."""
+        self.backbone.to(device)
+        self.projector.to(device)
+        return self
+
+    def dim(self, layer: Layer = "backbone") -> int:
+        """Dimension of a layer's vectors."""
+        self._check_layer(layer)
+        return (
+            self.backbone.feature_dim if layer == "backbone" else self.config.projector.output_dim
+        )
+
+    @property
+    def encoder_id(self) -> str:
+        """Hex sha256 over weights and buffers, architecture and preprocessing; computed once.
+
+        Each tensor enters by name, dtype, shape and little-endian bytes, in order of name. The
+        projector counts, since it is one of the layers that can be indexed.
+        """
+        if self._encoder_id is None:
+            hasher = hashlib.sha256()
+            identity = {"config": asdict(self.config), "preprocess_rule": PREPROCESS_RULE}
+            hasher.update(json.dumps(identity, sort_keys=True).encode())
+            for prefix, module in (("backbone", self.backbone.net), ("projector", self.projector)):
+                for name, tensor in sorted(module.state_dict().items()):
+                    array = tensor.detach().cpu().contiguous().numpy()
+                    hasher.update(f"|{prefix}.{name}|{array.dtype}|{array.shape}|".encode())
+                    hasher.update(array.astype(array.dtype.newbyteorder("<"), copy=False).tobytes())
+            self._encoder_id = hasher.hexdigest()
+        return self._encoder_id
+
+    @torch.inference_mode()
+    def embed(
+        self, pixels: NDArray[np.uint8], layer: Layer = "backbone", *, batch_size: int = 256
+    ) -> NDArray[np.float32]:
+        """Unit vectors of square pictures.
+
+        A row does not depend on its neighbours, except that another batch size may reorder float
+        additions, which moves an element by less than 1e-5. Nothing is hidden: features with NaN or
+        infinity come out as NaN, zero features as zeros, for the caller to report as ``non_finite``.
+
+        Args:
+            pixels: uint8 ``[N, S, S, 3]`` as `to_square` makes them.
+            layer: ``backbone`` for search and transfer, ``projector`` for the space of the loss.
+            batch_size: pictures at a time; bounds memory and changes nothing else.
+
+        Returns:
+            float32 ``[N, D]``.
+
+        Raises:
+            ValueError: pixels of another shape or dtype, or a layer that this encoder lacks.
+        """
+        self._check_layer(layer)
+        size = self.config.preprocess.size
+        if pixels.dtype != np.uint8 or pixels.shape[1:] != (size, size, 3):
+            raise ValueError(
+                f"pixels are {pixels.dtype} {list(pixels.shape)}, this encoder embeds "
+                f"uint8 [N, {size}, {size}, 3]. Make them with to_square and its preprocessing."
+            )
+        vectors_ND = np.empty((len(pixels), self.dim(layer)), np.float32)
+        for start in range(0, len(pixels), batch_size):
+            # A copy, since Ray hands out read-only arrays that torch will not wrap.
+            batch = torch.from_numpy(pixels[start : start + batch_size].copy()).to(self.device)
+            images = normalise(batch.permute(0, 3, 1, 2).float().div_(255), self.config.preprocess)
+            features_ND: Tensor = self.backbone(images)
+            if layer == "projector":
+                features_ND = self.projector(features_ND)
+            norms_N1 = torch.linalg.vector_norm(features_ND, dim=1, keepdim=True)
+            units_ND = features_ND / norms_N1.clamp_min(EPSILON)
+            vectors_ND[start : start + batch_size] = units_ND.cpu().numpy()
+        return vectors_ND
+
+    def _check_layer(self, layer: str) -> None:
+        if layer not in self.layers:
+            raise ValueError(
+                f"layer {layer!r} is not in this encoder, which has {', '.join(self.layers)}. "
+                "Embed one of those, or train an encoder with a projector."
+            )
+
+
+def normalise(images_N3SS: Tensor, config: PreprocessConfig) -> Tensor:
+    """Float pictures in [0, 1] to what the backbone expects, in channels_last layout.
+
+    Training and embedding both call this, so that they agree.
+    """
+    mean = images_N3SS.new_tensor(config.mean).view(3, 1, 1)
+    std = images_N3SS.new_tensor(config.std).view(3, 1, 1)
+    return ((images_N3SS - mean) / std).contiguous(memory_format=torch.channels_last)
+
+
+def embed_picture(encoder: Encoder, data: bytes, layer: Layer = "backbone") -> NDArray[np.float32]:
+    """The unit vector, float32 ``[D]``, of one file's bytes: the path that the corpus takes too.
+
+    Raises:
+        PictureError: the bytes hold no picture that can be decoded.
+    """
+    pixels = to_square(open_picture(data), encoder.config.preprocess)
+    vectors_ND = encoder.embed(pixels[None], layer)
+    vector_D: NDArray[np.float32] = vectors_ND[0]
+    return vector_D

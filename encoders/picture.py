@@ -1,0 +1,288 @@
+"""Bytes of any common picture format to RGB, and RGB to the square an encoder sees.
+
+Corpus and query go through the same two functions, `open_picture` and `to_square`, so their vectors
+cannot drift apart. Whatever the bytes hold, the only exception that comes out is `PictureError`, whose
+``status`` is the row status to record. Colour profiles are ignored. Arrays: uint8 ``[S, S, 3]``, RGB.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import io
+import threading
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import BinaryIO, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+__all__ = [
+    "DECODE_EDGE",
+    "MAX_PIXELS",
+    "PREPROCESS_RULE",
+    "PictureError",
+    "PreprocessConfig",
+    "open_picture",
+    "probe",
+    "thumbnail",
+    "to_square",
+]
+
+MAX_PIXELS = 100_000_000
+"""Pictures of this many pixels and more are refused before a pixel of them is decoded."""
+
+DECODE_EDGE = 512
+"""JPEGs may be decoded at 1/2, 1/4 or 1/8 scale while no edge falls below this."""
+
+PREPROCESS_RULE = 1
+"""Part of every encoder's identity: raised when the same bytes would give other pixels."""
+
+FORMATS = (
+    "JPEG",
+    "MPO",
+    "PNG",
+    "GIF",
+    "WEBP",
+    "BMP",
+    "TIFF",
+    "PPM",
+    "ICO",
+    "JPEG2000",
+    "AVIF",
+    "HEIF",
+)
+ORIENTATION_TAG = 0x0112
+ORIENTATIONS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+WHITE = (255, 255, 255)
+JPEG_QUALITY = 85
+
+PictureStatus = Literal["unreadable", "empty", "too_large"]
+
+
+class PictureError(ValueError):
+    """These bytes give no picture; ``status`` is ``unreadable``, ``empty`` or ``too_large``."""
+
+    def __init__(self, status: PictureStatus, message: str) -> None:
+        super().__init__(message)
+        self.status = status
+
+    def __reduce__(self) -> tuple[type[PictureError], tuple[str, str]]:
+        """Keep the status on the way between processes."""
+        return type(self), (self.status, str(self))
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PreprocessConfig:
+    """How a picture becomes the square that the encoder sees; part of the encoder's identity."""
+
+    size: int = 32
+    """Edge in pixels of the square."""
+    fit: Literal["crop", "pad"] = "crop"
+    """crop keeps the centre square; pad keeps the whole picture on white."""
+    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
+    """Subtracted from each channel in [0, 1]; ImageNet's means by convention."""
+    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+    """Each channel is divided by this; ImageNet's deviations by convention."""
+
+    def __post_init__(self) -> None:
+        if not 8 <= self.size <= DECODE_EDGE:
+            raise ValueError(
+                f"preprocess size is {self.size} px, it must be 8 to {DECODE_EDGE}. "
+                "32 to 96 suits a CPU, 224 a GPU."
+            )
+        if self.fit not in ("crop", "pad"):
+            raise ValueError(f"preprocess fit {self.fit!r} is unknown: choose crop or pad.")
+        if len(self.mean) != 3 or len(self.std) != 3 or not all(s > 0 for s in self.std):
+            raise ValueError(
+                f"preprocess mean {self.mean} and std {self.std} must be three numbers each, "
+                "red, green, blue, and every std above 0."
+            )
+
+
+def open_picture(data: bytes, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
+    """Decode the first frame to RGB: EXIF-oriented, on white where transparent, 16 bit made 8.
+
+    Large JPEGs are decoded at a fraction of their size, with no edge below `DECODE_EDGE`; that is
+    several times faster and keeps all the detail that `to_square` can show.
+
+    Args:
+        data: the whole file.
+        max_pixels: refuse pictures whose header states this many pixels or more.
+
+    Raises:
+        PictureError: ``empty`` for no bytes, ``too_large``, else ``unreadable``.
+    """
+    if not data:
+        raise PictureError("empty", "The file holds 0 bytes. Fetch it again or remove it.")
+    with _only_picture_errors():
+        image = _open_header(io.BytesIO(data))
+        if image.width * image.height >= max_pixels:
+            raise PictureError(
+                "too_large",
+                f"{image.width} x {image.height} pixels; fewer than {max_pixels:,} are allowed. "
+                "Scale the picture down.",
+            )
+        image.draft("RGB", (DECODE_EDGE, DECODE_EDGE))
+        image.load()
+        # After load, since a TIFF turns itself there and then drops the tag.
+        turn = ORIENTATIONS.get(_orientation(image))
+        upright = image if turn is None else image.transpose(turn)
+        picture = _to_rgb(upright)
+        picture.info = {}
+        return picture
+
+
+def probe(source: bytes | BinaryIO) -> tuple[str, int, int]:
+    """Format name, width and height of the upright picture, from the header alone.
+
+    Args:
+        source: the file's bytes, or a seekable binary file of which only the header is read.
+
+    Raises:
+        PictureError: ``empty`` for no bytes, else ``unreadable``. Any size is fine.
+    """
+    file = io.BytesIO(source) if isinstance(source, bytes) else source
+    if not file.read(1):
+        raise PictureError("empty", "The file holds 0 bytes. Fetch it again or remove it.")
+    file.seek(0)
+    with _only_picture_errors():
+        image = _open_header(file)
+        width, height = image.size
+        # A TIFF's header already states the upright size.
+        if image.format != "TIFF" and _orientation(image) >= 5:
+            width, height = height, width
+        return str(image.format), width, height
+
+
+def to_square(image: Image.Image, config: PreprocessConfig) -> NDArray[np.uint8]:
+    """The RGB picture as uint8 ``[S, S, 3]``, by antialiased bicubic resampling.
+
+    ``crop`` resamples the centre square in one step, so that a very long picture is never blown up.
+    """
+    size = config.size
+    width, height = image.size
+    if config.fit == "crop":
+        edge = min(width, height)
+        left, top = (width - edge) / 2, (height - edge) / 2
+        box = (left, top, left + edge, top + edge)
+        return np.array(image.resize((size, size), Image.Resampling.BICUBIC, box=box))
+    scale = size / max(width, height)
+    inner = (max(1, round(width * scale)), max(1, round(height * scale)))
+    canvas = Image.new("RGB", (size, size), WHITE)
+    corner = ((size - inner[0]) // 2, (size - inner[1]) // 2)
+    canvas.paste(image.resize(inner, Image.Resampling.BICUBIC), corner)
+    return np.array(canvas)
+
+
+def thumbnail(image: Image.Image, edge: int = 256) -> bytes:
+    """JPEG bytes of the picture with its longest edge at most ``edge``, without any metadata."""
+    small = image.convert("RGB")
+    small.info = {}
+    small.thumbnail((edge, edge), Image.Resampling.BICUBIC)
+    buffer = io.BytesIO()
+    small.save(buffer, "JPEG", quality=JPEG_QUALITY)
+    return buffer.getvalue()
+
+
+@functools.cache
+def _allowed_formats() -> tuple[str, ...]:
+    """The formats of the allow-list that this Pillow reads; none that starts another program."""
+    Image.init()
+    return tuple(name for name in FORMATS if name in Image.OPEN)
+
+
+def _open_header(file: BinaryIO) -> Image.Image:
+    try:
+        return Image.open(file, formats=_allowed_formats())
+    except Image.DecompressionBombError as error:
+        raise PictureError("too_large", f"{error}. Scale the picture down.") from error
+
+
+def _orientation(image: Image.Image) -> int:
+    """EXIF orientation 1 to 8; 1 when it is missing, or damaged while the pixels are fine."""
+    try:
+        return int(image.getexif().get(ORIENTATION_TAG, 1))
+    except Exception:  # noqa: BLE001 - damaged EXIF raises nearly anything
+        return 1
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode.startswith(("I", "F")):
+        return _deep_gray_to_8_bit(image).convert("RGB")
+    if image.has_transparency_data:
+        canvas = Image.new("RGBA", image.size, (*WHITE, 255))
+        canvas.alpha_composite(image.convert("RGBA"))
+        return canvas.convert("RGB")
+    return image.convert("RGB")
+
+
+def _deep_gray_to_8_bit(image: Image.Image) -> Image.Image:
+    """Scale 16-bit, 32-bit and float gray by the range of its type.
+
+    Mode ``I`` and floats do not tell their range: the smallest usual one that holds the picture counts.
+    """
+    values = np.nan_to_num(np.asarray(image, dtype=np.float64))
+    if image.mode.startswith("I;16"):
+        top = 65535.0
+    else:
+        ranges = (65535.0, 2.0**31 - 1) if image.mode == "I" else (1.0, 255.0, 65535.0)
+        peak = float(values.max(initial=0.0))
+        top = next((limit for limit in ranges if peak <= limit), peak)
+    return Image.fromarray(np.rint(np.clip(values / top, 0, 1) * 255).astype(np.uint8))
+
+
+@contextlib.contextmanager
+def _only_picture_errors() -> Iterator[None]:
+    """Turn whatever a decoder raises on hostile bytes into `PictureError`; keep it from warning."""
+    with _QUIET:
+        try:
+            yield
+        except PictureError:
+            raise
+        except MemoryError as error:
+            raise PictureError(
+                "too_large", "Not enough memory to decode it. Scale the picture down."
+            ) from error
+        except Exception as error:
+            raise PictureError(
+                "unreadable",
+                f"Not a picture that can be decoded ({type(error).__name__}: {error}). "
+                f"Readable are {', '.join(_allowed_formats())}: repair, convert or remove it.",
+            ) from error
+
+
+class _PillowSilence:
+    """Ignores Pillow's warnings while any thread is inside, as ``catch_warnings`` alone cannot."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._inside = 0
+        self._saved = contextlib.ExitStack()
+
+    def __enter__(self) -> None:
+        with self._lock:
+            self._inside += 1
+            if self._inside == 1:
+                self._saved.enter_context(warnings.catch_warnings())
+                warnings.filterwarnings("ignore", module="PIL")
+
+    def __exit__(self, *_: object) -> None:
+        with self._lock:
+            self._inside -= 1
+            if self._inside == 0:
+                self._saved.close()
+
+
+_QUIET = _PillowSilence()
