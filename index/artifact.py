@@ -1,8 +1,9 @@
 """One folder, one JSON at its door: how every artefact is written, published and opened.
 
-An artefact is a folder. Its files are written first; its *door*, one small JSON such as ``corpus.json``,
-is renamed into place last. That rename is the commit point: killed at any line, the artefact is old,
-new or absent. The door names the sha256 of every file and of itself, so opening can tell damage from data.
+An artefact is a folder. Its files are written first; its *door*, one small JSON such as
+``corpus.json``, is renamed into place last. That rename is the commit point: killed at any line,
+the artefact is old, new or absent. The door names the sha256 of every file and of itself, so that
+opening can tell damage from data.
 
 Errors (all are ``ValueError``):
 
@@ -19,18 +20,20 @@ import hashlib
 import importlib.metadata
 import json
 import os
+import tempfile
 import uuid
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NoReturn, TypedDict
 
 from pyarrow import fs as pafs
 
 __all__ = [
     "ArtifactError",
     "CorruptArtifactError",
+    "FileRecord",
     "Folder",
     "MissingArtifactError",
     "NewerSchemaError",
@@ -39,6 +42,7 @@ __all__ = [
     "library_versions",
     "open_door",
     "publish",
+    "require_inside",
     "write_json",
 ]
 
@@ -46,6 +50,13 @@ SCHEMA_VERSION = 1
 CHUNK_BYTES = 1 << 20
 
 Verify = Literal["full", "sizes"]
+
+
+class FileRecord(TypedDict):
+    """What a door says of a file: its size and its hex sha256."""
+
+    bytes: int
+    sha256: str
 
 
 class ArtifactError(ValueError):
@@ -86,7 +97,7 @@ class Folder:
         return cls(pafs.LocalFileSystem(), str(Path(text).expanduser().resolve()))
 
     def __truediv__(self, name: str) -> Folder:
-        return Folder(self.fs, f"{self.path}/{name}")
+        return Folder(self.fs, f"{self.path}/{require_inside(name)}")
 
     def __str__(self) -> str:
         return self.path if self.is_local else f"{self.fs.type_name}://{self.path}"
@@ -144,25 +155,46 @@ class Folder:
 
     def write_atomic(self, name: str, data: bytes) -> None:
         """Write a whole file so that a reader sees the old content or the new, never a part."""
-        self.write_with(name, lambda path: Path(path).write_bytes(data), data)
+        self.write_with(name, lambda path: Path(path).write_bytes(data))
 
-    def write_with(
-        self, name: str, write: Callable[[str], object], data: bytes | None = None
-    ) -> None:
+    def write_with(self, name: str, write: Callable[[str], object]) -> None:
         """Let ``write(path)`` fill a temporary file, then fsync it and rename it to ``name``.
 
-        On an object store, where a put is atomic, ``data`` is put as it is; a writer that can only fill
-        a local path is given a temporary one and its bytes are put.
+        On an object store, where a put is atomic, the content of the temporary file is put.
         """
+        require_inside(name)
         if self.is_local:
             target = Path(self.path) / name
             target.parent.mkdir(parents=True, exist_ok=True)
             _replace_durably(target, write)
             return
-        if data is None:
-            data = _bytes_written_by(write)
-        with self.fs.open_output_stream(f"{self.path}/{name}") as stream:
-            stream.write(data)
+        with tempfile.TemporaryDirectory() as scratch:
+            path = Path(scratch) / "file"
+            write(str(path))
+            self._put(name, path)
+
+    def write_hashed(self, name: str, write: Callable[[str], object]) -> FileRecord:
+        """As ``write_with``, and say the size and sha256 of what was written, for ``publish``."""
+        records: list[FileRecord] = []
+
+        def write_and_hash(path: str) -> None:
+            write(path)
+            written = Path(path)
+            local = Folder(pafs.LocalFileSystem(), str(written.parent))
+            records.append(
+                FileRecord(bytes=written.stat().st_size, sha256=local.sha256(written.name))
+            )
+
+        self.write_with(name, write_and_hash)
+        return records[0]
+
+    def _put(self, name: str, source: Path) -> None:
+        target = f"{self.path}/{name}"
+        with contextlib.suppress(OSError):  # stores without folders refuse, and do not need them
+            self.fs.create_dir(target.rpartition("/")[0], recursive=True)
+        with source.open("rb") as data, self.fs.open_output_stream(target) as stream:
+            while piece := data.read(CHUNK_BYTES):
+                stream.write(piece)
 
 
 def _replace_durably(target: Path, write: Callable[[str], object]) -> None:
@@ -181,13 +213,22 @@ def _replace_durably(target: Path, write: Callable[[str], object]) -> None:
         os.close(directory)
 
 
-def _bytes_written_by(write: Callable[[str], object]) -> bytes:
-    import tempfile
+def require_inside(name: str) -> str:
+    """The name itself, if it stays inside its folder: relative, no ``..``, no empty part.
 
-    with tempfile.TemporaryDirectory() as scratch:
-        path = Path(scratch) / "file"
-        write(str(path))
-        return path.read_bytes()
+    >>> require_inside("shards/00000-abc.parquet")
+    'shards/00000-abc.parquet'
+
+    Raises:
+        ValueError: it would lead elsewhere.
+    """
+    unsafe = "\0" in name or "\\" in name
+    if unsafe or any(part in {"", ".", ".."} for part in name.split("/")):
+        raise ValueError(
+            f"{name!r} cannot name something inside a folder. "
+            "Use a relative name without '..', backslashes or empty parts."
+        )
+    return name
 
 
 def digest(value: object) -> str:
@@ -218,7 +259,7 @@ def publish(
     folder: Folder,
     kind: str,
     body: Mapping[str, Any],
-    files: Iterable[str],
+    files: Iterable[str] | Mapping[str, FileRecord],
     *,
     door: str | None = None,
 ) -> dict[str, Any]:
@@ -227,8 +268,10 @@ def publish(
     Args:
         folder: where the files already lie.
         kind: what it is, such as ``corpus``; also the door's name unless ``door`` gives another.
-        body: JSON values of this kind; by convention ``id``, ``config``, ``parents``, ``rows``, ``versions``.
-        files: names of the artefact's files, relative to the folder.
+        body: JSON values of this kind; by convention ``id``, ``config``, ``parents``, ``rows``,
+            ``versions``.
+        files: names of the artefact's files, relative to the folder; a mapping gives what
+            ``write_hashed`` returned, so that they are not read again.
         door: file name of the door.
 
     Returns:
@@ -239,14 +282,26 @@ def publish(
         "schema_version": SCHEMA_VERSION,
         "created_at": datetime.now(UTC).isoformat(timespec="seconds"),
         **body,
-        "files": {
-            name: {"bytes": folder.size_bytes(name), "sha256": folder.sha256(name)}
-            for name in sorted(files)
-        },
+        "files": {name: _record(folder, name, files) for name in sorted(files)},
     }
     content["door_sha256"] = digest(content)
     write_json(folder, door or f"{kind}.json", content)
     return content
+
+
+def _record(
+    folder: Folder, name: str, files: Iterable[str] | Mapping[str, FileRecord]
+) -> FileRecord:
+    size = folder.size_bytes(require_inside(name))
+    if size is None:
+        raise MissingArtifactError(f"{folder}/{name}: cannot be published, it is not there")
+    if not isinstance(files, Mapping):
+        return FileRecord(bytes=size, sha256=folder.sha256(name))
+    if size != files[name]["bytes"]:
+        raise CorruptArtifactError(
+            f"{folder}/{name}: {size} bytes, written with {files[name]['bytes']}. Write it again."
+        )
+    return FileRecord(bytes=size, sha256=files[name]["sha256"])
 
 
 def open_door(
@@ -257,7 +312,7 @@ def open_door(
     Args:
         folder: the artefact's folder.
         kind: what it has to be.
-        verify: ``full`` compares every file's sha256; ``sizes`` only that it is there with its size.
+        verify: ``full`` compares every file's sha256; ``sizes`` only that it has its size.
         door: file name of the door, if it is not ``KIND.json``.
 
     Raises:
@@ -270,14 +325,14 @@ def open_door(
         raise MissingArtifactError(f"{folder}: no {kind} is published here ({name} is missing)")
     content = _parse_door(folder, name, kind)
     for file_name, expected in content["files"].items():
-        _check_file(folder, file_name, expected, verify)
+        _check_file(folder, require_inside(file_name), expected, verify)
     return content
 
 
 def _parse_door(folder: Folder, name: str, kind: str) -> dict[str, Any]:
     where = f"{folder}/{name}"
     try:
-        content = json.loads(folder.read_bytes(name))
+        content = json.loads(folder.read_bytes(name), parse_constant=_refuse_constant)
         version, stated = content["schema_version"], content.pop("door_sha256")
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise CorruptArtifactError(
@@ -285,8 +340,8 @@ def _parse_door(folder: Folder, name: str, kind: str) -> dict[str, Any]:
         ) from error
     if isinstance(version, int) and version > SCHEMA_VERSION:
         raise NewerSchemaError(
-            f"{where}: schema {version} is newer than {SCHEMA_VERSION}, the newest this version knows. "
-            "Upgrade lookalike."
+            f"{where}: schema {version} is newer than {SCHEMA_VERSION}, "
+            "the newest this version knows. Upgrade lookalike."
         )
     if digest(content) != stated or content.get("kind") != kind:
         raise CorruptArtifactError(
@@ -295,6 +350,10 @@ def _parse_door(folder: Folder, name: str, kind: str) -> dict[str, Any]:
         )
     content["door_sha256"] = stated
     return dict(content)
+
+
+def _refuse_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is no JSON number")
 
 
 def _check_file(folder: Folder, name: str, expected: Mapping[str, Any], verify: Verify) -> None:
