@@ -1,0 +1,65 @@
+# Type `make` for the list of targets. Nothing but Python 3.11-3.13, make and git is needed beforehand.
+
+VENV     := .venv
+BIN      := $(VENV)/bin
+STAMP    := $(VENV)/.installed
+PROGRAM  := $(BIN)/python -m cluster
+PYTEST   := $(BIN)/python -m pytest
+# The first interpreter of a version we support; `make PYTHON=/path/to/python3.12 setup` overrules it.
+SUITABLE := import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))
+PYTHON   ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
+              $$p -c '$(SUITABLE)' 2>/dev/null && echo $$p && break; done)
+
+.DEFAULT_GOAL := help
+.PHONY: help setup check fix test test-all demo ui bench docs screenshots lock clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: $(STAMP) ## make .venv with the pinned dependencies (instant when nothing changed)
+
+$(STAMP): pyproject.toml constraints.txt
+	@.ci/preflight '$(PYTHON)'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade 'pip>=25.1'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[demo]' --group dev
+	@touch $@
+
+check: setup ## formatting, lint, types, layering, spelling: under a minute
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/codespell
+
+fix: setup docs ## format, repair what ruff can repair, renew generated pages
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+test: setup ## the tests that a change must pass: under 12 minutes on 2 cores
+	$(PYTEST) -m 'not slow and not bench'
+
+test-all: setup ## the slow tests as well
+	$(PYTEST) -m 'not bench'
+
+demo: setup ## scan, pretrain, embed, index and evaluate the OpenMoji pictures, then open the UI
+	$(PROGRAM) demo
+
+ui: setup ## open the web UI on what is in ./workspace
+	$(PROGRAM) ui
+
+bench: setup ## the measurements behind our speed claims
+	$(PYTEST) -m bench benchmarks
+
+docs: setup ## renew docs/configuration.md from the dataclasses
+	$(BIN)/python docs/configuration.py
+
+screenshots: setup ## renew docs/images from the running UI
+	$(BIN)/python docs/screenshots.py
+
+lock: ## renew constraints.txt from a fresh environment with the newest versions allowed
+	.ci/lock '$(PYTHON)'
+
+clean: ## remove .venv and caches; workspace/ stays
+	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

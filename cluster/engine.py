@@ -1,0 +1,188 @@
+"""Ray itself: start one here, or join a cluster, with defaults that neither hang nor chatter.
+
+Ray reads much of its set-up from environment variables, some of them on import; so this is the
+one place that imports ray before any job does.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import stat
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from cluster.where import CHECKOUT, Profile, Where, num_cores
+
+__all__ = ["connect", "local_object_store_bytes", "token_file"]
+
+QUIET = {
+    # Else `uv run` would pack up the working folder for every local run.
+    "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
+    "RAY_DEDUP_LOGS": "1",
+}
+LOCAL = {
+    # The default starts 32 footer readers of one CPU each, for files that one reads in a moment.
+    "RAY_DATA_PARQUET_FOOTER_NUM_ACTORS": "1",
+    # The default of 2 s is how late a finished or dead worker is noticed.
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
+}
+# Tasks that read and write need CPUs too: actors that take them all make Ray wait for ever.
+SPARE_CPUS = 2
+LEAST_CPUS = 4
+MIB = 1 << 20
+
+
+@contextlib.contextmanager
+def connect(
+    where: Where, *, num_cpus: int | None = None, object_store_bytes: int | None = None
+) -> Iterator[Profile]:
+    """Start Ray here or join the cluster, and leave it as it was found.
+
+    A Ray that this process uses already is used as it is, and left running.
+
+    Args:
+        where: the profile, and the address of a cluster to join.
+        num_cpus: logical CPUs of a Ray started here; by default the cores and two, at least 4.
+        object_store_bytes: shared memory of a Ray started here.
+
+    Yields:
+        The profile, with this machine's shares filled in.
+
+    Raises:
+        ValueError: an unknown profile, or one too large for this machine; a malformed address.
+        ConnectionError: no cluster answers at the address, or it refuses our token.
+    """
+    profile = where.profile_settings()
+    _set_defaults(QUIET if where.address else {**QUIET, **LOCAL})
+    import ray
+
+    if ray.is_initialized():
+        _check_room(profile, where, ray.cluster_resources())
+        yield profile
+        return
+    if where.address:
+        _join(where.address)
+    else:
+        _start(num_cpus or max(LEAST_CPUS, num_cores() + SPARE_CPUS), object_store_bytes)
+    try:
+        _check_room(profile, where, ray.cluster_resources())
+        yield profile
+    finally:
+        ray.shutdown()
+
+
+def token_file() -> Path:
+    """The file where Ray keeps the token that a cluster's members show each other."""
+    named = os.environ.get("RAY_AUTH_TOKEN_PATH")
+    return Path(named) if named else Path.home() / ".ray" / "auth_token"
+
+
+def local_object_store_bytes(memory_bytes: int) -> int:
+    """Shared memory of a Ray started here: a tenth of the memory, between 200 MiB and 2 GiB.
+
+    >>> local_object_store_bytes(8 * 2**30) // 2**20
+    819
+    """
+    return min(max(memory_bytes // 10, 200 * MIB), 2048 * MIB)
+
+
+def _set_defaults(variables: Mapping[str, str]) -> None:
+    for name, value in variables.items():
+        os.environ.setdefault(name, value)
+
+
+def _start(num_cpus: int, object_store_bytes: int | None) -> None:
+    import ray
+
+    # Workers inherit the path: from any folder, and before any other package of these names.
+    with _on_python_path(CHECKOUT):
+        ray.init(
+            address="local",
+            num_cpus=num_cpus,
+            include_dashboard=False,
+            object_store_memory=object_store_bytes or local_object_store_bytes(_memory_bytes()),
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+        )
+    _close_token_file()
+
+
+@contextlib.contextmanager
+def _on_python_path(folder: Path) -> Iterator[None]:
+    before = os.environ.get("PYTHONPATH")
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(folder), before]))
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["PYTHONPATH"]
+        else:
+            os.environ["PYTHONPATH"] = before
+
+
+def _close_token_file() -> None:
+    """Ray writes its token readable by every user of the machine; only the owner may read it."""
+    file = token_file()
+    if file.is_file() and stat.S_IMODE(file.stat().st_mode) & 0o077:
+        file.chmod(0o600)
+
+
+def _join(address: str) -> None:
+    import ray
+
+    if "://" in address:
+        raise ValueError(
+            f"--address {address}: has to be HOST:PORT or auto. A driver behind a Ray Client dies "
+            "with its terminal; submit a job instead: ray job submit --working-dir . -- "
+            "python -m cluster VERB --address auto ..."
+        )
+    if token_file().is_file() or "RAY_AUTH_TOKEN" in os.environ:
+        os.environ.setdefault("RAY_AUTH_MODE", "token")
+    try:
+        ray.init(
+            address=address,
+            runtime_env=_runtime_env(),
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+        )
+    except (ConnectionError, RuntimeError) as error:
+        raise ConnectionError(
+            f"--address {address}: no Ray cluster let us in ({error}). See `ray status` on its "
+            f"head; this machine and the cluster need the same token in {token_file()}; the port "
+            "is 6379 unless ray_config.yaml says otherwise."
+        ) from error
+
+
+def _runtime_env() -> dict[str, Any] | None:
+    """Ships the four rooms to the workers; a Ray job has done so for us already."""
+    if "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ:
+        return None
+    return {"working_dir": str(CHECKOUT)}
+
+
+def _check_room(profile: Profile, where: Where, total: Mapping[str, float]) -> None:
+    """Refuse what Ray on this machine would wait for in silence; a cluster may still grow."""
+    if where.address:
+        return
+    cpus, gpus = total.get("CPU", 0.0), total.get("GPU", 0.0)
+    for count, of, each_cpus, each_gpus in (
+        ("num_workers", "worker", profile.cpus_per_worker, profile.gpus_per_worker),
+        ("embed_actors", "actor", profile.cpus_per_actor, profile.gpus_per_actor),
+    ):
+        number = getattr(profile, count)
+        if number * each_cpus > cpus - 1 or number * each_gpus > gpus:
+            raise ValueError(
+                f"profile {where.profile!r}: {count} {number} with {each_cpus} CPUs and "
+                f"{each_gpus:g} GPUs per {of} do not fit on this machine, where Ray has {cpus:g} "
+                f"CPUs, one of them kept free, and {gpus:g} GPUs. Lower them in ray_config.yaml, "
+                "choose another --profile, or join a cluster with --address."
+            )
+
+
+def _memory_bytes() -> int:
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

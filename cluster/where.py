@@ -1,0 +1,202 @@
+"""Where to compute: named profiles in ``ray_config.yaml``, and the address of a cluster.
+
+A profile may change how long a run takes, never the numbers that come out.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import os
+import typing
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+__all__ = ["CHECKOUT", "Profile", "Where", "load_profile", "num_cores"]
+
+CHECKOUT = Path(__file__).resolve().parent.parent
+"""The folder that holds the four rooms, and beside them ``ray_config.yaml``."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Profile:
+    """What a job may use; one of ``metadata.lookalike.profiles`` in ``ray_config.yaml``."""
+
+    num_workers: int = 1
+    """Training workers; the global batch is divided among them, so the result stays the same."""
+    cpus_per_worker: int = 0
+    """CPUs, and so threads, of a training worker; 0 shares this machine's cores among them."""
+    gpus_per_worker: float = 0.0
+    """GPUs of a training worker; 0 trains on the CPU."""
+    train_pool: str | None = None
+    """Only nodes whose label ``pool`` has this value train; without it, any node may."""
+    embed_actors: int = 1
+    """Actors that decode and encode pictures side by side."""
+    cpus_per_actor: int = 0
+    """CPUs, and so threads, of such an actor; 0 shares this machine's cores among them."""
+    gpus_per_actor: float = 0.0
+    """GPUs of such an actor; a part such as 0.5 lets two share one."""
+    data_pool: str | None = None
+    """Only nodes whose label ``pool`` has this value embed; without it, any node may."""
+    storage: str | None = None
+    """Workspace unless ``--workspace`` is given: a folder that all nodes see, or a bucket's URI."""
+
+    def __post_init__(self) -> None:
+        """Check the ranges."""
+        for name, least in _LEAST.items():
+            value = getattr(self, name)
+            if value < least:
+                raise ValueError(f"{name} {value}: at least {least}. Correct the profile.")
+
+    @property
+    def train_labels(self) -> dict[str, str] | None:
+        """Label selector of the training workers, for Ray."""
+        return {"pool": self.train_pool} if self.train_pool else None
+
+    @property
+    def data_labels(self) -> dict[str, str] | None:
+        """Label selector of the embedding actors, for Ray."""
+        return {"pool": self.data_pool} if self.data_pool else None
+
+    def on_machine(self, cores: int) -> Profile:
+        """The same with each 0 among the CPUs replaced by a share of ``cores``, at least 1.
+
+        >>> Profile(num_workers=2).on_machine(8).cpus_per_worker
+        4
+        """
+        return dataclasses.replace(
+            self,
+            cpus_per_worker=self.cpus_per_worker or max(1, cores // self.num_workers),
+            cpus_per_actor=self.cpus_per_actor or max(1, cores // self.embed_actors),
+        )
+
+
+_LEAST = {
+    "num_workers": 1,
+    "cpus_per_worker": 0,
+    "gpus_per_worker": 0,
+    "embed_actors": 1,
+    "cpus_per_actor": 0,
+    "gpus_per_actor": 0,
+}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Where:
+    """Where to compute."""
+
+    profile: str = "laptop"
+    """Which profile of ray_config.yaml says how many workers and actors to use, and how large."""
+    address: str | None = None
+    """Ray cluster to join, HOST:PORT or auto (inside a Ray job); without it, Ray starts here."""
+    ray_config: Path | None = None
+    """File that holds the profiles; the ray_config.yaml beside the program unless given."""
+
+    def profile_settings(self) -> Profile:
+        """The profile, with the shares of this machine filled in when Ray starts here.
+
+        Raises:
+            ValueError: an unknown profile or field, or shares of a machine asked of a cluster.
+            FileNotFoundError: ``ray_config`` names no file.
+        """
+        profile = load_profile(self.profile, self.ray_config)
+        if self.address is None:
+            return profile.on_machine(num_cores())
+        for name in ("cpus_per_worker", "cpus_per_actor"):
+            if getattr(profile, name) == 0:
+                raise ValueError(
+                    f"{name} 0 in profile {self.profile!r}: a share of this machine's cores means "
+                    f"nothing on the cluster {self.address}. State a number in ray_config.yaml, or "
+                    "choose another --profile."
+                )
+        return profile
+
+
+def num_cores() -> int:
+    """CPU cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def load_profile(name: str, path: Path | None = None) -> Profile:
+    """Read one profile.
+
+    Args:
+        name: which; ``laptop`` exists even without a file.
+        path: a Ray cluster-launcher file; None takes the one beside the program, if it is there.
+
+    Raises:
+        FileNotFoundError: ``path`` is given and not there.
+        ValueError: no such profile or field, a value of the wrong type, or a malformed file.
+    """
+    file = CHECKOUT / "ray_config.yaml" if path is None else path
+    if path is not None and not path.is_file():
+        raise FileNotFoundError(
+            f"{path}: no such file. Copy ray_config.yaml there, or leave --ray-config out."
+        )
+    profiles = {"laptop": {}, **(_read_profiles(file) if file.is_file() else {})}
+    if name not in profiles:
+        raise ValueError(f"profile {name!r}: not in {file}. {_suggest(name, profiles)}")
+    fields = profiles[name]
+    if not isinstance(fields, dict):
+        raise ValueError(
+            f"profile {name!r} in {file}: {fields!r} is no mapping. "
+            "Write fields such as num_workers: 2."
+        )
+    return _profile(fields, f"profile {name!r} in {file}")
+
+
+def _read_profiles(file: Path) -> Mapping[str, Any]:
+    import yaml
+
+    try:
+        section: Any = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"{file}: not readable as YAML ({error}). Correct the file.") from error
+    for key in ("metadata", "lookalike", "profiles"):
+        section = section.get(key) if isinstance(section, dict) else None
+    if not isinstance(section, dict):
+        raise ValueError(
+            f"{file}: metadata.lookalike.profiles is no mapping of names to settings. "
+            "Compare the ray_config.yaml that came with lookalike."
+        )
+    return section
+
+
+def _profile(fields: Mapping[str, Any], where: str) -> Profile:
+    kinds = typing.get_type_hints(Profile)
+    for key in fields:
+        if key not in kinds:
+            raise ValueError(f"{where}: unknown field {key!r}. {_suggest(str(key), kinds)}")
+    values: dict[str, Any] = {
+        key: _converted(value, kinds[key], f"{where}: {key}") for key, value in fields.items()
+    }
+    try:
+        return Profile(**values)
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from error
+
+
+def _converted(value: object, kind: object, where: str) -> object:
+    """The value as the field's type; YAML reads ``5e-1`` as text, so text may be a number."""
+    if kind in (int, float) and not isinstance(value, bool):
+        try:
+            number = float(value) if isinstance(value, (int, float, str)) else None
+        except ValueError:
+            number = None
+        if number is not None and (kind is float or number.is_integer()):
+            return number if kind is float else int(number)
+    elif kind == str | None and isinstance(value, str | None):
+        return value
+    wanted = {int: "a whole number", float: "a number"}.get(kind, "text")  # type: ignore[call-overload]
+    raise ValueError(f"{where} {value!r}: has to be {wanted}. Correct the profile.")
+
+
+def _suggest(name: str, known: Iterable[str]) -> str:
+    names = sorted(map(str, known))
+    close = difflib.get_close_matches(name, names, n=1)
+    hint = f"Did you mean {close[0]!r}? " if close else ""
+    return f"{hint}Known are: {', '.join(names)}."
