@@ -19,7 +19,7 @@ from cluster.shards import Shard, ShardJob, ShardRow, plan_shards, read_picture
 from cluster.workspace import Workspace, check_name
 from encoders.picture import PictureError, open_picture, thumbnail, to_square
 from index.artifact import MissingArtifactError, digest, library_versions, open_door
-from index.embeddings import ShardBatch, publish_embeddings, write_shard
+from index.embeddings import ShardBatch, ShardRecord, publish_embeddings, write_shard
 
 __all__ = ["EmbedConfig", "EmbedWork", "embed"]
 
@@ -76,13 +76,13 @@ class EmbedWork:
 
     def __init__(self, *, location: str, name: str, encoder: str, num_threads: int, **form: Any) -> None:
         workspace = Workspace.at(location)
-        self._folder = workspace.folder("embeddings", name) / "shards"
+        self._folder = workspace.folder("embeddings", name)
         self._encoder = workspace.open_encoder(encoder)
         self._layer = form["layer"]
         self._edge = form["thumbnail_edge"]
         self._pool = ThreadPoolExecutor(num_threads)
 
-    def __call__(self, shard: Shard) -> dict[str, Any]:
+    def __call__(self, shard: Shard) -> ShardRecord:
         """Write the shard's files; returns its record."""
         dim = self._encoder.dim(self._layer)
         vectors = np.zeros((len(shard.rows), dim), np.float32)
@@ -104,9 +104,8 @@ class EmbedWork:
             statuses=statuses,
             content_hashes=hashes,
             vectors=vectors,
-            thumbnails=thumbnails,
         )
-        return write_shard(self._folder, shard.name, batch)
+        return write_shard(self._folder, shard.name, batch, thumbnails=thumbnails)
 
     def _decode(self, row: ShardRow) -> _Decoded:
         status, data = read_picture(row)
@@ -114,7 +113,7 @@ class EmbedWork:
         if status != "ok":
             return _Decoded(status, content_hash, None, None)
         try:
-            image = open_picture(data, max(self._encoder.config.preprocess.size, self._edge))
+            image = open_picture(data)
             square = to_square(image, self._encoder.config.preprocess)
             return _Decoded("ok", content_hash, square, thumbnail(image, self._edge))
         except PictureError as error:

@@ -7,6 +7,7 @@ Not a verb of its own: ``pretrain`` and ``evaluate`` build it when it is missing
 from __future__ import annotations
 
 import tempfile
+from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
@@ -35,11 +36,13 @@ class PixelCache:
     """A published pixel cache, memory-mapped; rows are addressed by position, ids go with them.
 
     Args:
+        folder: where it lies.
         ids: int64 ``[N]``, ascending.
         parts: uint8 ``[n, S, S, 3]`` each, together N pictures in the order of ``ids``.
     """
 
-    def __init__(self, ids: np.ndarray, parts: list[np.ndarray]) -> None:
+    def __init__(self, folder: Folder, ids: np.ndarray, parts: list[np.ndarray]) -> None:
+        self.folder = folder
         self.ids = ids
         self._parts = parts
         self._starts = np.cumsum([0, *(len(part) for part in parts)])
@@ -57,7 +60,7 @@ class PixelCache:
                 ids.append(batch["id"].to_numpy())
                 pixels = np.frombuffer(batch["pixels"].buffers()[1], dtype=np.uint8)
                 parts.append(pixels.reshape(-1, size, size, 3)[batch["pixels"].offset :][: len(batch)])
-        return cls(np.concatenate(ids), parts)
+        return cls(folder, np.concatenate(ids), parts)
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -99,34 +102,39 @@ class PixelWork:
     """
 
     def __init__(self, location: str, name: str, preprocess: dict[str, Any], num_threads: int) -> None:
-        self._folder = Workspace.at(location).folder("pixels", name) / "shards"
+        self._folder = Workspace.at(location).folder("pixels", name)
         self._preprocess = PreprocessConfig(**preprocess)
         self._pool = ThreadPoolExecutor(num_threads)
 
     def __call__(self, shard: Shard) -> dict[str, Any]:
         """Write the shard's file; returns its record."""
-        counts: dict[str, int] = {"ok": 0}
+        failed: Counter[str] = Counter()
         ids, pixels = [], []
         for row, (status, square) in zip(
             shard.rows, self._pool.map(self._decode, shard.rows), strict=True
         ):
-            counts[status] = counts.get(status, 0) + 1
-            if square is not None:
-                ids.append(row.id)
-                pixels.append(square.tobytes())
+            if square is None:
+                failed[status] += 1
+                continue
+            ids.append(row.id)
+            pixels.append(square.tobytes())
         width = self._preprocess.size**2 * 3
         table = pa.table({"id": pa.array(ids, pa.int64()), "pixels": pa.array(pixels, pa.binary(width))})
-        file = f"{shard.name}.arrow"
-        self._folder.write_with(file, partial(_write_arrow, table))
-        size, checksum = self._folder.size_bytes(file), self._folder.sha256(file)
-        return {"rows": counts, "files": {file: {"bytes": size, "sha256": checksum}}}
+        file = f"shards/{shard.name}.arrow"
+        written = self._folder.write_hashed(file, partial(_write_arrow, table))
+        return {
+            "rows": len(shard.rows),
+            "ok": len(ids),
+            "failed": dict(failed),
+            "files": {file: written},
+        }
 
     def _decode(self, row: ShardRow) -> tuple[str, np.ndarray | None]:
         status, data = read_picture(row)
         if status != "ok":
             return status, None
         try:
-            return "ok", to_square(open_picture(data, self._preprocess.size), self._preprocess)
+            return "ok", to_square(open_picture(data), self._preprocess)
         except PictureError as error:
             return error.status, None
 
@@ -156,16 +164,16 @@ def build_pixels(
     }
     job = ShardJob(f"pixels {name}", folder, shards, PixelWork, arguments, error_budget)
     records = job.run(context)
-    rows: dict[str, int] = {}
+    rows: Counter[str] = Counter()
     for record in records:
-        for status, count in record["rows"].items():
-            rows[status] = rows.get(status, 0) + count
+        rows.update({"ok": record["ok"], **record["failed"]})
     body = {
         "id": identity,
         "config": config,
         "parents": {"corpus_id": catalog.corpus_id},
-        "rows": rows,
+        "rows": dict(rows),
         "versions": library_versions("pillow", "pyarrow"),
     }
-    publish(folder, "pixels", body, [f"shards/{file}" for record in records for file in record["files"]])
+    files = {file: stated for record in records for file, stated in record["files"].items()}
+    publish(folder, "pixels", body, files)
     return PixelCache.open(folder)

@@ -170,8 +170,9 @@ def _row(file: tuple[str, str, int | None, int | None], config: ScanConfig) -> d
     row = {"uri": uri, "bytes": size, "mtime_ns": mtime_ns, "status": "ok"}
     try:
         if os.fsencode(path) != uri.encode():
-            raise PictureError("the file name is not valid UTF-8; rename the file", "unreadable")
-        picture_format, width, height = probe(path)
+            raise PictureError("unreadable", "The file name is not valid UTF-8. Rename the file.")
+        with Path(path).open("rb") as file:
+            picture_format, width, height = probe(file)
     except PictureError as error:
         return {**row, "status": error.status, "error": str(error)}
     except OSError as error:

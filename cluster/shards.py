@@ -13,7 +13,8 @@ import json
 import logging
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -104,9 +105,9 @@ def commit(folder: Folder, shard: Shard, record: dict[str, Any]) -> dict[str, An
     """Write a shard's commit record; from here on its work is done.
 
     Args:
-        folder: the artefact's folder; ``record["files"]`` lie below its ``shards/``.
+        folder: the artefact's folder.
         shard: what was done.
-        record: ``files`` (name to bytes and sha256) and ``rows`` (counts by status), and more.
+        record: ``files`` (name to bytes and sha256), ``rows``, ``ok``, ``failed`` by status, and more.
     """
     content = {"name": shard.name, "number": shard.number, **record}
     write_json(folder / SHARD_FOLDER, f"{shard.name}.json", content)
@@ -115,17 +116,16 @@ def commit(folder: Folder, shard: Shard, record: dict[str, Any]) -> dict[str, An
 
 def committed(folder: Folder, shard: Shard) -> dict[str, Any] | None:
     """The shard's commit record if it is whole and its files are there, else None."""
-    below = folder / SHARD_FOLDER
-    name = f"{shard.name}.json"
-    if not below.exists(name):
+    name = f"{SHARD_FOLDER}/{shard.name}.json"
+    if not folder.exists(name):
         return None
     try:
-        record = json.loads(below.read_bytes(name))
+        record = json.loads(folder.read_bytes(name))
         whole = all(
-            below.size_bytes(file) == expected["bytes"] for file, expected in record["files"].items()
+            folder.size_bytes(file) == expected["bytes"] for file, expected in record["files"].items()
         )
     except (ValueError, KeyError, TypeError, AttributeError):
-        logger.warning("%s/%s: unreadable commit record, the shard is done again", below, name)
+        logger.warning("%s/%s: unreadable commit record, the shard is done again", folder, name)
         return None
     return dict(record) if whole else None
 
@@ -152,9 +152,8 @@ def read_picture(row: ShardRow) -> tuple[str, bytes]:
 class ShardWork(Protocol):
     """What an actor does with one shard: write its files, return its record (not yet committed)."""
 
-    def __call__(self, shard: Shard) -> dict[str, Any]:
-        """Do the work; the record's ``files`` lie below the artefact's ``shards/``."""
-        ...
+    def __call__(self, shard: Shard) -> Mapping[str, Any]:
+        """Do the work; the record's ``files`` are named from the artefact's folder on."""
 
 
 class ShardActor:
@@ -223,8 +222,8 @@ class ShardJob:
             tally = _Tally(self.error_budget, self.title)
             for record in _distribute(self, pending, context) if pending else ():
                 records[record["number"]] = record
-                tally.add(record["rows"])
-                line.advance(sum(record["rows"].values()), tally.note)
+                tally.add(record)
+                line.advance(record["rows"], tally.note)
         return [record for record in records.values() if record is not None]
 
 
@@ -234,21 +233,20 @@ class _Tally:
     def __init__(self, budget: float, title: str) -> None:
         self._budget = budget
         self._title = title
-        self._counts: dict[str, int] = {}
+        self._rows = 0
+        self._failed: Counter[str] = Counter()
 
     @property
     def note(self) -> str:
-        failed = {status: count for status, count in self._counts.items() if status != "ok" and count}
-        return ", ".join(f"{count} {status}" for status, count in failed.items())
+        return ", ".join(f"{count} {status}" for status, count in self._failed.items())
 
-    def add(self, counts: dict[str, int]) -> None:
-        for status, count in counts.items():
-            self._counts[status] = self._counts.get(status, 0) + count
-        total = sum(self._counts.values())
-        failed = total - self._counts.get("ok", 0)
-        if total >= BUDGET_AFTER_ROWS and failed > self._budget * total:
+    def add(self, record: Mapping[str, Any]) -> None:
+        self._rows += record["rows"]
+        self._failed.update(record["failed"])
+        failed = self._failed.total()
+        if self._rows >= BUDGET_AFTER_ROWS and failed > self._budget * self._rows:
             raise ErrorBudgetError(
-                f"{self._title}: {failed} of {total} pictures failed ({self.note}), more than the "
+                f"{self._title}: {failed} of {self._rows} pictures failed ({self.note}), more than the "
                 f"{self._budget:.0%} allowed. If they moved or changed, run lookalike scan again; "
                 "if the pictures are fine to lose, raise --error-budget."
             )
@@ -258,8 +256,7 @@ def _distribute(job: ShardJob, pending: list[Shard], context: Context) -> Iterat
     """Records of the pending shards as Ray Data's actors finish them."""
     import ray
 
-    profile = context.where.profile_settings()
-    with connect(context.where):
+    with connect(context.where) as profile:
         table = pa.table({"shard": [shard.to_json() for shard in pending]})
         actors = min(profile.embed_actors, len(pending))
         done = ray.data.from_arrow([table.slice(i, 1) for i in range(len(pending))]).map_batches(
@@ -269,6 +266,7 @@ def _distribute(job: ShardJob, pending: list[Shard], context: Context) -> Iterat
             compute=ray.data.ActorPoolStrategy(size=actors),
             num_cpus=profile.cpus_per_actor,
             num_gpus=profile.gpus_per_actor,
+            label_selector=profile.data_labels,
             # A picture that kills its decoder must not be tried for ever.
             max_restarts=3,
             max_task_retries=2,

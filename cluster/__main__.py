@@ -1,0 +1,7 @@
+"""``python -m cluster``: the same program as ``lookalike``."""
+
+import sys
+
+from cluster.cli import main
+
+sys.exit(main())

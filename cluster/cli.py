@@ -1,0 +1,244 @@
+"""The command line: ``lookalike VERB ...``, the same program as ``python -m cluster VERB ...``.
+
+Each verb is a config dataclass and a function ``job(config, context) -> report``. Flags, types, defaults and
+help come from the dataclasses through tyro. Nothing heavy is imported before the verb is known.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import logging
+import os
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Any
+
+if TYPE_CHECKING:
+    from cluster.context import Context
+
+__all__ = ["VERBS", "Options", "Verb", "main"]
+
+DEFAULT_WORKSPACE = "./workspace"
+
+
+@dataclass(frozen=True, slots=True)
+class Verb:
+    """A verb of the command line: where its config and its job are defined.
+
+    Args:
+        help: one line for the list of verbs.
+        module: imported when the verb is used.
+        config: name of its config dataclass.
+        job: name of its function.
+    """
+
+    help: str
+    module: str
+    config: str
+    job: str
+
+
+VERBS = {
+    "scan": Verb("list a folder's pictures into a corpus", "cluster.scan_job", "ScanConfig", "scan"),
+    "pretrain": Verb(
+        "train an encoder on a corpus, without labels",
+        "cluster.pretrain_job",
+        "PretrainJobConfig",
+        "pretrain",
+    ),
+    "embed": Verb(
+        "turn every picture of a corpus into a vector", "cluster.embed_job", "EmbedConfig", "embed"
+    ),
+    "index": Verb(
+        "make the vectors searchable at a measured recall",
+        "cluster.index_job",
+        "IndexJobConfig",
+        "index_embeddings",
+    ),
+    "evaluate": Verb(
+        "compare an encoder with an untrained one and raw pixels",
+        "cluster.evaluate_job",
+        "EvaluateConfig",
+        "evaluate",
+    ),
+    "search": Verb(
+        "find the pictures most like one picture", "cluster.search_job", "SearchConfig", "search"
+    ),
+    "classify": Verb(
+        "train a classifier on a few labels and predict the corpus",
+        "cluster.classify_job",
+        "ClassifyConfig",
+        "classify",
+    ),
+    "ui": Verb(
+        "search, label and classify in the browser", "cluster.ui_job", "UiJobConfig", "serve_ui"
+    ),
+    "doctor": Verb(
+        "check this machine, the workspace and Ray", "cluster.doctor", "DoctorConfig", "doctor"
+    ),
+    "demo": Verb(
+        "walk the whole road on OpenMoji pictures, then open the browser app",
+        "cluster.demo_job",
+        "DemoConfig",
+        "demo",
+    ),
+}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Options:
+    """Options that every verb takes."""
+
+    workspace: str | None = None
+    """Folder or URI where everything is kept; the profile's storage, else ./workspace."""
+    json: bool = False
+    """Print the result as one JSON object on stdout; all else goes to stderr."""
+    debug: bool = False
+    """Show tracebacks and debug messages."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one verb; returns the exit status: 0 done, 1 failed, 2 wrong usage."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    if not given or given[0] in ("-h", "--help", "help"):
+        sys.stdout.write(overview())
+        return 0
+    name, rest = given[0], given[1:]
+    if name not in VERBS:
+        sys.stderr.write(f"error: {name!r} is not a verb. Verbs: {', '.join(VERBS)}.\n")
+        return 2
+    # Ray reads these when it is imported, which may happen anywhere below.
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    debug = "--debug" in rest
+    logging.basicConfig(
+        level=logging.DEBUG if debug else logging.WARNING,
+        format="%(levelname)s %(name)s: %(message)s",
+        stream=sys.stderr,
+    )
+    try:
+        return _run(name, rest)
+    except KeyboardInterrupt:
+        sys.stderr.write("stopped. What was finished is kept; run the same command to go on.\n")
+        return 130
+    except (ValueError, OSError) as error:
+        if debug:
+            raise
+        sys.stderr.write(f"error: {error}\n")
+        return 1
+    except Exception as error:
+        if debug:
+            raise
+        sys.stderr.write(
+            f"error: {type(error).__name__}: {error}\n"
+            "This is not expected. Run again with --debug for the traceback.\n"
+        )
+        return 1
+
+
+def overview() -> str:
+    """What ``lookalike --help`` prints."""
+    width = max(map(len, VERBS))
+    verbs = "\n".join(f"  {name:<{width}}  {verb.help}" for name, verb in VERBS.items())
+    return (
+        "usage: lookalike VERB [options]\n\n"
+        "Turn a pile of unlabelled pictures into a search engine and a classifier.\n\n"
+        f"{verbs}\n\n"
+        "lookalike VERB --help lists a verb's options. Start with: lookalike demo\n"
+    )
+
+
+def _run(name: str, arguments: list[str]) -> int:
+    from rich.console import Console
+
+    from cluster.context import Context
+    from cluster.show import show
+    from cluster.workspace import Workspace
+
+    verb = VERBS[name]
+    module = importlib.import_module(verb.module)
+    config_type = getattr(module, verb.config)
+    if name == "pretrain":
+        config_type, arguments = _recipe_config(config_type, arguments)
+    config, where, options = _parse(name, config_type, arguments)
+    location = options.workspace or where.profile_settings().storage or DEFAULT_WORKSPACE
+    context = Context(Workspace.at(location), where, Console(stderr=True))
+    job: Callable[[Any, Context], dict[str, Any]] = getattr(module, verb.job)
+    report = job(config, context)
+    if options.json:
+        sys.stdout.write(json.dumps(report, allow_nan=False) + "\n")
+    else:
+        show(name, report, Console())
+    return int(report.get("exit_status", 0))
+
+
+def _parse(name: str, config_type: type, arguments: list[str]) -> tuple[Any, Any, Options]:
+    import tyro
+
+    from cluster.where import Where
+
+    def command(
+        config: Annotated[config_type, tyro.conf.arg(name="")],  # type: ignore[valid-type]
+        where: Annotated[Where, tyro.conf.arg(name="")] = Where(),  # noqa: B008 - frozen
+        options: Annotated[Options, tyro.conf.arg(name="")] = Options(),  # noqa: B008 - frozen
+    ) -> tuple[Any, Any, Options]:
+        return config, where, options
+
+    # tyro reads annotations as values, which `from __future__ import annotations` made into text.
+    command.__annotations__ = {
+        "config": Annotated[config_type, tyro.conf.arg(name="")],
+        "where": Annotated[Where, tyro.conf.arg(name="")],
+        "options": Annotated[Options, tyro.conf.arg(name="")],
+        "return": tuple[Any, Any, Options],
+    }
+    parsed: tuple[Any, Any, Options] = tyro.cli(
+        command,
+        prog=f"lookalike {name}",
+        description=(config_type.__doc__ or "").strip(),
+        args=arguments,
+        config=(tyro.conf.AvoidSubcommands, tyro.conf.FlagConversionOff),
+    )
+    return parsed
+
+
+def _recipe_config(config_type: type, arguments: list[str]) -> tuple[type, list[str]]:
+    """The pretrain config with a recipe's values as defaults; the recipe is the first argument."""
+    import dataclasses
+    import difflib
+
+    import tyro
+
+    from encoders.recipes import RECIPES
+    from encoders.training import PretrainConfig
+
+    recipe, rest = (arguments[0], arguments[1:]) if arguments else ("", [])
+    if recipe in ("", "-h", "--help"):
+        recipe, rest = next(iter(RECIPES)), ["--help"]
+    if recipe not in RECIPES:
+        close = difflib.get_close_matches(recipe, RECIPES, n=1)
+        hint = f" Did you mean {close[0]!r}?" if close else ""
+        raise SystemExit(_usage(f"pretrain: {recipe!r} is not a recipe.{hint} Recipes: {', '.join(RECIPES)}."))
+    described = dataclasses.make_dataclass(
+        config_type.__name__,
+        [
+            (
+                "training",
+                Annotated[PretrainConfig, tyro.conf.arg(name="")],
+                dataclasses.field(default=RECIPES[recipe]()),
+            )
+        ],
+        bases=(config_type,),
+        frozen=True,
+        kw_only=True,
+    )
+    described.__doc__ = (
+        f"usage: lookalike pretrain RECIPE --corpus NAME --name NAME [options]\n\n{config_type.__doc__}\n\n"
+        f"Recipes: {', '.join(RECIPES)}. Defaults below are those of {recipe}."
+    )
+    return described, rest
+
+
+def _usage(message: str) -> int:
+    sys.stderr.write(f"error: {message}\n")
+    return 2

@@ -1,0 +1,103 @@
+"""Reports for a person: what each verb prints without ``--json``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+__all__ = ["show"]
+
+
+def show(verb: str, report: dict[str, Any], console: Console) -> None:
+    """Print a verb's report; file names are shown as they are, never read as markup."""
+    SHOWN.get(verb, _show_fields)(report, console)
+
+
+def _show_fields(report: dict[str, Any], console: Console) -> None:
+    table = Table(show_header=False, box=None, pad_edge=False)
+    for name, value in report.items():
+        if value is not None:
+            table.add_row(name.replace("_", " "), Text(_words(value)))
+    console.print(table)
+
+
+def _words(value: Any) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{name} {_words(item)}" for name, item in value.items())
+    if isinstance(value, list):
+        return ", ".join(map(_words, value)) or "none"
+    return f"{value:.4g}" if isinstance(value, float) else f"{value:,}" if type(value) is int else str(value)
+
+
+def _show_search(report: dict[str, Any], console: Console) -> None:
+    table = Table(box=None, pad_edge=False)
+    for title, justify in (("rank", "right"), ("score", "right"), ("id", "right"), ("file", "left")):
+        table.add_column(title, justify=justify, overflow="fold")  # type: ignore[arg-type]
+    for hit in report["hits"]:
+        table.add_row(str(hit["rank"]), f"{hit['score']:.3f}", str(hit["id"]), Text(hit["file"]))
+    console.print(table)
+    notes = f"{len(report['hits'])} pictures in {report['took_ms']:.0f} ms, {report['version']}"
+    console.print(Text(", ".join([notes, *report["flags"]]), style="dim"))
+
+
+def _show_evaluate(report: dict[str, Any], console: Console) -> None:
+    console.print(figures_table(report))
+
+
+def figures_table(report: dict[str, Any]) -> Table:
+    """Figures of an evaluation, one column for each source of vectors."""
+    sources = list(report["figures"])
+    table = Table(title=f"{report['num_pictures']:,} pictures", box=None, pad_edge=False)
+    table.add_column("figure")
+    for source in sources:
+        table.add_column(source, justify="right")
+    for name in report["figures"][sources[0]]:
+        cells = [report["figures"][source].get(name) for source in sources]
+        best = max((cell["value"] for cell in cells if cell), default=None)
+        table.add_row(name, *(_cell(cell, best) for cell in cells))
+    return table
+
+
+def _cell(cell: dict[str, float] | None, best: float | None) -> Text:
+    if cell is None:
+        return Text("-")
+    interval = f" [{100 * cell['low']:.1f}-{100 * cell['high']:.1f}]" if "low" in cell else ""
+    spread = f" ±{100 * cell['sd']:.1f}" if "sd" in cell else ""
+    return Text(
+        f"{100 * cell['value']:.1f} %{interval}{spread}",
+        style="bold" if cell["value"] == best else "",
+    )
+
+
+def _show_doctor(report: dict[str, Any], console: Console) -> None:
+    table = Table(box=None, pad_edge=False)
+    for title in ("check", "result", "what was found"):
+        table.add_column(title, overflow="fold")
+    for check in report["checks"]:
+        style = {"ok": "green", "warn": "yellow", "fail": "bold red"}[check["level"]]
+        table.add_row(check["name"], Text(check["level"], style=style), Text(check["detail"]))
+    console.print(table)
+
+
+def _show_demo(report: dict[str, Any], console: Console) -> None:
+    table = Table(title="what was built", box=None, pad_edge=False)
+    for title in ("step", "result", "where", "time"):
+        table.add_column(title, overflow="fold")
+    for step in report["steps"]:
+        table.add_row(step["step"], Text(step["result"]), Text(step["path"]), f"{step['seconds']:.1f} s")
+    console.print(table)
+    console.print(figures_table(report["evaluation"]))
+    console.print(Text(report["index_recall"]))
+    console.print(Text(report["attribution"], style="dim"))
+
+
+SHOWN: dict[str, Callable[[dict[str, Any], Console], None]] = {
+    "demo": _show_demo,
+    "doctor": _show_doctor,
+    "evaluate": _show_evaluate,
+    "search": _show_search,
+}
