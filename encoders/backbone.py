@@ -1,8 +1,9 @@
 """Backbones: pictures to pooled features, without a classifier.
 
-Torchvision's ResNets with a stem that suits the crop, a narrow CIFAR-style ResNet that two CPU cores
-can train, and, through the ``timm`` extra, any timm model. ResNets normalise with ``nn.BatchNorm2d``,
-which training across processes swaps for its own. Shapes: N pictures, S crop edge, D features.
+Torchvision's ResNets with a stem that suits the crop, a narrow CIFAR-style ResNet that two CPU
+cores can train, and, through the ``timm`` extra, any timm model. ResNets normalise with
+``nn.BatchNorm2d``, which training across processes swaps for its own.
+Shapes: N pictures, S crop edge, D features.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
 """A random generator without state: a draw depends on what it is for, not on what was drawn before.
 
-Philox4x32-10 turns the counter (sample id, epoch, view, draw) under the key (seed) into random words. So a
-picture is augmented alike whatever batch, rank or worker it falls to, and after any resume.
+Philox4x32-10 turns the counter (sample id, epoch, view, draw) under the key (seed) into random
+words. So a picture is augmented alike whatever batch, rank or worker it falls to, after any resume.
 
-Source: Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3", section 3.3; constants and
-known answers from the authors' Random123. Shapes: N samples, K draws, B blocks of 4 draws.
+Source: Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3", section 3.3; constants
+from the authors' Random123. Shapes: N samples, K draws, B blocks of 4 draws.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def philox_4x32(counter: Tensor, key: tuple[int, int]) -> Tensor:
     return torch.stack((c0, c1, c2, c3), dim=-1)
 
 
-def uniform_NK(seed: int, epoch: int, ids_N: Tensor, view: int, num_draws: int) -> Tensor:  # noqa: N802 - shape suffix
+def uniform_NK(seed: int, epoch: int, ids_N: Tensor, view: int, num_draws: int) -> Tensor:  # noqa: N802
     """Uniform draws for each sample, a pure function of its arguments.
 
     Draw j of a sample is the same whatever ``num_draws`` is and whichever samples stand beside it.
@@ -80,6 +80,6 @@ def uniform_NK(seed: int, epoch: int, ids_N: Tensor, view: int, num_draws: int) 
 
 
 def _multiply(words: Tensor, constant: int) -> tuple[Tensor, Tensor]:
-    """High and low 32 bits of the 64-bit product; int64 wraps as unsigned, the masks undo the sign."""
+    """High and low word of the product; int64 wraps like unsigned, the masks undo the sign."""
     product = words * constant
     return (product >> 32) & WORD, product & WORD

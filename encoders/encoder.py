@@ -55,7 +55,7 @@ class Encoder:
 
     @classmethod
     def initialise(cls, config: EncoderConfig, seed: int) -> Encoder:
-        """An untrained encoder: the same seed, the same weights; torch's generator is left alone."""
+        """An untrained encoder; a seed fixes its weights and torch's generator is left alone."""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             backbone = build_backbone(config.backbone, config.preprocess.size)
@@ -112,7 +112,7 @@ class Encoder:
 
         A row does not depend on its neighbours, except that another batch size may reorder float
         additions, which moves an element by less than 1e-5. Nothing is hidden: features with NaN or
-        infinity come out as NaN, zero features as zeros, for the caller to report as ``non_finite``.
+        infinity come out as NaN and zero features as zeros, which a caller reports ``non_finite``.
 
         Args:
             pixels: uint8 ``[N, S, S, 3]`` as `to_square` makes them.

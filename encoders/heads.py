@@ -31,7 +31,7 @@ class ProjectorConfig:
     def __post_init__(self) -> None:
         if min(self.hidden_dim, self.output_dim) < 1 or self.num_layers < 0:
             raise ValueError(
-                f"projector of {self.num_layers} layers, hidden_dim {self.hidden_dim} and output_dim "
+                f"projector num_layers {self.num_layers}, hidden_dim {self.hidden_dim}, output_dim "
                 f"{self.output_dim}: dimensions must be 1 or more, num_layers 0 or more."
             )
 

@@ -1,8 +1,8 @@
 """Bytes of any common picture format to RGB, and RGB to the square an encoder sees.
 
 Corpus and query go through the same two functions, `open_picture` and `to_square`, so their vectors
-cannot drift apart. Whatever the bytes hold, the only exception that comes out is `PictureError`, whose
-``status`` is the row status to record. Colour profiles are ignored. Arrays: uint8 ``[S, S, 3]``, RGB.
+cannot drift apart. Whatever the bytes hold, the only exception that comes out is `PictureError`,
+whose ``status`` is the row status to record. Colour profiles are ignored.
 """
 
 from __future__ import annotations
@@ -231,7 +231,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 def _deep_gray_to_8_bit(image: Image.Image) -> Image.Image:
     """Scale 16-bit, 32-bit and float gray by the range of its type.
 
-    Mode ``I`` and floats do not tell their range: the smallest usual one that holds the picture counts.
+    Mode ``I`` and floats do not tell their range: the smallest usual one that holds it counts.
     """
     values = np.nan_to_num(np.asarray(image, dtype=np.float64))
     if image.mode.startswith("I;16"):
