@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import os
+import math
 import typing
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -115,10 +115,10 @@ class Where:
 
 
 def num_cores() -> int:
-    """CPU cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+    """CPU cores that this process may use: affinity and a container's share are heeded."""
+    import joblib
+
+    return int(joblib.cpu_count())
 
 
 def load_profile(name: str, path: Path | None = None) -> Profile:
@@ -187,7 +187,7 @@ def _converted(value: object, kind: object, where: str) -> object:
             number = float(value) if isinstance(value, (int, float, str)) else None
         except ValueError:
             number = None
-        if number is not None and (kind is float or number.is_integer()):
+        if number is not None and math.isfinite(number) and (kind is float or number.is_integer()):
             return number if kind is float else int(number)
     elif kind == str | None and isinstance(value, str | None):
         return value

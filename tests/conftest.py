@@ -6,6 +6,7 @@ import os
 
 # Before anything imports ray or torch: both read these once.
 os.environ.update(
+    LOKY_MAX_CPU_COUNT="2",  # what num_cores() says, so that tests do the same on every machine
     OMP_NUM_THREADS="1",
     RAY_AUTH_MODE="disabled",  # tests of the token set it themselves
     RAY_DATA_DISABLE_PROGRESS_BARS="1",
