@@ -117,7 +117,9 @@ class Catalog:
     def counts(self) -> dict[str, int]:
         """Number of pictures by status."""
         counted = pc.value_counts(self.table["status"]).to_pylist()
-        return {item["values"]: item["counts"] for item in sorted(counted, key=lambda i: i["values"])}
+        return {
+            item["values"]: item["counts"] for item in sorted(counted, key=lambda i: i["values"])
+        }
 
     def by_uri(self) -> Iterator[CatalogRow]:
         """Rows that stand for a file that was there at the last scan."""

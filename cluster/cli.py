@@ -41,7 +41,9 @@ class Verb:
 
 
 VERBS = {
-    "scan": Verb("list a folder's pictures into a corpus", "cluster.scan_job", "ScanConfig", "scan"),
+    "scan": Verb(
+        "list a folder's pictures into a corpus", "cluster.scan_job", "ScanConfig", "scan"
+    ),
     "pretrain": Verb(
         "train an encoder on a corpus, without labels",
         "cluster.pretrain_job",
@@ -72,9 +74,7 @@ VERBS = {
         "ClassifyConfig",
         "classify",
     ),
-    "ui": Verb(
-        "search, label and classify in the browser", "cluster.ui_job", "UiJobConfig", "serve_ui"
-    ),
+    "ui": Verb("search, label and classify in the browser", "ui.app", "UiConfig", "serve"),
     "doctor": Verb(
         "check this machine, the workspace and Ray", "cluster.doctor", "DoctorConfig", "doctor"
     ),
@@ -170,7 +170,12 @@ def _run(name: str, arguments: list[str]) -> int:
         sys.stdout.write(json.dumps(report, allow_nan=False) + "\n")
     else:
         show(name, report, Console())
-    return int(report.get("exit_status", 0))
+    if name == "demo" and config.ui:
+        sys.stdout.flush()
+        return _run(
+            "ui", ["--workspace", location, "--port", str(config.port), "--index", report["index"]]
+        )
+    return 0 if report.get("ok", True) else 1
 
 
 def _parse(name: str, config_type: type, arguments: list[str]) -> tuple[Any, Any, Options]:
@@ -181,7 +186,7 @@ def _parse(name: str, config_type: type, arguments: list[str]) -> tuple[Any, Any
     def command(
         config: Annotated[config_type, tyro.conf.arg(name="")],  # type: ignore[valid-type]
         where: Annotated[Where, tyro.conf.arg(name="")] = Where(),  # noqa: B008 - frozen
-        options: Annotated[Options, tyro.conf.arg(name="")] = Options(),  # noqa: B008 - frozen
+        options: Annotated[Options, tyro.conf.arg(name="")] = Options(),
     ) -> tuple[Any, Any, Options]:
         return config, where, options
 
@@ -197,7 +202,7 @@ def _parse(name: str, config_type: type, arguments: list[str]) -> tuple[Any, Any
         prog=f"lookalike {name}",
         description=(config_type.__doc__ or "").strip(),
         args=arguments,
-        config=(tyro.conf.AvoidSubcommands, tyro.conf.FlagConversionOff),
+        config=(tyro.conf.AvoidSubcommands, tyro.conf.FlagCreatePairsOff),
     )
     return parsed
 
@@ -208,7 +213,6 @@ def _recipe_config(config_type: type, arguments: list[str]) -> tuple[type, list[
     import difflib
 
     import tyro
-
     from encoders.recipes import RECIPES
     from encoders.training import PretrainConfig
 
@@ -218,7 +222,9 @@ def _recipe_config(config_type: type, arguments: list[str]) -> tuple[type, list[
     if recipe not in RECIPES:
         close = difflib.get_close_matches(recipe, RECIPES, n=1)
         hint = f" Did you mean {close[0]!r}?" if close else ""
-        raise SystemExit(_usage(f"pretrain: {recipe!r} is not a recipe.{hint} Recipes: {', '.join(RECIPES)}."))
+        raise SystemExit(
+            _usage(f"pretrain: {recipe!r} is not a recipe.{hint} Recipes: {', '.join(RECIPES)}.")
+        )
     described = dataclasses.make_dataclass(
         config_type.__name__,
         [

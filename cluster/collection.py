@@ -8,12 +8,12 @@ from __future__ import annotations
 from functools import cached_property
 
 import numpy as np
+from index.search import Hits, Searcher
 
 from cluster.catalog import Catalog, CatalogRow
 from cluster.workspace import Workspace
 from encoders.encoder import Encoder, embed_picture
 from index.embeddings import EmbeddingStore
-from index.search import Hits, Searcher
 
 __all__ = ["Collection"]
 
@@ -43,7 +43,10 @@ class Collection:
             CorruptArtifactError: a file is damaged.
         """
         folder = workspace.require(
-            "indexes", name, door="CURRENT", make="lookalike index --corpus CORPUS --encoder ENCODER"
+            "indexes",
+            name,
+            door="CURRENT",
+            make="lookalike index --corpus CORPUS --encoder ENCODER",
         )
         return cls(workspace, name, Searcher.open(folder))
 

@@ -19,7 +19,8 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from cluster.where import Where
+from cluster.engine import connect
+from cluster.where import Profile, Where
 from cluster.workspace import Workspace
 
 if TYPE_CHECKING:
@@ -40,15 +41,32 @@ class Context:
         workspace: where artefacts lie.
         where: profile and address of the cluster.
         console: receives progress and prose; never the result, which goes to stdout.
+        lease: keeps a Ray that a job started for the jobs after it; closing it stops Ray.
     """
 
     workspace: Workspace
     where: Where = field(default_factory=Where)
     console: Console = field(default_factory=lambda: Console(stderr=True))
+    lease: contextlib.ExitStack | None = None
 
     @contextlib.contextmanager
-    def progress(self, title: str, total: int, unit: str) -> Iterator[ProgressLine]:
-        """One line with rate and time left; on a pipe, a plain line every ten seconds."""
+    def ray(self) -> Iterator[Profile]:
+        """Ray for the time of one job; within a lease, started once and left running."""
+        if self.lease is not None:
+            yield self.lease.enter_context(connect(self.where))
+            return
+        with connect(self.where) as profile:
+            yield profile
+
+    @contextlib.contextmanager
+    def progress(self, title: str, total: int | None, unit: str) -> Iterator[ProgressLine]:
+        """One line with rate and time left; on a pipe, a plain line every ten seconds.
+
+        Args:
+            title: what is being done.
+            total: how many units there are; None when nobody knows yet.
+            unit: what is counted, in the plural.
+        """
         if self.console.is_terminal:
             bar = Progress(
                 TextColumn("{task.description}"),
@@ -78,11 +96,11 @@ class ProgressLine:
 
     Args:
         title: what is being done.
-        total: how many units there are; the line ends there.
+        total: how many units there are; the line ends there. None when nobody knows yet.
         unit: what is counted, in the plural.
     """
 
-    def __init__(self, title: str, total: int, unit: str) -> None:
+    def __init__(self, title: str, total: int | None, unit: str) -> None:
         self.title = title
         self.total = total
         self.unit = unit
@@ -116,22 +134,25 @@ class ProgressLine:
     @property
     def text(self) -> str:
         """Rate and note in words."""
-        parts = [f"{self.rate:,.0f} {self.unit}/s" if self.rate >= 10 else f"{self.rate:.1f} {self.unit}/s"]
+        parts = [
+            f"{self.rate:,.0f} {self.unit}/s"
+            if self.rate >= 10
+            else f"{self.rate:.1f} {self.unit}/s"
+        ]
         return "  ".join([*parts, self.note] if self.note else parts)
 
     def speak_at_intervals(self, console: Console) -> None:
         """Print the line when the last one is old enough, and at the end."""
         now = time.monotonic()
-        if self.done < self.total and now - self._spoken_s < QUIET_INTERVAL_S:
+        finished = self.done == self.total
+        if not finished and now - self._spoken_s < QUIET_INTERVAL_S:
             return
         self._spoken_s = now
-        left = (self.total - self.done) / self.rate if self.rate > 0 else float("inf")
-        eta = f"  {left:.0f} s left" if self.done < self.total and left < float("inf") else ""
-        console.print(
-            f"{self.title}: {self.done:,}/{self.total:,}  {self.text}{eta}",
-            markup=False,
-            highlight=False,
-        )
+        count = f"{self.done:,}" if self.total is None else f"{self.done:,}/{self.total:,}"
+        left = ""
+        if self.total is not None and self.rate > 0 and not finished:
+            left = f"  {(self.total - self.done) / self.rate:.0f} s left"
+        console.print(f"{self.title}: {count}  {self.text}{left}", markup=False, highlight=False)
 
 
 def _show_on(bar: Progress, task: TaskID, line: ProgressLine) -> None:

@@ -74,7 +74,9 @@ class EmbedWork:
         num_threads: decoding threads.
     """
 
-    def __init__(self, *, location: str, name: str, encoder: str, num_threads: int, **form: Any) -> None:
+    def __init__(
+        self, *, location: str, name: str, encoder: str, num_threads: int, **form: Any
+    ) -> None:
         workspace = Workspace.at(location)
         self._folder = workspace.folder("embeddings", name)
         self._encoder = workspace.open_encoder(encoder)
@@ -94,7 +96,9 @@ class EmbedWork:
             decoded = list(self._pool.map(self._decode, rows))
             good = [i for i, item in enumerate(decoded) if item.square is not None]
             if good:
-                squares = np.stack([square for item in decoded if (square := item.square) is not None])
+                squares = np.stack(
+                    [square for item in decoded if (square := item.square) is not None]
+                )
                 vectors[[start + i for i in good]] = self._encoder.embed(squares, layer=self._layer)
             statuses += [item.status for item in decoded]
             hashes += [item.content_hash for item in decoded]
@@ -137,7 +141,9 @@ def embed(config: EmbedConfig, context: Context) -> dict[str, Any]:
     """
     workspace = context.workspace
     make = f"lookalike scan FOLDER --corpus {config.corpus}"
-    catalog = Catalog.open(workspace.require("corpora", config.corpus, door="corpus.json", make=make))
+    catalog = Catalog.open(
+        workspace.require("corpora", config.corpus, door="corpus.json", make=make)
+    )
     encoder = workspace.open_encoder(config.encoder)
     folder = workspace.folder("embeddings", config.set_name)
     form = {"layer": config.layer, "thumbnail_edge": config.thumbnail_edge}
@@ -190,7 +196,9 @@ def embed(config: EmbedConfig, context: Context) -> dict[str, Any]:
     }
 
 
-def _publish_if_new(folder: Any, records: list[dict[str, Any]], body: dict[str, Any]) -> dict[str, Any]:
+def _publish_if_new(
+    folder: Any, records: list[dict[str, Any]], body: dict[str, Any]
+) -> dict[str, Any]:
     """Publish unless the door already says the same; unreferenced shards of older plans stay until then."""
     try:
         door = open_door(folder, "embeddings", verify="sizes")

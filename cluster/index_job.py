@@ -10,10 +10,10 @@ from dataclasses import dataclass, field
 from typing import Annotated, Any
 
 import tyro
+from index.build import IndexConfig, build_index
 
 from cluster.context import Context
 from cluster.workspace import check_name
-from index.build import IndexConfig, build_index
 from index.embeddings import EmbeddingStore
 
 __all__ = ["IndexJobConfig", "index_embeddings"]

@@ -59,7 +59,9 @@ class PixelCache:
             for batch in table.to_batches():
                 ids.append(batch["id"].to_numpy())
                 pixels = np.frombuffer(batch["pixels"].buffers()[1], dtype=np.uint8)
-                parts.append(pixels.reshape(-1, size, size, 3)[batch["pixels"].offset :][: len(batch)])
+                parts.append(
+                    pixels.reshape(-1, size, size, 3)[batch["pixels"].offset :][: len(batch)]
+                )
         return cls(folder, np.concatenate(ids), parts)
 
     def __len__(self) -> int:
@@ -101,7 +103,9 @@ class PixelWork:
         num_threads: decoding threads.
     """
 
-    def __init__(self, location: str, name: str, preprocess: dict[str, Any], num_threads: int) -> None:
+    def __init__(
+        self, location: str, name: str, preprocess: dict[str, Any], num_threads: int
+    ) -> None:
         self._folder = Workspace.at(location).folder("pixels", name)
         self._preprocess = PreprocessConfig(**preprocess)
         self._pool = ThreadPoolExecutor(num_threads)
@@ -119,7 +123,9 @@ class PixelWork:
             ids.append(row.id)
             pixels.append(square.tobytes())
         width = self._preprocess.size**2 * 3
-        table = pa.table({"id": pa.array(ids, pa.int64()), "pixels": pa.array(pixels, pa.binary(width))})
+        table = pa.table(
+            {"id": pa.array(ids, pa.int64()), "pixels": pa.array(pixels, pa.binary(width))}
+        )
         file = f"shards/{shard.name}.arrow"
         written = self._folder.write_hashed(file, partial(_write_arrow, table))
         return {
@@ -154,7 +160,10 @@ def build_pixels(
     config = {**asdict(preprocess), "format": FORMAT, "shard_rows": shard_rows}
     shards = plan_shards(catalog, key=digest(config), shard_rows=shard_rows)
     identity = digest([config, [shard.name for shard in shards]])
-    if folder.exists("pixels.json") and open_door(folder, "pixels", verify="sizes")["id"] == identity:
+    if (
+        folder.exists("pixels.json")
+        and open_door(folder, "pixels", verify="sizes")["id"] == identity
+    ):
         return PixelCache.open(folder)
     arguments = {
         "location": context.workspace.location,

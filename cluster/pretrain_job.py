@@ -18,15 +18,14 @@ from dataclasses import asdict, dataclass, field
 from typing import Annotated, Any
 
 import tyro
+from encoders.training import PretrainConfig
 
 from cluster.catalog import Catalog
 from cluster.context import Context, ProgressLine
-from cluster.engine import connect
 from cluster.pixels_job import build_pixels
 from cluster.pretrain_worker import WorkerPlan, train_worker
 from cluster.runlog import read_metrics, read_run, write_run
 from cluster.workspace import check_name
-from encoders.training import PretrainConfig
 from index.artifact import Folder, digest, library_versions
 
 __all__ = ["PretrainJobConfig", "PretrainingStoppedError", "pretrain"]
@@ -80,7 +79,9 @@ def pretrain(config: PretrainJobConfig, context: Context) -> dict[str, Any]:
     """
     workspace = context.workspace
     make = f"lookalike scan FOLDER --corpus {config.corpus}"
-    catalog = Catalog.open(workspace.require("corpora", config.corpus, door="corpus.json", make=make))
+    catalog = Catalog.open(
+        workspace.require("corpora", config.corpus, door="corpus.json", make=make)
+    )
     folder = workspace.folder("runs", config.name)
     settings = asdict(config.training)
     config_id = digest([settings, catalog.corpus_id])
@@ -119,7 +120,11 @@ def pretrain(config: PretrainJobConfig, context: Context) -> dict[str, Any]:
         with _watched(folder, num_steps, context):
             outcome = _fit(plan, config, folder, context)
     except BaseException as error:
-        write_run(folder, state="stopped" if isinstance(error, KeyboardInterrupt) else "failed", error=str(error))
+        write_run(
+            folder,
+            state="stopped" if isinstance(error, KeyboardInterrupt) else "failed",
+            error=str(error),
+        )
         raise
     if outcome["stopped"]:
         write_run(folder, state="stopped", error=outcome["stopped"])
@@ -152,8 +157,7 @@ def _fit(
     plan: WorkerPlan, config: PretrainJobConfig, folder: Folder, context: Context
 ) -> dict[str, Any]:
     """Run the workers under Ray Train; returns what rank 0 returned."""
-    profile = context.where.profile_settings()
-    with connect(context.where):
+    with context.ray() as profile:
         from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig
         from ray.train.torch import TorchConfig, TorchTrainer
 
@@ -168,6 +172,7 @@ def _fit(
                 num_workers=profile.num_workers,
                 use_gpu=profile.gpus_per_worker > 0,
                 resources_per_worker=resources,
+                label_selector=profile.train_labels,
             ),
             # A new name each time: Ray must not resume from its own state, which a kill can tear.
             run_config=RunConfig(
@@ -213,9 +218,7 @@ def _follow(folder: Folder, line: ProgressLine, finished: threading.Event) -> No
         line.set(shown, note)
 
 
-def _report(
-    config: PretrainJobConfig, context: Context, resumed_at: int | None
-) -> dict[str, Any]:
+def _report(config: PretrainJobConfig, context: Context, resumed_at: int | None) -> dict[str, Any]:
     folder = context.workspace.folder("runs", config.name)
     metrics = read_metrics(folder)
     encoder = context.workspace.open_encoder(config.name)

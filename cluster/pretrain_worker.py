@@ -11,17 +11,17 @@ from typing import Any
 
 import numpy as np
 import torch
+from encoders.card import encoder_body, encoder_files
+from encoders.training import PretrainConfig, Pretraining
 from numpy.typing import NDArray
 
 from cluster.catalog import Catalog
 from cluster.pixels_job import PixelCache
 from cluster.runlog import MetricsLog, load_newest_checkpoint, save_checkpoint
 from cluster.workspace import Workspace
-from encoders.card import encoder_body, encoder_files
 from encoders.encoder import Encoder
 from encoders.health import CollapseError
 from encoders.probe import knn_accuracy
-from encoders.training import PretrainConfig, Pretraining
 from index.artifact import Folder, library_versions, publish
 
 __all__ = ["WorkerPlan", "publish_encoder", "train_worker"]
@@ -122,7 +122,7 @@ class _Worker:
             save_checkpoint(self.folder, step, state, plan.config_id, keep=KEEP_CHECKPOINTS)
 
     def _probe(self) -> float | None:
-        """kNN accuracy of a fixed sample, a quarter of it queried against the rest; None without labels."""
+        """KNN accuracy of a fixed sample, a quarter of it queried against the rest; None without labels."""
         labelled = np.flatnonzero(self.labels >= 0)
         if len(labelled) < 8 or len(np.unique(self.labels[labelled])) < 2:
             return None
@@ -144,7 +144,11 @@ class _Worker:
             self.plan.name,
             self.training.encoder(),
             training={"recipe": asdict(self.plan.training), **summary},
-            parents={"corpus_id": Catalog.open(self.workspace.folder("corpora", self.plan.corpus)).corpus_id},
+            parents={
+                "corpus_id": Catalog.open(
+                    self.workspace.folder("corpora", self.plan.corpus)
+                ).corpus_id
+            },
         )
 
 

@@ -90,7 +90,9 @@ class MetricsLog:
         self._folder.make().write_atomic(METRICS, text.encode())
 
 
-def save_checkpoint(folder: Folder, step: int, state: dict[str, Any], config_id: str, keep: int) -> None:
+def save_checkpoint(
+    folder: Folder, step: int, state: dict[str, Any], config_id: str, keep: int
+) -> None:
     """Publish a checkpoint of the state after ``step`` steps and delete all but the newest ``keep``."""
     buffer = io.BytesIO()
     torch.save(state, buffer)

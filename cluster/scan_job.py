@@ -6,13 +6,15 @@ not opened again. 3. Read the header of what is new. 4. Publish one more catalog
 
 from __future__ import annotations
 
+import contextlib
 import os
 import uuid
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
+from itertools import islice
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple
 
 import tyro
 
@@ -25,21 +27,42 @@ from index.artifact import Folder
 __all__ = ["PICTURE_SUFFIXES", "ScanConfig", "scan"]
 
 PICTURE_SUFFIXES = frozenset(
-    ".jpg .jpeg .jpe .jfif .png .webp .gif .bmp .dib .tif .tiff .avif .heic .heif .ppm .pgm .pnm .jp2 .ico".split()
+    [
+        ".jpg",
+        ".jpeg",
+        ".jpe",
+        ".jfif",
+        ".png",
+        ".webp",
+        ".gif",
+        ".bmp",
+        ".dib",
+        ".tif",
+        ".tiff",
+        ".avif",
+        ".heic",
+        ".heif",
+        ".ppm",
+        ".pgm",
+        ".pnm",
+        ".jp2",
+        ".ico",
+    ]
 )
 NUM_THREADS = 8
+BATCH_FILES = 1024
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ScanConfig:
     """List the pictures of a folder into a corpus; run again to pick up what changed."""
 
-    folder: Annotated[str, tyro.conf.Positional]
+    folder: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="FOLDER")]
     """Folder with pictures; sub-folders are included."""
     corpus: str
     """Name of the corpus to make or bring up to date."""
     labels: Literal["none", "folder"] = "none"
-    """Where labels come from: none, or the name of the folder that a picture lies in."""
+    """Where labels come from: none, or the name of the sub-folder that a picture lies in."""
     max_megapixels: float = 100.0
     """Pictures with more pixels than this are listed as too_large and left out."""
 
@@ -72,14 +95,14 @@ def scan(config: ScanConfig, context: Context) -> dict[str, Any]:
     known = {row.uri: row for row in previous.by_uri()} if previous else {}
     writer = CatalogWriter(folder, config.corpus, previous)
     tally = {"new": 0, "changed": 0, "unchanged": 0, "vanished": 0}
-    with context.progress("scan", total=0, unit="files") as line:
-        for row in _probed(_changed_files(source, known, tally), config):
-            writer.add({**row, "label": _label(row["uri"], config)})
-            line.total += 1
+    with context.progress("scan", total=None, unit="files") as line:
+        for found in _probed(_changed_files(source, known, tally), config):
+            writer.add({**found, "label": _label(found["uri"], source, config)})
             line.advance(1)
     for row in known.values():
-        writer.retire(row, "replaced" if Path(row.uri).exists() else "vanished")
-        tally["vanished"] += not Path(row.uri).exists()
+        was_replaced = Path(row.uri).exists()
+        writer.retire(row, "replaced" if was_replaced else "vanished")
+        tally["vanished"] += not was_replaced
     if previous is None and not writer.num_changes:
         raise ValueError(
             f"{source}: no pictures in here. Looked for files ending in "
@@ -98,7 +121,9 @@ def scan(config: ScanConfig, context: Context) -> dict[str, Any]:
     }
 
 
-def _require_same_source(previous: Catalog | None, settings: dict[str, Any], folder: Folder) -> None:
+def _require_same_source(
+    previous: Catalog | None, settings: dict[str, Any], folder: Folder
+) -> None:
     if previous is None:
         return
     for field in ("folder", "labels"):
@@ -130,49 +155,47 @@ def _walk(folder: Path) -> Iterator[os.DirEntry[str]]:
                 yield entry
 
 
+class _File(NamedTuple):
+    path: str
+    uri: str
+    bytes: int | None
+    mtime_ns: int | None
+
+
 def _changed_files(
     source: Path, known: dict[str, CatalogRow], tally: dict[str, int]
-) -> Iterator[tuple[str, str, int | None, int | None]]:
-    """(path, uri, bytes, mtime_ns) of files that are new or changed; unchanged ones leave ``known``."""
+) -> Iterator[_File]:
+    """Files that are new or changed; unchanged ones leave ``known``."""
     for entry in _walk(source):
         # A name that is not UTF-8 is kept in a printable form; such a file is reported, not read.
         uri = os.fsencode(entry.path).decode("utf-8", "backslashreplace")
-        try:
+        file = _File(entry.path, uri, None, None)
+        with contextlib.suppress(OSError):  # a dangling link: the catalog will say unreadable
             found = entry.stat()
-            size, mtime_ns = found.st_size, found.st_mtime_ns
-        except OSError:
-            size = mtime_ns = None
+            file = file._replace(bytes=found.st_size, mtime_ns=found.st_mtime_ns)
         row = known.get(uri)
-        if row is not None and (row.bytes, row.mtime_ns) == (size, mtime_ns):
+        if row is not None and (row.bytes, row.mtime_ns) == (file.bytes, file.mtime_ns):
             tally["unchanged"] += 1
             del known[uri]
             continue
         tally["new" if row is None else "changed"] += 1
-        yield entry.path, uri, size, mtime_ns
+        yield file
 
 
-def _probed(
-    files: Iterator[tuple[str, str, int | None, int | None]], config: ScanConfig
-) -> Iterator[dict[str, Any]]:
+def _probed(files: Iterator[_File], config: ScanConfig) -> Iterator[dict[str, Any]]:
     """Catalog rows of the files, their headers read by a few threads, order kept."""
     with ThreadPoolExecutor(NUM_THREADS) as pool:
-        batch: list[tuple[str, str, int | None, int | None]] = []
-        for file in files:
-            batch.append(file)
-            if len(batch) == 1024:
-                yield from pool.map(lambda item: _row(item, config), batch)
-                batch = []
-        yield from pool.map(lambda item: _row(item, config), batch)
+        while batch := list(islice(files, BATCH_FILES)):
+            yield from pool.map(lambda file: _row(file, config), batch)
 
 
-def _row(file: tuple[str, str, int | None, int | None], config: ScanConfig) -> dict[str, Any]:
-    path, uri, size, mtime_ns = file
-    row = {"uri": uri, "bytes": size, "mtime_ns": mtime_ns, "status": "ok"}
+def _row(file: _File, config: ScanConfig) -> dict[str, Any]:
+    row = {"uri": file.uri, "bytes": file.bytes, "mtime_ns": file.mtime_ns, "status": "ok"}
     try:
-        if os.fsencode(path) != uri.encode():
+        if os.fsencode(file.path) != file.uri.encode():
             raise PictureError("unreadable", "The file name is not valid UTF-8. Rename the file.")
-        with Path(path).open("rb") as file:
-            picture_format, width, height = probe(file)
+        with Path(file.path).open("rb") as opened:
+            picture_format, width, height = probe(opened)
     except PictureError as error:
         return {**row, "status": error.status, "error": str(error)}
     except OSError as error:
@@ -183,5 +206,6 @@ def _row(file: tuple[str, str, int | None, int | None], config: ScanConfig) -> d
     return row
 
 
-def _label(uri: str, config: ScanConfig) -> str | None:
-    return Path(uri).parent.name if config.labels == "folder" else None
+def _label(uri: str, source: Path, config: ScanConfig) -> str | None:
+    folder = Path(uri).parent
+    return folder.name if config.labels == "folder" and folder != source else None

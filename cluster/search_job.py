@@ -45,7 +45,9 @@ def search(config: SearchConfig, context: Context) -> dict[str, Any]:
     """
     path = Path(config.query).expanduser()
     if not path.is_file():
-        raise FileNotFoundError(f"{config.query}: no such file. Give a picture file to search with.")
+        raise FileNotFoundError(
+            f"{config.query}: no such file. Give a picture file to search with."
+        )
     collection = Collection.open(context.workspace, config.index)
     data = path.read_bytes()
     started_s = time.monotonic()

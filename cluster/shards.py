@@ -23,7 +23,6 @@ import pyarrow as pa
 
 from cluster.catalog import Catalog
 from cluster.context import Context
-from cluster.engine import connect
 from index.artifact import Folder, digest, write_json
 
 __all__ = [
@@ -122,7 +121,8 @@ def committed(folder: Folder, shard: Shard) -> dict[str, Any] | None:
     try:
         record = json.loads(folder.read_bytes(name))
         whole = all(
-            folder.size_bytes(file) == expected["bytes"] for file, expected in record["files"].items()
+            folder.size_bytes(file) == expected["bytes"]
+            for file, expected in record["files"].items()
         )
     except (ValueError, KeyError, TypeError, AttributeError):
         logger.warning("%s/%s: unreadable commit record, the shard is done again", folder, name)
@@ -254,9 +254,9 @@ class _Tally:
 
 def _distribute(job: ShardJob, pending: list[Shard], context: Context) -> Iterator[dict[str, Any]]:
     """Records of the pending shards as Ray Data's actors finish them."""
-    import ray
+    with context.ray() as profile:
+        import ray
 
-    with connect(context.where) as profile:
         table = pa.table({"shard": [shard.to_json() for shard in pending]})
         actors = min(profile.embed_actors, len(pending))
         done = ray.data.from_arrow([table.slice(i, 1) for i in range(len(pending))]).map_batches(

@@ -30,12 +30,23 @@ def _words(value: Any) -> str:
         return ", ".join(f"{name} {_words(item)}" for name, item in value.items())
     if isinstance(value, list):
         return ", ".join(map(_words, value)) or "none"
-    return f"{value:.4g}" if isinstance(value, float) else f"{value:,}" if type(value) is int else str(value)
+    return (
+        f"{value:.4g}"
+        if isinstance(value, float)
+        else f"{value:,}"
+        if type(value) is int
+        else str(value)
+    )
 
 
 def _show_search(report: dict[str, Any], console: Console) -> None:
     table = Table(box=None, pad_edge=False)
-    for title, justify in (("rank", "right"), ("score", "right"), ("id", "right"), ("file", "left")):
+    for title, justify in (
+        ("rank", "right"),
+        ("score", "right"),
+        ("id", "right"),
+        ("file", "left"),
+    ):
         table.add_column(title, justify=justify, overflow="fold")  # type: ignore[arg-type]
     for hit in report["hits"]:
         table.add_row(str(hit["rank"]), f"{hit['score']:.3f}", str(hit["id"]), Text(hit["file"]))
@@ -88,7 +99,9 @@ def _show_demo(report: dict[str, Any], console: Console) -> None:
     for title in ("step", "result", "where", "time"):
         table.add_column(title, overflow="fold")
     for step in report["steps"]:
-        table.add_row(step["step"], Text(step["result"]), Text(step["path"]), f"{step['seconds']:.1f} s")
+        table.add_row(
+            step["step"], Text(step["result"]), Text(step["path"]), f"{step['seconds']:.1f} s"
+        )
     console.print(table)
     console.print(figures_table(report["evaluation"]))
     console.print(Text(report["index_recall"]))
