@@ -19,7 +19,7 @@ from encoders.backbone import Backbone, BackboneConfig, build_backbone
 from encoders.heads import ProjectorConfig, build_projector
 from encoders.picture import PREPROCESS_RULE, PreprocessConfig, open_picture, to_square
 
-__all__ = ["Encoder", "EncoderConfig", "Layer", "embed_picture", "normalise"]
+__all__ = ["Encoder", "EncoderConfig", "Layer", "embed_picture", "fresh_modules", "normalise"]
 
 Layer = Literal["backbone", "projector"]
 
@@ -43,24 +43,25 @@ class Encoder:
 
     Args:
         config: its architecture and preprocessing.
-        backbone: trained or fresh, matching ``config``; taken over: eval mode, no gradients.
+        backbone: trained or fresh, matching ``config``. Its weights are copied into a module of the
+            encoder's own, so that training can go on.
         projector: likewise; empty when ``config.projector`` has 0 layers.
     """
 
-    def __init__(self, config: EncoderConfig, backbone: Backbone, projector: nn.Sequential) -> None:
+    def __init__(self, config: EncoderConfig, backbone: Backbone, projector: nn.Module) -> None:
         self.config = config
-        self.backbone = backbone.eval().requires_grad_(False)
-        self.projector = projector.eval().requires_grad_(False)
+        self.backbone, self.projector = fresh_modules(config, seed=0)
+        self.backbone.load_state_dict(backbone.state_dict())
+        self.projector.load_state_dict(projector.state_dict())
+        for module in (self.backbone, self.projector):
+            module.eval().requires_grad_(False)
+        self.to(next(backbone.parameters()).device)
         self._encoder_id: str | None = None
 
     @classmethod
     def initialise(cls, config: EncoderConfig, seed: int) -> Encoder:
-        """An untrained encoder; a seed fixes its weights and torch's generator is left alone."""
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            backbone = build_backbone(config.backbone, config.preprocess.size)
-            projector = build_projector(config.projector, backbone.feature_dim)
-        return cls(config, backbone, projector)
+        """An untrained encoder whose weights only the seed decides."""
+        return cls(config, *fresh_modules(config, seed))
 
     @property
     def layers(self) -> tuple[Layer, ...]:
@@ -151,6 +152,15 @@ class Encoder:
                 f"layer {layer!r} is not in this encoder, which has {', '.join(self.layers)}. "
                 "Embed one of those, or train an encoder with a projector."
             )
+
+
+def fresh_modules(config: EncoderConfig, seed: int) -> tuple[Backbone, nn.Sequential]:
+    """Backbone and projector with initial weights that only the seed decides, on the CPU."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        backbone = build_backbone(config.backbone, config.preprocess.size)
+        projector = build_projector(config.projector, backbone.feature_dim)
+    return backbone, projector
 
 
 def normalise(images_N3SS: Tensor, config: PreprocessConfig) -> Tensor:
