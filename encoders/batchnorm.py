@@ -1,0 +1,211 @@
+"""BatchNorm whose statistics do not depend on how a batch is spread over ranks.
+
+torch's SyncBatchNorm refuses CPU tensors, and plain BatchNorm under several ranks computes
+something else than under one. `CrossRankBatchNorm` takes its statistics over the global batch on
+any device; `SplitBatchNorm` takes them over fixed groups of the batch, which MoCo's key encoder
+needs. Both keep nn.BatchNorm's parameters and buffers under the same names, so their weights load
+into plain modules.
+
+Shapes: N rows, C channels, W ranks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from encoders.collective import gather_rows, world_size
+
+__all__ = [
+    "CrossRankBatchNorm",
+    "SplitBatchNorm",
+    "convert_batchnorm",
+    "hold_running_statistics",
+    "split_batchnorm",
+]
+
+Norm = TypeVar("Norm", bound=_BatchNorm)
+
+
+class CrossRankBatchNorm(_BatchNorm):
+    """BatchNorm over the global batch of all ranks, for [N, C] and [N, C, ...] inputs.
+
+    On one rank it is nn.BatchNorm itself. On many, means and squared deviations of the ranks are
+    merged by Chan's formula, which stays exact when the mean is large against the deviation and
+    when the ranks hold different numbers of rows. One collective forward, one backward.
+
+    Source: Ioffe and Szegedy 2015, algorithm 1; Chan, Golub and LeVeque 1979, eq. 2.1. Deviation:
+    none.
+    """
+
+    def _check_input_dim(self, input: Tensor) -> None:
+        if input.dim() < 2:
+            raise ValueError(
+                f"BatchNorm input has shape {tuple(input.shape)}, it must be [N, C, ...]. "
+                "Add the batch dimension."
+            )
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Normalise; in training mode with the global batch's statistics, which are tracked."""
+        if world_size() == 1 or not (self.training or self.running_mean is None):
+            return super().forward(input)
+        self._check_input_dim(input)
+        normalised, mean_C, var_C, count = _Normalise.apply(input, self.weight, self.bias, self.eps)
+        if self.training and self.running_mean is not None:
+            self._track(mean_C, var_C * (count / (count - 1)))
+        return normalised  # type: ignore[no-any-return]
+
+    @torch.no_grad()
+    def _track(self, mean_C: Tensor, unbiased_var_C: Tensor) -> None:
+        assert self.running_mean is not None
+        assert self.running_var is not None
+        assert self.num_batches_tracked is not None
+        self.num_batches_tracked.add_(1)
+        share = self.momentum
+        if share is None:  # torch's convention: a plain mean over all batches
+            share = 1.0 / float(self.num_batches_tracked)
+        self.running_mean.lerp_(mean_C.to(self.running_mean.dtype), share)
+        self.running_var.lerp_(unbiased_var_C.to(self.running_var.dtype), share)
+
+
+class _Normalise(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, weight_C: Tensor | None, bias_C: Tensor | None, eps: float
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        mean_C, var_C, count = _global_moments(x)
+        ctx.save_for_backward(x, weight_C, mean_C, torch.rsqrt(var_C + eps), count)
+        ctx.mark_non_differentiable(mean_C, var_C, count)
+        normalised = F.batch_norm(x, mean_C, var_C, weight_C, bias_C, training=False, eps=eps)
+        return normalised, mean_C, var_C, count
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(
+        ctx: Any, grad: Tensor, *_: Tensor
+    ) -> tuple[Tensor, Tensor | None, Tensor | None, None]:
+        x, weight_C, mean_C, invstd_C, count = ctx.saved_tensors
+        dims, shape = _reduced(x)
+        grad_wide = grad.to(mean_C.dtype)
+        normalised = (x - mean_C.view(shape)) * invstd_C.view(shape)
+        own_sums_2C = torch.stack([grad_wide.sum(dims), (grad_wide * normalised).sum(dims)])
+        sums_2C = own_sums_2C.clone()
+        dist.all_reduce(sums_2C)
+        grad_mean_C, slope_C = sums_2C / count
+        scale_C = invstd_C if weight_C is None else invstd_C * weight_C
+        grad_x = grad_wide - grad_mean_C.view(shape) - normalised * slope_C.view(shape)
+        grad_x = (grad_x * scale_C.view(shape)).to(x.dtype)
+        if weight_C is None:
+            return grad_x, None, None, None
+        return grad_x, own_sums_2C[1], own_sums_2C[0], None
+
+
+def _reduced(x: Tensor) -> tuple[list[int], list[int]]:
+    """The dimensions that statistics run over, and the shape that broadcasts [C] against x."""
+    return [0, *range(2, x.dim())], [1, -1, *[1] * (x.dim() - 2)]
+
+
+def _global_moments(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Mean [C], biased variance [C] and count [] over the rows of all ranks, at least float32."""
+    x = x.to(torch.promote_types(x.dtype, torch.float32))
+    dims, _ = _reduced(x)
+    var_C, mean_C = torch.var_mean(x, dims, correction=0)
+    own_count = x.new_full((1,), x.numel() // x.shape[1])
+    gathered_W = gather_rows(torch.cat([mean_C, var_C, own_count]).unsqueeze(0))
+    num_channels = x.shape[1]
+    means_WC, vars_WC = gathered_W[:, :num_channels], gathered_W[:, num_channels:-1]
+    counts_W1 = gathered_W[:, -1:]
+    count = counts_W1.sum()
+    mean_C = (means_WC * counts_W1).sum(0) / count
+    var_C = ((vars_WC + (means_WC - mean_C).square()) * counts_W1).sum(0) / count
+    return mean_C, var_C, count
+
+
+class SplitBatchNorm(_BatchNorm):
+    """BatchNorm with statistics over each of ``num_groups`` consecutive groups of the rows.
+
+    On one device it stands for the independent BatchNorms of that many devices. It never touches
+    its running statistics: those of a momentum encoder come from the online encoder.
+
+    Source: He et al. 2020 (MoCo), section 3.3, shuffling BN. Deviation: the groups are cut from the
+    global batch, so they are the same for every number of ranks.
+    """
+
+    num_groups = 1
+
+    def _check_input_dim(self, input: Tensor) -> None:
+        if input.dim() < 2 or input.shape[0] % self.num_groups:
+            raise ValueError(
+                f"SplitBatchNorm got an input of shape {tuple(input.shape)} for {self.num_groups} "
+                "groups; the rows must divide evenly. Change the batch size or key_groups."
+            )
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Normalise group by group in training mode; with the running statistics otherwise."""
+        if not self.training:
+            return super().forward(input)
+        self._check_input_dim(input)
+        groups = [
+            F.batch_norm(group, None, None, self.weight, self.bias, training=True, eps=self.eps)
+            for group in input.chunk(self.num_groups)
+        ]
+        return torch.cat(groups)
+
+
+def convert_batchnorm(module: nn.Module, device: torch.device) -> nn.Module:
+    """Replace every BatchNorm but `SplitBatchNorm` by one over the ranks; its tensors are kept.
+
+    Args:
+        module: changed in place, unless it is itself a BatchNorm.
+        device: on CUDA torch's fused SyncBatchNorm is used, elsewhere `CrossRankBatchNorm`.
+
+    Returns:
+        The converted module.
+    """
+    kind = nn.SyncBatchNorm if device.type == "cuda" else CrossRankBatchNorm
+    return _replace(module, lambda old: _like(kind, old))
+
+
+def split_batchnorm(module: nn.Module, num_groups: int) -> nn.Module:
+    """Replace every BatchNorm by a `SplitBatchNorm` of ``num_groups``; returns the module."""
+
+    def split(old: _BatchNorm) -> _BatchNorm:
+        new = _like(SplitBatchNorm, old)
+        new.num_groups = num_groups
+        return new
+
+    return _replace(module, split)
+
+
+def hold_running_statistics(module: nn.Module) -> None:
+    """Stop forward passes from moving running statistics, which a momentum encoder gets by EMA."""
+    for child in module.modules():
+        if isinstance(child, _BatchNorm):
+            child.momentum = 0.0
+
+
+def _replace(module: nn.Module, make: Callable[[_BatchNorm], _BatchNorm]) -> nn.Module:
+    if isinstance(module, SplitBatchNorm):
+        return module
+    if isinstance(module, _BatchNorm):
+        return make(module)
+    for name, child in module.named_children():
+        setattr(module, name, _replace(child, make))
+    return module
+
+
+def _like(kind: type[Norm], old: _BatchNorm) -> Norm:
+    """A module of another kind that shares the parameters and buffers of ``old``."""
+    new = kind(old.num_features, old.eps, old.momentum, old.affine, old.track_running_stats)
+    for name, parameter in old.named_parameters(recurse=False):
+        setattr(new, name, parameter)
+    for name, buffer in old.named_buffers(recurse=False):
+        setattr(new, name, buffer)
+    new.train(old.training)
+    return new

@@ -1,0 +1,107 @@
+"""All that decides what a training run computes, checked before anything starts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from encoders.augment import AugmentConfig
+from encoders.backbone import BackboneConfig
+from encoders.byol import BYOLConfig
+from encoders.encoder import EncoderConfig
+from encoders.heads import ProjectorConfig
+from encoders.health import HealthConfig
+from encoders.moco import MoCoConfig
+from encoders.optim import OptimConfig
+from encoders.picture import PreprocessConfig
+from encoders.sampler import GlobalOrder
+from encoders.simclr import SimCLRConfig
+from encoders.supcon import SupConConfig
+
+__all__ = ["PretrainConfig"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PretrainConfig:
+    """What to train, on what views, and how long. Nothing here depends on the machine."""
+
+    epochs: int = 40
+    """Passes over the corpus: the dial that matters first."""
+    method: SimCLRConfig | MoCoConfig | BYOLConfig | SupConConfig = field(
+        default_factory=SimCLRConfig
+    )
+    """The learning task and its settings."""
+    backbone: BackboneConfig = field(default_factory=BackboneConfig)
+    """The network that is kept."""
+    projector: ProjectorConfig = field(default_factory=ProjectorConfig)
+    """The head on which the loss works."""
+    preprocess: PreprocessConfig = field(default_factory=PreprocessConfig)
+    """How pictures are stored for training and shown to the finished encoder."""
+    view_a: AugmentConfig = field(default_factory=AugmentConfig)
+    """Augmentation of the first view."""
+    view_b: AugmentConfig = field(default_factory=AugmentConfig)
+    """Augmentation of the second view."""
+    optim: OptimConfig = field(
+        default_factory=lambda: OptimConfig(schedule="one_cycle", warmup_share=0.3)
+    )
+    """How weights are updated."""
+    health: HealthConfig = field(default_factory=HealthConfig)
+    """When to look for collapse."""
+    batch_size: int = 128
+    """Pictures of one step over all workers together."""
+    seed: int = 0
+    """Of weights, order and augmentation."""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """bf16 runs the network in bfloat16 where that is safe; losses and weights stay float32."""
+
+    def __post_init__(self) -> None:
+        if self.epochs < 1 or self.batch_size < 2:
+            raise ValueError(
+                f"epochs is {self.epochs}, batch_size {self.batch_size}; at least 1 epoch and 2 "
+                "pictures a batch are needed. 40 and 128 are defaults."
+            )
+        if not 0 <= self.seed < 2**32:
+            raise ValueError(f"seed is {self.seed}; it must be 0 or more and below 2^32. Use 0.")
+        if self.precision not in ("fp32", "bf16"):
+            raise ValueError(
+                f"precision is {self.precision!r}; it must be fp32 or bf16. Use fp32 on a CPU."
+            )
+        crops = (self.view_a.crop_size, self.view_b.crop_size)
+        if crops[0] != crops[1] or crops[0] > self.preprocess.size:
+            raise ValueError(
+                f"crops of {crops[0]} and {crops[1]} px, pictures of {self.preprocess.size} px; "
+                "both crops must have the same size, no larger than the pictures. "
+                "Set view_a.crop_size, view_b.crop_size and preprocess.size together."
+            )
+        self.method.check_batch(self.batch_size, 1)
+
+    @property
+    def encoder(self) -> EncoderConfig:
+        """The encoder that comes out."""
+        return EncoderConfig(
+            backbone=self.backbone, projector=self.projector, preprocess=self.preprocess
+        )
+
+    def order(self, num_pictures: int) -> GlobalOrder:
+        """Which pictures make up each step; a corpus smaller than a batch is refused."""
+        return GlobalOrder(num_pictures=num_pictures, batch_size=self.batch_size, seed=self.seed)
+
+    def num_steps(self, num_pictures: int) -> int:
+        """Optimiser steps of a whole run over a corpus."""
+        return self.epochs * self.order(num_pictures).steps_per_epoch
+
+    def check_labels(self, labels: NDArray[np.int64] | None) -> None:
+        """Raise ``ValueError`` when the method learns from labels and the corpus has none.
+
+        Args:
+            labels: int64 classes of the whole corpus, -1 for none; None when it knows no labels.
+        """
+        needed = isinstance(self.method, SupConConfig)
+        if needed and (labels is None or not (labels >= 0).any()):
+            raise ValueError(
+                "supcon learns from labels, and no picture of this corpus has one. "
+                "Scan a corpus with labels, or train with simclr, moco or byol, which need none."
+            )

@@ -1,0 +1,268 @@
+"""The training step: everything of *what* is computed, and nothing of *where*.
+
+Same configuration, same corpus: the same weights, whatever the number of ranks (to rounding) and
+however often the run was interrupted (to the bit, with the number of ranks kept). All draws come
+from counters, the order of pictures and the learning rate are functions of the step, and the rest
+is in `state_dict`.
+
+Shapes: N pictures of this rank, S edge in pixels.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from encoders.augment import augment
+from encoders.backbone import build_backbone
+from encoders.batchnorm import convert_batchnorm
+from encoders.collective import average, gather_rows, rank, world_size
+from encoders.encoder import Encoder, normalise
+from encoders.heads import build_projector
+from encoders.health import HealthWatch, health_metrics
+from encoders.losses import mutual_information_bound
+from encoders.method import Batch, Method, MethodOutput, Parts
+from encoders.optim import build_optimizer, learning_rate, set_learning_rate
+from encoders.pretrain_config import PretrainConfig
+
+__all__ = ["PretrainConfig", "Pretraining"]
+
+SHOWN_IDS = 8
+
+
+class Pretraining:
+    """One rank's part of a training run.
+
+    With ``torch.distributed`` initialised, every rank makes one of these from the same
+    configuration and calls `train_step` in step with the others. No parameter is ever sent: all
+    ranks start from the seed and apply the same averaged gradients.
+
+    Args:
+        config: what to compute.
+        num_pictures: rows of the corpus that can be trained on.
+        device: where this rank computes.
+
+    Raises:
+        ValueError: the corpus is smaller than a batch, or the ranks cannot share a batch evenly.
+    """
+
+    def __init__(
+        self, config: PretrainConfig, num_pictures: int, device: torch.device | str = "cpu"
+    ) -> None:
+        config.method.check_batch(config.batch_size, world_size())
+        self.config = config
+        self.device = torch.device(device)
+        self._order = config.order(num_pictures)
+        self._order.rows(0, rank=rank(), world_size=world_size())
+        self._step = 0
+        self._method = _build_method(config, self.device)
+        self._trained = [p for p in self._method.parameters() if p.requires_grad]
+        self._optimizer = build_optimizer(self._method, config.optim)
+        self._watch = HealthWatch(config.health, self._method.collapse_advice)
+
+    @property
+    def step_index(self) -> int:
+        """Optimiser steps made so far; also the number of the next step."""
+        return self._step
+
+    @property
+    def num_steps(self) -> int:
+        """Optimiser steps of the whole run."""
+        return self.config.epochs * self.steps_per_epoch
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Optimiser steps of one pass over the corpus."""
+        return self._order.steps_per_epoch
+
+    def next_rows(self) -> NDArray[np.int64]:
+        """Row positions, int64 [N], of this rank's pictures in the next step."""
+        return self.rows_at(self._step)
+
+    def rows_at(self, step: int) -> NDArray[np.int64]:
+        """The same for any step, so that a loader can read ahead."""
+        return self._order.rows(step, rank=rank(), world_size=world_size())
+
+    def train_step(
+        self,
+        pixels: NDArray[np.uint8],
+        ids: NDArray[np.int64],
+        labels: NDArray[np.int64] | None = None,
+    ) -> dict[str, float]:
+        """Make one optimiser step.
+
+        Args:
+            pixels: uint8 [N, S, S, 3] of the rows that `next_rows` named, in that order.
+            ids: int64 [N] picture ids.
+            labels: int64 [N] classes, -1 for none; needed by SupCon alone.
+
+        Returns:
+            ``loss`` of the global batch before the step, ``lr``, ``grad_norm`` before clipping;
+            ``mi_bound`` and its ceiling ``mi_ceiling`` in nats, when the loss proves one; and every
+            ``health.every`` steps the figures of `health_metrics`. The same on all ranks.
+
+        Raises:
+            ValueError: loss or gradients are not finite; the weights are left as they were.
+            CollapseError: the last of ``health.patience`` failed health checks.
+
+        Cost: one wait for the device, one more for a health check.
+        """
+        lr = learning_rate(self.config.optim, self._step, self.num_steps, self.config.batch_size)
+        batch = self._batch(pixels, ids, labels)
+        output = self._forward_backward(batch)
+        metrics = {"lr": lr, **self._figures(output)}
+        self._refuse_non_finite(metrics, ids)
+        self._clip(metrics["grad_norm"])
+        set_learning_rate(self._optimizer, lr)
+        self._optimizer.step()
+        self._method.after_step(batch, output, self.num_steps)
+        self._step += 1
+        if self._step % self.config.health.every == 0:
+            views = gather_rows(output.embeddings_a), gather_rows(output.embeddings_b)
+            figures = health_metrics(*views)
+            metrics |= figures
+            self._watch.check(self._step, figures)
+        return metrics
+
+    def _batch(
+        self, pixels: NDArray[np.uint8], ids: NDArray[np.int64], labels: NDArray[np.int64] | None
+    ) -> Batch:
+        share = self.config.batch_size // world_size()
+        assert pixels.dtype == np.uint8
+        assert len(pixels) == len(ids) == share, "these are not the rows of next_rows"
+        if labels is None:
+            self.config.check_labels(None)
+        # Copies, since torch will not wrap the read-only arrays of a memory-mapped cache.
+        pixels_N3SS = torch.tensor(pixels).to(self.device, non_blocking=True).permute(0, 3, 1, 2)
+        ids_N = torch.tensor(ids).to(self.device, non_blocking=True)
+        epoch = self._order.epoch(self._step)
+        view_a, view_b = (
+            normalise(
+                augment(
+                    pixels_N3SS, ids_N, config=view, seed=self.config.seed, epoch=epoch, view=number
+                ),
+                self.config.preprocess,
+            )
+            for number, view in enumerate((self.config.view_a, self.config.view_b))
+        )
+        labels_N = None if labels is None else torch.tensor(labels).to(self.device)
+        return Batch(view_a=view_a, view_b=view_b, ids=ids_N, labels=labels_N, step=self._step)
+
+    def _forward_backward(self, batch: Batch) -> MethodOutput:
+        self._method.train()
+        with torch.autocast(
+            self.device.type, dtype=torch.bfloat16, enabled=self.config.precision == "bf16"
+        ):
+            output: MethodOutput = self._method(batch)
+        self._optimizer.zero_grad(set_to_none=True)
+        output.loss.backward()  # type: ignore[no-untyped-call]
+        return output
+
+    def _figures(self, output: MethodOutput) -> dict[str, float]:
+        """Average the gradients over the ranks; loss, gradient norm and information bound."""
+        loss = output.loss.detach().clone()
+        gradients = self._gradients()
+        # The loss travels with the gradients: one collective, and all ranks see the same NaN.
+        average([*gradients, loss])
+        norm = torch.nn.utils.get_total_norm(gradients)
+        candidates = output.num_candidates
+        if not isinstance(candidates, Tensor):
+            candidates = loss.new_full((), candidates or 1)
+        values = torch.stack([loss, norm, candidates.to(loss.dtype)]).tolist()
+        figures = {"loss": values[0], "grad_norm": values[1]}
+        if output.num_candidates is not None:
+            figures["mi_bound"] = mutual_information_bound(values[0], values[2])
+            figures["mi_ceiling"] = math.log(values[2])
+        return figures
+
+    def _gradients(self) -> list[Tensor]:
+        return [p.grad for p in self._trained if p.grad is not None]
+
+    def _refuse_non_finite(self, metrics: Mapping[str, float], ids: NDArray[np.int64]) -> None:
+        if math.isfinite(metrics["loss"]) and math.isfinite(metrics["grad_norm"]):
+            return
+        shown = ", ".join(str(picture) for picture in ids[:SHOWN_IDS])
+        raise ValueError(
+            f"step {self._step}: the loss is {metrics['loss']} and the gradient norm "
+            f"{metrics['grad_norm']} at learning rate {metrics['lr']:.3g}; both must be finite. "
+            f"Picture ids of the batch on this worker begin with {shown}. No weight was changed. "
+            "Lower optim.lr, set optim.clip_norm to 1, or use precision fp32, and run again."
+        )
+
+    def _clip(self, norm: float) -> None:
+        limit = self.config.optim.clip_norm
+        if limit is not None and norm > limit:
+            torch._foreach_mul_(self._gradients(), limit / norm)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that the next step depends on, the same on all ranks.
+
+        Its tensors are the live ones: write it, with ``torch.save``, before the next step. It holds
+        only what ``torch.load(weights_only=True)`` reads.
+        """
+        return {
+            "config": asdict(self.config),
+            "num_pictures": self._order.num_pictures,
+            "step": self._step,
+            "method": self._method.state_dict(),
+            "optimizer": self._optimizer.state_dict(),
+            "health": self._watch.state_dict(),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue from `state_dict`, with any number of ranks.
+
+        Raises:
+            ValueError: it is of another configuration or corpus size.
+        """
+        now = {"config": asdict(self.config), "num_pictures": self._order.num_pictures}
+        changed = sorted(_differences({name: state[name] for name in now}, now))
+        if changed:
+            raise ValueError(
+                f"the checkpoint of step {state['step']} was made with other settings: "
+                f"{', '.join(changed)}. A run can only continue with its own. "
+                "Restore them, or start a run under a new name."
+            )
+        self._method.load_state_dict(state["method"])
+        self._optimizer.load_state_dict(state["optimizer"])
+        self._watch.load_state_dict(state["health"])
+        self._step = state["step"]
+
+    def encoder(self) -> Encoder:
+        """The encoder as trained so far: a copy, in eval mode, with plain modules."""
+        encoder = Encoder.initialise(self.config.encoder, self.config.seed)
+        encoder.backbone.load_state_dict(self._method.backbone.state_dict())
+        encoder.projector.load_state_dict(self._method.projector.state_dict())
+        return encoder.to(self.device)
+
+
+def _build_method(config: PretrainConfig, device: torch.device) -> Method:
+    """The method with weights from the seed: all ranks get the same, and no generator moves."""
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(config.seed)
+        backbone = build_backbone(config.backbone, config.preprocess.size)
+        projector = build_projector(config.projector, backbone.feature_dim)
+        dim = config.projector.output_dim if config.projector.num_layers else backbone.feature_dim
+        parts = Parts(backbone=backbone, projector=projector, embedding_dim=dim, seed=config.seed)
+        method = config.method.build(parts)
+    convert_batchnorm(method, device)
+    return method.to(device).to(memory_format=torch.channels_last)
+
+
+def _differences(was: Mapping[str, Any], now: Mapping[str, Any], prefix: str = "") -> list[str]:
+    """Dotted names of the entries that differ, with both values."""
+    found = []
+    for name in was.keys() | now.keys():
+        a, b = was.get(name), now.get(name)
+        if isinstance(a, Mapping) and isinstance(b, Mapping):
+            found += _differences(a, b, f"{prefix}{name}.")
+        elif a != b:
+            found.append(f"{prefix}{name} was {a!r}, is {b!r}")
+    return found
