@@ -83,7 +83,7 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 @pytest.fixture(scope="session")
 def chromium_path() -> str:
     """The Chromium for Playwright's ``executable_path``."""
-    from cluster.doctor import find_chromium
+    from cluster.checks import find_chromium
 
     found = find_chromium()
     if found is None:
