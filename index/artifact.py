@@ -153,6 +153,12 @@ class Folder:
         with contextlib.suppress(FileNotFoundError):
             self.fs.delete_file(f"{self.path}/{name}")
 
+    def remove_others(self, prefix: str, *, keep: Iterable[str]) -> None:
+        """Delete the files directly inside whose name starts with ``prefix``, but for ``keep``."""
+        for name in set(self.names()) - set(keep):
+            if name.startswith(prefix):
+                self.remove(name)
+
     def write_atomic(self, name: str, data: bytes) -> None:
         """Write a whole file so that a reader sees the old content or the new, never a part."""
         self.write_with(name, lambda path: Path(path).write_bytes(data))

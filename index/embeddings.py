@@ -273,7 +273,7 @@ class EmbeddingStore:
     def iter_batches(self, batch_rows: int = 4096) -> Iterator[tuple[Ids, Floats]]:
         """Stream ids [n] and unit vectors float32 [n, D] of ok rows, n <= batch_rows, by id."""
         for ids, stored in self.iter_stored(batch_rows):
-            yield ids, unit(stored)
+            yield ids, stored.astype(np.float32)
 
     def iter_stored(self, batch_rows: int = 4096) -> Iterator[tuple[Ids, Float16s]]:
         """Stream ids and vectors as stored, float16 [n, D]."""

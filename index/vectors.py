@@ -1,7 +1,8 @@
 """The vectors of an index version: one Arrow file, sorted by id, memory-mapped.
 
-It holds the float16 vectors as they were embedded. Search re-ranks on them, classifiers train on
-them, and an exact scan reads nothing else. Plain Arrow: any Arrow reader opens it without us.
+It holds the float16 vectors as they were embedded: unit vectors but for the rounding, which is
+below 1e-3. They are the corpus; a score is their inner product with a unit query. Search re-ranks
+on them, and classifiers train on them. Any Arrow reader opens the file without us.
 
 Shapes: N vectors, D embedding, M rows asked for.
 """
@@ -146,27 +147,35 @@ class VectorFile:
         Raises:
             KeyError: an id is not in this file.
         """
+        found = self.contains(ids_M)
+        if not found.all():
+            raise KeyError(f"picture {int(ids_M[~found][0])} has no vector in this index")
+        return np.searchsorted(self.ids, ids_M)
+
+    def contains(self, ids_M: Ids) -> NDArray[np.bool_]:
+        """Which of the ids are in this file, bool [M]."""
         rows = np.searchsorted(self.ids, ids_M)
         found = rows < len(self.ids)
         found[found] = self.ids[rows[found]] == ids_M[found]
-        if not found.all():
-            missing = int(ids_M[~found][0])
-            raise KeyError(f"picture {missing} has no vector in this index")
-        return rows
+        return found
 
     def gather(self, rows_M: NDArray[np.intp]) -> Floats:
-        """Unit vectors float32 [M, D] of the given rows, in their order."""
+        """The vectors of the given rows as float32 [M, D], in their order."""
         vectors = np.empty((len(rows_M), self.dim), np.float32)
         blocks = rows_M // BATCH_ROWS
         for block in np.unique(blocks):
             here = blocks == block
             vectors[here] = self._blocks[block][rows_M[here] % BATCH_ROWS]
-        return unit(vectors) if len(vectors) else vectors
+        return vectors
+
+    def slice(self, start: int, stop: int) -> tuple[Ids, Floats]:
+        """Ids and vectors of the rows from ``start`` to before ``stop``."""
+        return self.ids[start:stop], self.gather(np.arange(start, min(stop, len(self.ids))))
 
     def iter_batches(self, batch_rows: int = BATCH_ROWS) -> Iterator[tuple[Ids, Floats]]:
-        """Stream ids [n] and unit vectors float32 [n, D] with n <= batch_rows, in id order."""
+        """Stream ids [n] and vectors float32 [n, D] with n <= batch_rows, in id order."""
         for ids, stored in self.iter_stored(batch_rows):
-            yield ids, unit(stored)
+            yield ids, stored.astype(np.float32)
 
     def iter_stored(self, batch_rows: int = BATCH_ROWS) -> Iterator[tuple[Ids, Float16s]]:
         """Stream ids and the float16 rows as stored, without a copy."""

@@ -1,0 +1,347 @@
+"""A classifier from a few labels: linear heads on fixed vectors, and an honest accuracy.
+
+With few labels a class is its mean vector (prototypes); from three labels in every class on it is
+L2-regularised logistic regression. Both are linear, so an artefact is one small matrix.
+
+Shapes: N rows, D embedding, C classes.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors.numpy import load, save
+
+from index.artifact import (
+    CorruptArtifactError,
+    Folder,
+    Verify,
+    digest,
+    library_versions,
+    open_door,
+    publish,
+)
+from index.labels import LabelSnapshot
+from index.measure import Proportion
+from index.search import require_same_encoder
+from index.vectors import Floats
+
+__all__ = [
+    "AccuracySoFar",
+    "Classifier",
+    "Head",
+    "accuracy_so_far",
+    "centred",
+    "fit_head",
+    "fit_logistic",
+    "fit_prototypes",
+]
+
+LOGISTIC_FROM = 3
+"""Labels that every class needs before logistic regression beats prototypes."""
+
+LOGISTIC_C = 10.0
+"""Inverse L2 strength on centred unit features; fixed, since few labels cannot tune it."""
+
+PROTOTYPE_SCALE = 10.0
+"""Sharpness of the prototypes' probabilities; it changes no decision."""
+
+MIN_AUDIT = 20
+"""Audit labels before an accuracy is worth a number: at 20, 90 % reads as 70-97 %."""
+
+FOLDS = 5
+
+
+def centred(vectors_ND: Floats, mean_D: Floats) -> Floats:
+    """Features of the heads: the corpus mean subtracted, then rows of unit norm.
+
+    A row equal to the mean stays zero.
+
+    Source: Wang et al. 2019, "SimpleShot", section 3 (CL2N).
+    """
+    shifted = np.asarray(vectors_ND, np.float32) - np.asarray(mean_D, np.float32)
+    norms = np.linalg.norm(shifted, axis=1, keepdims=True)
+    return np.asarray(shifted / np.maximum(norms, 1e-12), np.float32)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Head:
+    """A linear map from features to class logits.
+
+    Args:
+        kind: which of the two.
+        classes: C names, sorted.
+        weights: float32 [C, D].
+        bias: float32 [C].
+    """
+
+    kind: Literal["prototypes", "logistic"]
+    classes: tuple[str, ...]
+    weights: Floats
+    bias: Floats
+
+    def logits(self, features_ND: Floats) -> Floats:
+        """Class logits float32 [N, C] of ``centred`` features."""
+        return np.asarray(features_ND @ self.weights.T + self.bias, np.float32)
+
+
+def fit_head(features_ND: Floats, labels: Sequence[str]) -> Head:
+    """Prototypes, or logistic regression once every class has three labels.
+
+    Raises:
+        ValueError: fewer than two classes.
+    """
+    counts = Counter(labels)
+    if len(counts) < 2:
+        raise ValueError(
+            f"labels of {len(counts)} class(es) {sorted(counts)}; a classifier needs two. "
+            "Label a picture of another class."
+        )
+    fit = fit_logistic if min(counts.values()) >= LOGISTIC_FROM else fit_prototypes
+    return fit(features_ND, labels)
+
+
+def fit_prototypes(features_ND: Floats, labels: Sequence[str]) -> Head:
+    """Nearest class mean: -|f - m|^2 is linear in f up to a term that all classes share.
+
+    Source: Snell et al. 2017, section 2.4; centring as in SimpleShot.
+    """
+    names, codes = np.unique(np.asarray(labels), return_inverse=True)
+    means = np.stack([features_ND[codes == code].mean(axis=0) for code in range(len(names))])
+    return Head(
+        kind="prototypes",
+        classes=tuple(str(name) for name in names),
+        weights=np.asarray(2 * PROTOTYPE_SCALE * means, np.float32),
+        bias=np.asarray(-PROTOTYPE_SCALE * (means**2).sum(axis=1), np.float32),
+    )
+
+
+def fit_logistic(features_ND: Floats, labels: Sequence[str]) -> Head:
+    """Multinomial logistic regression with an L2 penalty, C = 10."""
+    from sklearn.linear_model import LogisticRegression
+
+    model = LogisticRegression(C=LOGISTIC_C, max_iter=2000).fit(features_ND, np.asarray(labels))
+    weights, bias = model.coef_, model.intercept_
+    if len(model.classes_) == 2:  # one row for the second class; softmax over +-half is its sigmoid
+        weights, bias = np.concatenate([-weights, weights]) / 2, np.concatenate([-bias, bias]) / 2
+    return Head(
+        kind="logistic",
+        classes=tuple(str(name) for name in model.classes_),
+        weights=np.asarray(weights, np.float32),
+        bias=np.asarray(bias, np.float32),
+    )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class AccuracySoFar:
+    """What the audit labels say about accuracy on the whole corpus.
+
+    Args:
+        accuracy: the estimate, or None while there are too few.
+        num_audit: audit labels behind it.
+        text: the same as a sentence.
+    """
+
+    accuracy: Proportion | None
+    num_audit: int
+    text: str
+
+
+def accuracy_so_far(
+    features_ND: Floats, labels: Sequence[str], audit_N: NDArray[np.bool_], *, seed: int = 0
+) -> AccuracySoFar:
+    """Accuracy from the uniformly drawn audit pictures only, each predicted without its own label.
+
+    Labels that were suggested are of hard pictures, and would understate it by tens of points;
+    cross-validation over all labels is therefore not offered.
+
+    Args:
+        features_ND: ``centred`` features of the labelled pictures.
+        labels: their labels.
+        audit_N: which of them came from the audit stream.
+        seed: of the division into folds.
+    """
+    rows = np.flatnonzero(audit_N)
+    if len(rows) < MIN_AUDIT:
+        missing = MIN_AUDIT - len(rows)
+        text = f"{len(rows)} random audit labels, too few to say. Label {missing} more of them."
+        return AccuracySoFar(accuracy=None, num_audit=len(rows), text=text)
+    names = np.asarray(labels)
+    rows = np.random.default_rng(seed).permutation(rows)
+    right = 0
+    for fold in range(FOLDS):
+        held_out = rows[fold::FOLDS]
+        known = np.ones(len(names), dtype=bool)
+        known[held_out] = False
+        if len(set(names[known])) < 2:
+            continue
+        head = fit_head(features_ND[known], [str(name) for name in names[known]])
+        predicted = np.asarray(head.classes)[head.logits(features_ND[held_out]).argmax(axis=1)]
+        right += int((predicted == names[held_out]).sum())
+    accuracy = Proportion.wilson(right, len(rows))
+    text = f"{accuracy} on random audit pictures, each predicted without its own label"
+    return AccuracySoFar(accuracy=accuracy, num_audit=len(rows), text=text)
+
+
+@dataclass(frozen=True, slots=True)
+class Classifier:
+    """A head bound to the encoder, layer and labels that it was made from.
+
+    Args:
+        head: the linear head.
+        mean: the corpus mean that features are centred by, float32 [D].
+        parents: ``encoder_id``, ``corpus_uid``, ``label_snapshot_id``.
+        layer: the encoder's layer.
+        accuracy: what the audit says.
+        num_labels: labels of each class.
+    """
+
+    head: Head
+    mean: Floats
+    parents: Mapping[str, str]
+    layer: str
+    accuracy: AccuracySoFar
+    num_labels: Mapping[str, int]
+
+    @classmethod
+    def train(
+        cls,
+        snapshot: LabelSnapshot,
+        vectors_ND: Floats,
+        mean_D: Floats,
+        *,
+        encoder: tuple[str, str],
+    ) -> Classifier:
+        """Train on a label snapshot.
+
+        Args:
+            snapshot: the labels.
+            vectors_ND: vectors of ``snapshot.ids``, in their order.
+            mean_D: mean vector of the corpus.
+            encoder: encoder_id and layer of the vectors.
+        """
+        features = centred(vectors_ND, mean_D)
+        return cls(
+            head=fit_head(features, snapshot.labels),
+            mean=np.asarray(mean_D, np.float32),
+            parents={
+                "encoder_id": encoder[0],
+                "corpus_uid": snapshot.corpus_uid,
+                "label_snapshot_id": snapshot.snapshot_id,
+            },
+            layer=encoder[1],
+            accuracy=accuracy_so_far(features, snapshot.labels, snapshot.audit),
+            num_labels=dict(sorted(Counter(snapshot.labels).items())),
+        )
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Class names, in the order of ``predict_proba``'s columns."""
+        return self.head.classes
+
+    @property
+    def id(self) -> str:
+        """Identity: what it was trained from and its weights."""
+        return digest(
+            {
+                "parents": dict(self.parents),
+                "layer": self.layer,
+                "head": digest(self._tensors_hex()),
+            }
+        )
+
+    def _tensors_hex(self) -> list[str]:
+        arrays = (self.head.weights, self.head.bias, self.mean)
+        return [self.head.kind, *self.classes, *(array.tobytes().hex() for array in arrays)]
+
+    def predict_proba(self, vectors_ND: Floats) -> Floats:
+        """Class probabilities float32 [N, C]; rows sum to 1. Not calibrated."""
+        logits = self.head.logits(centred(vectors_ND, self.mean))
+        powers = np.exp(logits - logits.max(axis=1, keepdims=True))
+        return np.asarray(powers / powers.sum(axis=1, keepdims=True), np.float32)
+
+    def require_encoder(self, encoder_id: str, layer: str) -> None:
+        """Check that vectors of this encoder and layer may be classified.
+
+        Raises:
+            EncoderMismatchError: they may not.
+        """
+        require_same_encoder(
+            f"classifier {self.id[:12]}",
+            (self.parents["encoder_id"], self.layer),
+            (encoder_id, layer),
+            "Train a classifier on the vectors of this encoder.",
+        )
+
+    def publish(self, folder: Folder) -> dict[str, Any]:
+        """Write ``head-*.safetensors`` and the door ``classifier.json``; returns the door.
+
+        The weights' file name carries their identity, so an older door never meets newer weights;
+        weights that no door names any more are removed last.
+        """
+        name = f"head-{self.id[:12]}.safetensors"
+        tensors = {
+            "weights": self.head.weights,
+            "bias": self.head.bias,
+            "mean": self.mean,
+        }
+        record = folder.make().write_hashed(name, lambda path: _write_bytes(path, save(tensors)))
+        accuracy = self.accuracy.accuracy
+        body = {
+            "id": self.id,
+            "config": {"kind": self.head.kind, "C": LOGISTIC_C},
+            "parents": dict(self.parents),
+            "layer": self.layer,
+            "classes": list(self.classes),
+            "rows": dict(self.num_labels),
+            "versions": library_versions("scikit-learn", "numpy", "safetensors"),
+            "accuracy": {
+                "num_audit": self.accuracy.num_audit,
+                "text": self.accuracy.text,
+                "interval": accuracy and [accuracy.value, accuracy.low, accuracy.high],
+            },
+            "head": name,
+        }
+        door = publish(folder, "classifier", body, {name: record})
+        folder.remove_others("head-", keep=[name])
+        return door
+
+    @classmethod
+    def open(cls, folder: Folder, *, verify: Verify = "full") -> Classifier:
+        """Open a published classifier; see ``artifact.open_door`` for what is raised."""
+        door = open_door(folder, "classifier", verify=verify)
+        tensors = load(folder.read_bytes(door["head"]))
+        interval = door["accuracy"]["interval"]
+        num_audit = door["accuracy"]["num_audit"]
+        accuracy = interval and Proportion(
+            value=interval[0], low=interval[1], high=interval[2], n=num_audit
+        )
+        opened = cls(
+            head=Head(
+                kind=door["config"]["kind"],
+                classes=tuple(door["classes"]),
+                weights=tensors["weights"],
+                bias=tensors["bias"],
+            ),
+            mean=tensors["mean"],
+            parents=door["parents"],
+            layer=door["layer"],
+            accuracy=AccuracySoFar(
+                accuracy=accuracy, num_audit=num_audit, text=door["accuracy"]["text"]
+            ),
+            num_labels=door["rows"],
+        )
+        if opened.id != door["id"]:
+            raise CorruptArtifactError(f"{folder}: the head is not the one its card names")
+        return opened
+
+
+def _write_bytes(path: str, data: bytes) -> None:
+    from pathlib import Path
+
+    Path(path).write_bytes(data)

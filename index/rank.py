@@ -1,0 +1,100 @@
+"""The one way from queries to ranked ids, used by search and by the tuning that vouches for it.
+
+FAISS proposes candidates; exact cosines on the stored vectors decide. Where the lists visited
+cannot fill a query's answer, more are visited until they do.
+
+Shapes: Q queries, D embedding, K results, M candidates.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from index.part import Part
+from index.vectors import Floats, Ids, VectorFile
+
+__all__ = ["Ranker"]
+
+SPARE = 8
+"""Candidates beyond k: FAISS sums in another order, so near ties may change places."""
+
+MAX_CANDIDATES = 65_536
+"""Candidates re-ranked at once; bounds memory for many queries."""
+
+NONE = np.int64(-1)
+
+
+@dataclass(frozen=True, slots=True)
+class Ranker:
+    """Searches all parts of an index version and ranks exactly.
+
+    Args:
+        parts: the FAISS files.
+        vectors: the stored vectors of the same rows.
+    """
+
+    parts: Sequence[Part]
+    vectors: VectorFile
+
+    @property
+    def nlist(self) -> int:
+        """Lists of a part; visiting as many is exact search."""
+        return max(part.nlist for part in self.parts)
+
+    def num_available(self, exclude: Ids | None) -> int:
+        """Rows that may be results when ``exclude``, without repetition, may not."""
+        excluded = 0 if exclude is None else int(self.vectors.contains(exclude).sum())
+        return len(self.vectors) - excluded
+
+    def top(
+        self, queries_QD: Floats, k: int, *, nprobe: int, exclude: Ids | None = None
+    ) -> tuple[Ids, Floats]:
+        """The k nearest rows of every query.
+
+        Args:
+            queries_QD: unit vectors float32, C-contiguous.
+            k: at least 1.
+            nprobe: lists to visit in every part at first.
+            exclude: ids that are no results, without repetition.
+
+        Returns:
+            ids int64 [Q, K'] and cosines float32 [Q, K'], best first, equal cosines by id;
+            K' = min(k, number of rows that are not excluded). Never an id of -1.
+        """
+        k = min(k, self.num_available(exclude))
+        if not k or not len(queries_QD):
+            return np.empty((len(queries_QD), k), np.int64), np.empty((len(queries_QD), k), "f4")
+        step = max(1, MAX_CANDIDATES // (k + SPARE))
+        blocks = [
+            self._top_block(queries_QD[start : start + step], k, nprobe, exclude)
+            for start in range(0, len(queries_QD), step)
+        ]
+        return np.concatenate([b[0] for b in blocks]), np.concatenate([b[1] for b in blocks])
+
+    def _top_block(
+        self, queries: Floats, k: int, nprobe: int, exclude: Ids | None
+    ) -> tuple[Ids, Floats]:
+        candidates = self._candidates(queries, k + SPARE, nprobe, exclude)
+        short = (candidates != NONE).sum(axis=1) < k
+        while short.any():
+            assert nprobe < self.nlist, "visiting all lists must fill every answer"
+            nprobe = min(4 * nprobe, self.nlist)
+            candidates[short] = self._candidates(queries[short], k + SPARE, nprobe, exclude)
+            short = (candidates != NONE).sum(axis=1) < k
+        scores = self._cosines(queries, candidates)
+        order = np.lexsort((candidates, -scores), axis=-1)[:, :k]
+        return np.take_along_axis(candidates, order, 1), np.take_along_axis(scores, order, 1)
+
+    def _candidates(self, queries: Floats, count: int, nprobe: int, exclude: Ids | None) -> Ids:
+        found = [part.search(queries, count, nprobe=nprobe, exclude=exclude) for part in self.parts]
+        return np.concatenate([ids for _, ids in found], axis=1)
+
+    def _cosines(self, queries_QD: Floats, candidates_QM: Ids) -> Floats:
+        scores = np.full(candidates_QM.shape, -np.inf, np.float32)
+        query, place = np.nonzero(candidates_QM != NONE)
+        vectors = self.vectors.gather(self.vectors.rows_of(candidates_QM[query, place]))
+        scores[query, place] = np.einsum("md,md->m", queries_QD[query], vectors)
+        return np.clip(scores, -np.inf, 1)

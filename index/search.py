@@ -1,0 +1,191 @@
+"""Search a published index: exact cosines, explicit flags, one pinned version.
+
+Errors (both are ``ValueError``):
+
+* EncoderMismatchError   vectors of another encoder or layer than the index was built from
+* ValueError             a query that cannot be answered: wrong shape, not finite, k below 1
+
+Shapes: Q queries, D embedding, K results, N corpus rows, M ids.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import faiss
+import numpy as np
+from numpy.typing import ArrayLike
+
+from index.artifact import Folder, Verify
+from index.part import Part
+from index.rank import Ranker
+from index.vectors import Floats, Ids, VectorFile, unit
+from index.versions import open_current
+
+__all__ = ["EncoderMismatchError", "Hits", "Searcher", "require_same_encoder"]
+
+
+class EncoderMismatchError(ValueError):
+    """Vectors of two encoders, or of two layers of one, cannot be compared."""
+
+
+def require_same_encoder(
+    where: str, expected: tuple[str, str], given: tuple[str, str], remedy: str
+) -> None:
+    """Check two (encoder_id, layer) pairs.
+
+    Raises:
+        EncoderMismatchError: they differ.
+    """
+    if expected != given:
+        raise EncoderMismatchError(
+            f"{where}: made by encoder {expected[0][:12]}, layer {expected[1]}, but given vectors "
+            f"of encoder {given[0][:12]}, layer {given[1]}. {remedy}"
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Hits:
+    """The answer to a search.
+
+    Args:
+        ids: int64 [Q, K'], nearest first; K' is k, or less with the flag ``short``.
+        scores: float32 [Q, K'], cosines in [-1, 1].
+        flags: ``short``: fewer than k pictures could be returned at all.
+        num_searched: pictures that could have been returned.
+    """
+
+    ids: Ids
+    scores: Floats
+    flags: frozenset[str]
+    num_searched: int
+
+
+class Searcher:
+    """An open index version. All methods are safe to call from many threads.
+
+    Attributes:
+        version: the version's name; a later build does not change an open searcher.
+        id: identity of the index.
+        encoder_id: the encoder that made the vectors.
+        layer: the layer of it.
+        door: the whole card, with recall and its interval.
+        mean: mean vector float32 [D] of the corpus.
+        ids: all picture ids int64 [N], rising.
+    """
+
+    def __init__(
+        self, folder: Folder, version: str, door: dict[str, Any], *, threads: int | None = None
+    ) -> None:
+        vectors = VectorFile(folder.local_path("vectors.arrow"))
+        parts = [Part.open(folder.local_path(part["file"])) for part in door["parts"]]
+        self.version = version
+        self.door = door
+        self.id = str(door["id"])
+        self.parents: dict[str, str] = dict(door["parents"])
+        self.encoder_id: str = self.parents["encoder_id"]
+        self.layer: str = door["layer"]
+        self.dim: int = door["dim"]
+        self.mean: Floats = np.array(door["mean"], np.float32)
+        self.ids = vectors.ids
+        self._vectors = vectors
+        self._ranker = Ranker(parts, vectors)
+        self._nprobe: int = door["parameters"]["nprobe"]
+        self._threads = threads
+
+    @classmethod
+    def open(
+        cls, folder: Folder | str | Path, *, verify: Verify = "full", threads: int | None = None
+    ) -> Searcher:
+        """Open the version in service and pin it.
+
+        Args:
+            folder: the index's folder, on a local or shared disk.
+            verify: see ``artifact.open_door``.
+            threads: FAISS threads a search may use; None leaves the process's setting.
+
+        Raises:
+            MissingArtifactError: no index is published here.
+            CorruptArtifactError: a file is not what was published.
+        """
+        folder = folder if isinstance(folder, Folder) else Folder.at(folder)
+        version, door = open_current(folder, verify=verify)
+        return cls(folder / version, version, door, threads=threads)
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def search(
+        self,
+        queries_QD: ArrayLike,
+        k: int,
+        *,
+        exclude_ids: Sequence[int] | Ids | None = None,
+        exact: bool = False,
+    ) -> Hits:
+        """The k nearest pictures of every query.
+
+        Args:
+            queries_QD: numbers [Q, D] of any norm; they are normalised here.
+            k: at least 1. More than there are pictures gives a short, flagged answer.
+            exclude_ids: pictures that are no results, such as the query itself.
+            exact: compare with every picture instead of the tuned share.
+
+        Raises:
+            ValueError: wrong shape or dimension, a query that is zero or not finite, k below 1.
+        """
+        if isinstance(k, bool) or not isinstance(k, int | np.integer) or k < 1:
+            raise ValueError(f"k is {k!r}; ask for at least 1 result")
+        queries = self._checked(queries_QD)
+        exclude = np.unique(np.asarray([] if exclude_ids is None else exclude_ids, np.int64))
+        if self._threads is not None:
+            faiss.omp_set_num_threads(self._threads)  # OpenMP keeps it per calling thread
+        nprobe = self._ranker.nlist if exact else self._nprobe
+        ids, scores = self._ranker.top(queries, int(k), nprobe=nprobe, exclude=exclude)
+        num_searched = self._ranker.num_available(exclude)
+        flags = frozenset({"short"}) if num_searched < k else frozenset[str]()
+        return Hits(ids=ids, scores=scores, flags=flags, num_searched=num_searched)
+
+    def vectors_of(self, ids_M: Sequence[int] | Ids) -> Floats:
+        """Unit vectors float32 [M, D] of pictures.
+
+        Raises:
+            KeyError: a picture has no vector here.
+        """
+        return self._vectors.gather(self._vectors.rows_of(np.asarray(ids_M, np.int64)))
+
+    def iter_batches(self, batch_rows: int = 16_384) -> Iterator[tuple[Ids, Floats]]:
+        """Stream ids [n] and unit vectors float32 [n, D] of the whole corpus, by id."""
+        return self._vectors.iter_batches(batch_rows)
+
+    def require_encoder(self, encoder_id: str, layer: str) -> None:
+        """Check that queries of this encoder and layer may be asked.
+
+        Raises:
+            EncoderMismatchError: they may not.
+        """
+        require_same_encoder(
+            f"index {self.id[:12]}",
+            (self.encoder_id, self.layer),
+            (encoder_id, layer),
+            "Query with the encoder of the index, or build an index with this one: "
+            "lookalike embed, then lookalike index.",
+        )
+
+    def _checked(self, queries_QD: ArrayLike) -> Floats:
+        queries = np.asarray(queries_QD, np.float64)
+        if queries.ndim != 2 or queries.shape[1] != self.dim:
+            raise ValueError(
+                f"queries of shape {list(queries.shape)}; index {self.id[:12]} needs "
+                f"[Q, {self.dim}]. Embed the query with the encoder of the index."
+            )
+        norms = np.linalg.norm(queries, axis=1, keepdims=True)
+        if not np.isfinite(norms).all() or not (norms > 0).all():
+            raise ValueError(
+                "a query vector is zero or not finite, so no cosine is defined. "
+                "Check the picture and the encoder that made it."
+            )
+        return unit(queries / norms)
