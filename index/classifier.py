@@ -261,7 +261,11 @@ class Classifier:
 
     def predict_proba(self, vectors_ND: Floats) -> Floats:
         """Class probabilities float32 [N, C]; rows sum to 1. Not calibrated."""
-        logits = self.head.logits(centred(vectors_ND, self.mean))
+        return self.proba_of_features(centred(vectors_ND, self.mean))
+
+    def proba_of_features(self, features_ND: Floats) -> Floats:
+        """As ``predict_proba``, for rows that are ``centred`` by this classifier's mean already."""
+        logits = self.head.logits(features_ND)
         powers = np.exp(logits - logits.max(axis=1, keepdims=True))
         return np.asarray(powers / powers.sum(axis=1, keepdims=True), np.float32)
 
