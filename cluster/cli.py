@@ -214,7 +214,7 @@ def _recipe_config(config_type: type, arguments: list[str]) -> tuple[type, list[
 
     import tyro
     from encoders.recipes import RECIPES
-    from encoders.training import PretrainConfig
+    from encoders.pretrain_config import PretrainConfig
 
     recipe, rest = (arguments[0], arguments[1:]) if arguments else ("", [])
     if recipe in ("", "-h", "--help"):

@@ -28,11 +28,10 @@ class Collection:
         self.name = name
         self.searcher = searcher
         self._workspace = workspace
-        door = searcher.door
-        self.corpus_name = str(door["config"]["corpus"])
-        self.encoder_name = str(door["config"]["encoder"])
-        self.corpus_uid = str(door["parents"]["corpus_uid"])
-        self.embeddings_name = str(door["config"]["embeddings"])
+        self.corpus_name = searcher.parents["corpus"]
+        self.encoder_name = searcher.parents["encoder"]
+        self.embeddings_name = searcher.parents["embeddings"]
+        self.corpus_uid = searcher.parents["corpus_uid"]
 
     @classmethod
     def open(cls, workspace: Workspace, name: str) -> Collection:
@@ -92,7 +91,7 @@ class Collection:
     @property
     def num_pictures(self) -> int:
         """Pictures in the index."""
-        return self.searcher.num_rows
+        return len(self.searcher)
 
     def ids(self) -> np.ndarray:
         """int64 ids of all indexed pictures, ascending."""

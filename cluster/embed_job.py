@@ -181,6 +181,10 @@ def embed(config: EmbedConfig, context: Context) -> dict[str, Any]:
             "corpus_id": catalog.corpus_id,
             "corpus_uid": catalog.uid,
             "encoder_id": encoder.encoder_id,
+            # Names say where to look; the ids above say whether it is the right thing.
+            "corpus": config.corpus,
+            "encoder": config.encoder,
+            "embeddings": config.set_name,
         },
         "versions": library_versions("torch", "torchvision", "pillow", "pyarrow", "ray"),
     }

@@ -10,6 +10,8 @@ import contextlib
 import logging
 import os
 import stat
+import sys
+import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -24,6 +26,9 @@ QUIET = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
     "RAY_DEDUP_LOGS": "1",
+    "RAY_DATA_LOGGING_CONFIG": str(CHECKOUT / "cluster" / "ray_data_logging.yaml"),
+    # Ray's C++ core warns on the terminal about every actor with arguments, ours among them.
+    "RAY_BACKEND_LOG_LEVEL": "fatal",
 }
 LOCAL = {
     # The default starts 32 footer readers of one CPU each, for files that one reads in a moment.
@@ -100,7 +105,7 @@ def _start(num_cpus: int, object_store_bytes: int | None) -> None:
     import ray
 
     # Workers inherit the path: from any folder, and before any other package of these names.
-    with _on_python_path(CHECKOUT):
+    with _on_python_path(CHECKOUT), _held_back_stderr():
         ray.init(
             address="local",
             num_cpus=num_cpus,
@@ -110,6 +115,24 @@ def _start(num_cpus: int, object_store_bytes: int | None) -> None:
             logging_level=logging.ERROR,
         )
     _close_token_file()
+
+
+@contextlib.contextmanager
+def _held_back_stderr() -> Iterator[None]:
+    """Keep what Ray's C++ core says on starting, past Python's sys.stderr; shown if it fails."""
+    sys.stderr.flush()
+    terminal = os.dup(2)
+    with tempfile.TemporaryFile() as held_back:
+        os.dup2(held_back.fileno(), 2)
+        try:
+            yield
+        except BaseException:
+            held_back.seek(0)
+            os.write(terminal, held_back.read())
+            raise
+        finally:
+            os.dup2(terminal, 2)
+            os.close(terminal)
 
 
 @contextlib.contextmanager

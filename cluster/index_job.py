@@ -62,12 +62,18 @@ def index_embeddings(config: IndexJobConfig, context: Context) -> dict[str, Any]
     source = workspace.require(
         "embeddings", config.embeddings_name, door="embeddings.json", make=make
     )
-    store = EmbeddingStore.open(source)
-    names = {
-        "corpus": config.corpus,
-        "encoder": config.encoder,
-        "embeddings": config.embeddings_name,
-    }
     folder = workspace.folder("indexes", config.index_name)
-    report = build_index(store, folder, config.build, names=names)
-    return {"index": config.index_name, **report, "path": str(folder)}
+    door = build_index(EmbeddingStore.open(source), folder, config.build)
+    return {
+        "index": config.index_name,
+        "version": door["version"],
+        "reused": door["reused"],
+        "rows": door["rows"],
+        "dim": door["dim"],
+        "recipe": door["recipe"],
+        "parameters": door["parameters"],
+        "recall": door["recall"],
+        "latency_ms": door["latency_ms"],
+        "bytes_per_vector": door["bytes_per_vector"],
+        "path": str(folder),
+    }

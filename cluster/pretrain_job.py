@@ -18,7 +18,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Annotated, Any
 
 import tyro
-from encoders.training import PretrainConfig
+from encoders.pretrain_config import PretrainConfig
 
 from cluster.catalog import Catalog
 from cluster.context import Context, ProgressLine

@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 import torch
 from encoders.card import encoder_body, encoder_files
-from encoders.training import PretrainConfig, Pretraining
+from encoders.pretrain_config import PretrainConfig
+from encoders.training import Pretraining
 from numpy.typing import NDArray
 
 from cluster.catalog import Catalog
@@ -20,7 +21,6 @@ from cluster.pixels_job import PixelCache
 from cluster.runlog import MetricsLog, load_newest_checkpoint, save_checkpoint
 from cluster.workspace import Workspace
 from encoders.encoder import Encoder
-from encoders.health import CollapseError
 from encoders.probe import knn_accuracy
 from index.artifact import Folder, library_versions, publish
 
@@ -69,7 +69,8 @@ class _Worker:
         self.workspace = Workspace.at(plan.location)
         self.folder = self.workspace.folder("runs", plan.name)
         self.cache = PixelCache.open(Folder(self.workspace.root.fs, plan.pixels_path))
-        self.labels, self.label_names = _labels(self.workspace, plan.corpus, self.cache.ids)
+        self.labels = _labels(self.workspace, plan.corpus, self.cache.ids)
+        self.has_labels = bool((self.labels >= 0).any())
         self.training = Pretraining(plan.training, num_pictures=len(self.cache), device=device)
         state = load_newest_checkpoint(self.folder, plan.config_id)
         self.resumed_at: int | None = None
@@ -85,17 +86,17 @@ class _Worker:
         return self.seconds_before + time.monotonic() - self.started_s
 
     def run(self) -> dict[str, Any]:
-        training, plan = self.training, self.plan
+        training = self.training
         log = MetricsLog(self.folder, training.step_index) if self.rank == 0 else None
         try:
             while training.step_index < training.num_steps:
                 rows = training.next_rows()
-                metrics = training.train_step(
-                    self.cache.read(rows), self.cache.ids[rows], self.labels[rows]
-                )
+                labels = self.labels[rows] if self.has_labels else None
+                metrics = training.train_step(self.cache.read(rows), self.cache.ids[rows], labels)
                 if log is not None:
                     self._record(log, metrics)
-        except CollapseError as error:
+        except ValueError as error:
+            # Collapse, a loss that is not finite: the same on every rank, and no restart mends it.
             return {"resumed_at": self.resumed_at, "stopped": str(error)}
         if log is not None:
             log.flush()
@@ -152,15 +153,13 @@ class _Worker:
         )
 
 
-def _labels(
-    workspace: Workspace, corpus: str, ids: NDArray[np.int64]
-) -> tuple[NDArray[np.int64], list[str]]:
-    """Label codes of the pictures, -1 where the corpus has none, and the labels' names by code."""
+def _labels(workspace: Workspace, corpus: str, ids: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Label codes of the pictures in order of the labels' names, -1 where the corpus has none."""
     labels = Catalog.open(workspace.folder("corpora", corpus)).labels(ids)
     names = sorted({label for label in labels if label is not None})
     code_of = {name: code for code, name in enumerate(names)}
     codes = [-1 if label is None else code_of[label] for label in labels]
-    return np.array(codes, dtype=np.int64), names
+    return np.array(codes, dtype=np.int64)
 
 
 def publish_encoder(
@@ -183,4 +182,4 @@ def publish_encoder(
         "rows": {},
         "versions": library_versions("torch", "torchvision", "ray"),
     }
-    return publish(folder, "encoder", body, files, door="card.json")
+    return publish(folder, "encoder", body, list(files), door="card.json")

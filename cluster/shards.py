@@ -17,7 +17,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import pyarrow as pa
 
@@ -42,6 +42,7 @@ logger = logging.getLogger(__name__)
 
 SHARD_FOLDER = "shards"
 BUDGET_AFTER_ROWS = 200
+MAX_ATTEMPTS = 3
 
 
 class ErrorBudgetError(ValueError):
@@ -181,10 +182,29 @@ class ShardActor:
         records = []
         for text in batch["shard"].to_pylist():
             shard, started_s = Shard.from_json(text), time.monotonic()
+            _count_attempt(self._folder, shard)
             record = self._work(shard)
             seconds = round(time.monotonic() - started_s, 3)
             records.append(json.dumps(commit(self._folder, shard, {**record, "seconds": seconds})))
+            self._folder.remove(_attempts_file(shard))
         return pa.table({"record": records})
+
+
+def _attempts_file(shard: Shard) -> str:
+    return f"{SHARD_FOLDER}/{shard.name}.attempts"
+
+
+def _count_attempt(folder: Folder, shard: Shard) -> None:
+    """Refuse a shard that has taken several workers down with it; Ray would try it for ever."""
+    name = _attempts_file(shard)
+    attempts = int(folder.read_bytes(name)) if folder.exists(name) else 0
+    if attempts >= MAX_ATTEMPTS:
+        raise ValueError(
+            f"shard {shard.name} in {folder}: its worker died {attempts} times. One of the pictures "
+            f"{shard.rows[0].id} to {shard.rows[-1].id} kills its decoder, or memory is short. See "
+            "their files in the catalog; move the culprit away and scan again, or lower --shard-rows."
+        )
+    folder.write_atomic(name, str(attempts + 1).encode())
 
 
 @dataclass(frozen=True, slots=True)
@@ -217,6 +237,9 @@ class ShardJob:
         pending = [shard for shard in self.shards if records[shard.number] is None]
         num_rows = sum(len(shard.rows) for shard in self.shards)
         (self.folder / SHARD_FOLDER).make()
+        for shard in pending:
+            # Attempts of a run that was killed say nothing about the pictures.
+            self.folder.remove(_attempts_file(shard))
         with context.progress(self.title, num_rows, "pictures") as line:
             line.start_at(num_rows - sum(len(shard.rows) for shard in pending))
             tally = _Tally(self.error_budget, self.title)
@@ -267,9 +290,6 @@ def _distribute(job: ShardJob, pending: list[Shard], context: Context) -> Iterat
             num_cpus=profile.cpus_per_actor,
             num_gpus=profile.gpus_per_actor,
             label_selector=profile.data_labels,
-            # A picture that kills its decoder must not be tried for ever.
-            max_restarts=3,
-            max_task_retries=2,
             fn_constructor_kwargs={
                 "location": context.workspace.location,
                 "folder_path": job.folder.path,
@@ -278,5 +298,5 @@ def _distribute(job: ShardJob, pending: list[Shard], context: Context) -> Iterat
             },
         )
         for batch in done.iter_batches(batch_size=1, batch_format="pyarrow", prefetch_batches=0):
-            for text in batch["record"].to_pylist():
-                yield json.loads(text)
+            records = cast("pa.Table", batch)["record"]
+            yield from map(json.loads, records.to_pylist())
