@@ -153,7 +153,8 @@ def augment(
     blur_op = functools.partial(gaussian_blur, radius=max(1, config.crop_size // 20))
     _change(images, blur[:, 0] < config.blur_probability, blur_op, low + (high - low) * sigma[:, 0])
     _change(images, invert[:, 0] < config.solarise_probability, solarise)
-    return images
+    # Float rounding in hue and blur steps over the ends by some 1e-7.
+    return images.clamp_(0, 1)
 
 
 def _jitter(

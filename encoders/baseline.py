@@ -17,8 +17,8 @@ def raw_pixel_vectors(pixels: NDArray[np.uint8], edge: int = EDGE) -> NDArray[np
     """Unit vectors of the pixels themselves.
 
     Made as strong as pixels get without learning: averaged over areas, so that a shift by a pixel
-    or a little blur hardly counts, and centred on each picture's mean colour, so that brightness and
-    tint hardly count. A picture of one colour is not centred, since nothing would be left.
+    or a little blur hardly counts, and centred on each picture's mean colour, so that brightness
+    and tint hardly do. A picture of one colour is not centred: nothing would be left.
 
     Args:
         pixels: uint8 ``[N, S, S, 3]``.

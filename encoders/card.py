@@ -1,6 +1,6 @@
 """An encoder as bytes: safetensors files and the JSON body of its card, and back.
 
-Both layers are exported and the card names their dimensions: nobody has to guess what an index holds.
+Both layers are exported and the card names their dimensions: nobody guesses what an index holds.
 """
 
 from __future__ import annotations

@@ -48,7 +48,7 @@ def distort(
     images_N3HH = torch.from_numpy(pixels.copy()).permute(0, 3, 1, 2)
     views_N3SS = augment(
         images_N3HH,
-        torch.as_tensor(np.asarray(ids, np.int64)),
+        torch.from_numpy(np.array(ids, np.int64, order="C")),
         config=replace(DISTORTION, crop_size=size),
         seed=seed,
         epoch=0,

@@ -99,7 +99,7 @@ class Encoder:
             hasher.update(json.dumps(identity, sort_keys=True).encode())
             for prefix, module in (("backbone", self.backbone.net), ("projector", self.projector)):
                 for name, tensor in sorted(module.state_dict().items()):
-                    array = tensor.detach().cpu().contiguous().numpy()
+                    array = tensor.cpu().numpy()
                     hasher.update(f"|{prefix}.{name}|{array.dtype}|{array.shape}|".encode())
                     hasher.update(array.astype(array.dtype.newbyteorder("<"), copy=False).tobytes())
             self._encoder_id = hasher.hexdigest()
