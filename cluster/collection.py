@@ -6,13 +6,14 @@ The one way from a picture to its neighbours, for the command line and the web a
 from __future__ import annotations
 
 from functools import cached_property
+from typing import cast
 
 import numpy as np
 from index.search import Hits, Searcher
 
 from cluster.catalog import Catalog, CatalogRow
 from cluster.workspace import Workspace
-from encoders.encoder import Encoder, embed_picture
+from encoders.encoder import Encoder, Layer, embed_picture
 from index.embeddings import EmbeddingStore
 
 __all__ = ["Collection"]
@@ -84,9 +85,9 @@ class Collection:
         return self.searcher.encoder_id
 
     @property
-    def layer(self) -> str:
+    def layer(self) -> Layer:
         """Which of the encoder's outputs the vectors are."""
-        return self.searcher.layer
+        return cast("Layer", self.searcher.layer)
 
     @property
     def num_pictures(self) -> int:

@@ -10,7 +10,8 @@ from dataclasses import dataclass, field
 from typing import Annotated, Any
 
 import tyro
-from index.build import IndexConfig, build_index
+from index.build import build_index
+from index.choose import IndexConfig
 
 from cluster.context import Context
 from cluster.workspace import check_name

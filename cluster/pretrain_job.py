@@ -13,9 +13,9 @@ import contextlib
 import threading
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
 
 import tyro
 from encoders.pretrain_config import PretrainConfig
@@ -158,33 +158,36 @@ def _fit(
 ) -> dict[str, Any]:
     """Run the workers under Ray Train; returns what rank 0 returned."""
     with context.ray() as profile:
-        from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig
+        import ray.train
         from ray.train.torch import TorchConfig, TorchTrainer
 
+        # Ray's stubs still describe the classes that version 2 of Ray Train replaces at run time.
+        train: Any = ray.train
+
         attempts = folder / "ray"
-        resources = {"CPU": profile.cpus_per_worker}
+        resources: dict[str, float] = {"CPU": profile.cpus_per_worker}
         if profile.gpus_per_worker:
             resources["GPU"] = profile.gpus_per_worker
         trainer = TorchTrainer(
-            train_worker,
+            cast("Callable[[dict[Any, Any]], None]", train_worker),
             train_loop_config={"plan": plan},
-            scaling_config=ScalingConfig(
+            scaling_config=train.ScalingConfig(
                 num_workers=profile.num_workers,
                 use_gpu=profile.gpus_per_worker > 0,
                 resources_per_worker=resources,
                 label_selector=profile.train_labels,
             ),
             # A new name each time: Ray must not resume from its own state, which a kill can tear.
-            run_config=RunConfig(
+            run_config=train.RunConfig(
                 name=uuid.uuid4().hex[:12],
                 storage_path=attempts.path,
                 storage_filesystem=attempts.fs,
-                failure_config=FailureConfig(max_failures=config.max_failures),
-                logging_config=LoggingConfig("ERROR"),
+                failure_config=train.FailureConfig(max_failures=config.max_failures),
+                logging_config=train.LoggingConfig("ERROR"),
             ),
             torch_config=TorchConfig(timeout_s=300),
         )
-        result = trainer.fit()
+        result: Any = trainer.fit()
         attempts.fs.delete_dir(attempts.path)
         return dict(result.return_value)
 
