@@ -151,7 +151,8 @@ def probe(source: bytes | BinaryIO) -> tuple[str, int, int]:
         source: the file's bytes, or a seekable binary file of which only the header is read.
 
     Raises:
-        PictureError: ``empty`` for no bytes, else ``unreadable``. Any size is fine.
+        PictureError: ``empty`` for no bytes, ``too_large`` beyond some 179 million pixels, where
+            Pillow itself refuses, else ``unreadable``.
     """
     file = io.BytesIO(source) if isinstance(source, bytes) else source
     if not file.read(1):

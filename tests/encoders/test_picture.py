@@ -209,12 +209,19 @@ def test_a_truncated_picture_is_unreadable(name):
 
 
 @pytest.mark.parametrize("size", [(10_000, 10_000), (30_000, 30_000), (2**31 - 1, 2**31 - 1)])
-def test_a_bomb_is_too_large_by_its_header_alone_yet_can_be_probed(size):
+def test_a_bomb_is_too_large_by_its_header_alone(size):
     data = bare_png(*size)
     assert status_of(data) == "too_large"
     with pytest.raises(PictureError) as caught:
         open_picture(data)
     assert "100,000,000" in str(caught.value) or "exceeds limit" in str(caught.value)
+
+
+def test_probing_tells_the_size_of_what_is_too_large_as_far_as_pillow_goes():
+    assert probe(bare_png(10_000, 10_000)) == ("PNG", 10_000, 10_000)
+    with pytest.raises(PictureError) as caught:
+        probe(bare_png(30_000, 30_000))
+    assert caught.value.status == "too_large"
 
 
 def test_the_pixel_limit_can_be_set_and_refuses_from_there_on():
