@@ -1,0 +1,181 @@
+"""The shard protocol: what is committed stays, what is not is done again."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from rich.console import Console
+
+from cluster.catalog import Catalog
+from cluster.context import Context
+from cluster.pixels_job import PixelWork, build_pixels
+from cluster.scan_job import ScanConfig, scan
+from cluster.shards import (
+    ErrorBudgetError,
+    Shard,
+    ShardActor,
+    ShardRow,
+    commit,
+    committed,
+    plan_shards,
+    read_picture,
+)
+from cluster.workspace import Workspace
+from encoders.picture import PreprocessConfig
+from index.artifact import Folder
+
+SIZE = 16
+
+
+@pytest.fixture
+def context(tmp_path: Path) -> Context:
+    return Context(Workspace.at(tmp_path / "workspace"), console=Console(file=io.StringIO()))
+
+
+@pytest.fixture
+def catalog(context: Context, pictures: Any) -> Catalog:
+    scan(ScanConfig(folder=str(pictures(20, size=SIZE)), corpus="mine"), context)
+    return Catalog.open(context.workspace.folder("corpora", "mine"))
+
+
+def actor(context: Context) -> tuple[ShardActor, Folder]:
+    folder = context.workspace.folder("pixels", "mine")
+    arguments = {
+        "location": context.workspace.location,
+        "name": "mine",
+        "preprocess": {"size": SIZE},
+        "num_threads": 1,
+    }
+    return ShardActor(context.workspace.location, folder.path, PixelWork, arguments), folder
+
+
+def shard_table(shards: list[Shard]) -> Any:
+    import pyarrow as pa
+
+    return pa.table({"shard": [shard.to_json() for shard in shards]})
+
+
+def test_a_plan_cuts_by_id_and_a_grown_corpus_changes_only_the_end(
+    context: Context, catalog: Catalog
+) -> None:
+    before = plan_shards(catalog, key="k", shard_rows=8)
+    assert [[row.id for row in shard.rows] for shard in before] == [
+        list(range(8)),
+        list(range(8, 16)),
+        list(range(16, 20)),
+    ]
+    folder = Path(catalog.door["config"]["folder"])
+    (folder / "new.png").write_bytes(next(folder.rglob("*.png")).read_bytes())
+    scan(ScanConfig(folder=str(folder), corpus="mine"), context)
+    grown = Catalog.open(context.workspace.folder("corpora", "mine"))
+    after = plan_shards(grown, key="k", shard_rows=8)
+    assert [shard.name for shard in after[:2]] == [shard.name for shard in before[:2]]
+    assert [row.id for row in after[2].rows] == [16, 17, 18, 19, 20]
+    assert after[2].name != before[2].name
+
+
+def test_a_shard_name_says_all_that_decides_its_content() -> None:
+    row = ShardRow(id=1, uri="a.png", bytes=10, mtime_ns=5)
+    names = {
+        Shard(0, "k", (row,)).name,
+        Shard(0, "other key", (row,)).name,
+        Shard(0, "k", (ShardRow(1, "a.png", 10, 6),)).name,
+        Shard(0, "k", (ShardRow(1, "a.png", 11, 5),)).name,
+        Shard(0, "k", (ShardRow(2, "a.png", 10, 5),)).name,
+    }
+    assert len(names) == 5
+    assert Shard.from_json(Shard(0, "k", (row,)).to_json()).name == Shard(0, "k", (row,)).name
+
+
+def test_work_is_committed_once_and_found_again(context: Context, catalog: Catalog) -> None:
+    worker, folder = actor(context)
+    (shard,) = plan_shards(catalog, key="k", shard_rows=100)
+    assert committed(folder, shard) is None
+    done = json.loads(worker(shard_table([shard]))["record"][0].as_py())
+    assert (done["rows"], done["ok"], done["failed"]) == (20, 20, {})
+    assert committed(folder, shard) == done
+    assert not folder.exists(f"shards/{shard.name}.attempts")
+
+
+@pytest.mark.parametrize("damage", ["torn record", "no file", "short file"])
+def test_a_damaged_shard_counts_as_not_done(
+    context: Context, catalog: Catalog, damage: str
+) -> None:
+    worker, folder = actor(context)
+    (shard,) = plan_shards(catalog, key="k", shard_rows=100)
+    worker(shard_table([shard]))
+    record, data = (folder.local_path(f"shards/{shard.name}.{end}") for end in ("json", "arrow"))
+    if damage == "torn record":
+        record.write_bytes(record.read_bytes()[:20])
+    elif damage == "no file":
+        data.unlink()
+    else:
+        data.write_bytes(data.read_bytes()[:-1])
+    assert committed(folder, shard) is None
+
+
+def test_the_same_shard_done_twice_gives_the_same_bytes(context: Context, catalog: Catalog) -> None:
+    worker, folder = actor(context)
+    (shard,) = plan_shards(catalog, key="k", shard_rows=100)
+    worker(shard_table([shard]))
+    first = folder.read_bytes(f"shards/{shard.name}.arrow")
+    worker(shard_table([shard]))
+    assert folder.read_bytes(f"shards/{shard.name}.arrow") == first
+
+
+def test_a_shard_that_keeps_killing_its_worker_is_refused(
+    context: Context, catalog: Catalog
+) -> None:
+    worker, folder = actor(context)
+    (shard,) = plan_shards(catalog, key="k", shard_rows=100)
+    (folder / "shards").make()
+    folder.write_atomic(f"shards/{shard.name}.attempts", b"3")
+    with pytest.raises(ValueError, match="its worker died 3 times"):
+        worker(shard_table([shard]))
+    assert committed(folder, shard) is None
+
+
+def test_a_file_that_changed_since_the_scan_is_not_read(tmp_path: Path) -> None:
+    path = tmp_path / "a.png"
+    path.write_bytes(b"picture")
+    found = path.stat()
+    row = ShardRow(0, str(path), found.st_size, found.st_mtime_ns)
+    assert read_picture(row) == ("ok", b"picture")
+    path.write_bytes(b"another")
+    assert read_picture(ShardRow(0, str(path), found.st_size, found.st_mtime_ns - 1)) == (
+        "changed",
+        b"",
+    )
+    path.unlink()
+    assert read_picture(row) == ("missing", b"")
+
+
+def test_a_commit_record_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
+    folder = Folder.at(tmp_path)
+    shard = Shard(0, "k", (ShardRow(0, "a", 1, 1),))
+    commit(folder, shard, {"rows": 1, "ok": 1, "failed": {}, "files": {}})
+    assert (folder / "shards").names() == [f"{shard.name}.json"]
+
+
+@pytest.mark.ray
+def test_pixels_skip_bad_pictures_and_stop_when_too_many_are_bad(
+    context: Context, pictures: Any, local_ray: Any
+) -> None:
+    folder = pictures(210, size=SIZE, formats=("png",))
+    broken = sorted(folder.rglob("*.png"))[:3]
+    for path in broken:
+        path.write_bytes(path.read_bytes()[:-40])
+    scan(ScanConfig(folder=str(folder), corpus="mine"), context)
+    catalog = Catalog.open(context.workspace.folder("corpora", "mine"))
+    preprocess = PreprocessConfig(size=SIZE)
+    with pytest.raises(ErrorBudgetError, match="3 of 210 pictures failed"):
+        build_pixels(catalog, preprocess, context, error_budget=0.01)
+    cache = build_pixels(catalog, preprocess, context, error_budget=0.05)
+    assert len(cache) == 207
+    assert cache.read(np.array([0, 206, 5])).shape == (3, SIZE, SIZE, 3)
+    assert not set(cache.ids) & {row.id for row in catalog.by_uri() if Path(row.uri) in broken}
