@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from index.vectors import Floats, Ids, unit
 
 __all__ = [
+    "TIE",
     "FewLabelAccuracy",
     "Proportion",
     "exact_top_k",

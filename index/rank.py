@@ -61,7 +61,8 @@ class Ranker:
             exclude: ids that are no results, without repetition.
 
         Returns:
-            ids int64 [Q, K'] and cosines float32 [Q, K'], best first, equal cosines by id;
+            ids int64 [Q, K'] and scores float32 [Q, K'], best first, equal scores by id: inner
+            products with the stored vectors, which rounding may take a hair over 1.
             K' = min(k, number of rows that are not excluded). Never an id of -1.
         """
         k = min(k, self.num_available(exclude))
@@ -97,4 +98,4 @@ class Ranker:
         query, place = np.nonzero(candidates_QM != NONE)
         vectors = self.vectors.gather(self.vectors.rows_of(candidates_QM[query, place]))
         scores[query, place] = np.einsum("md,md->m", queries_QD[query], vectors)
-        return np.clip(scores, -np.inf, 1)
+        return scores

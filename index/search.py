@@ -147,7 +147,7 @@ class Searcher:
         ids, scores = self._ranker.top(queries, int(k), nprobe=nprobe, exclude=exclude)
         num_searched = self._ranker.num_available(exclude)
         flags = frozenset({"short"}) if num_searched < k else frozenset[str]()
-        return Hits(ids=ids, scores=scores, flags=flags, num_searched=num_searched)
+        return Hits(ids=ids, scores=np.clip(scores, -1, 1), flags=flags, num_searched=num_searched)
 
     def vectors_of(self, ids_M: Sequence[int] | Ids) -> Floats:
         """Unit vectors float32 [M, D] of pictures.

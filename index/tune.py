@@ -20,9 +20,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from index.choose import IndexConfig, Recipe
-from index.measure import Proportion, exact_top_k, recall_at_k
+from index.measure import TIE, Proportion, exact_top_k, recall_at_k
 from index.rank import Ranker
-from index.vectors import Floats, Ids, VectorFile
+from index.vectors import Floats, Ids, VectorFile, unit
 
 __all__ = ["Tuning", "draw_samples", "tune"]
 
@@ -51,15 +51,19 @@ class Tuning:
 def draw_samples(
     vectors: VectorFile, recipe: Recipe, config: IndexConfig
 ) -> tuple[Ids, NDArray[np.intp]]:
-    """Query ids, and row numbers of the training sample: disjoint also as pictures."""
+    """Query ids, and row numbers of the training sample.
+
+    Disjoint also as pictures, unless almost all pictures are copies of each other.
+    """
     rng = np.random.default_rng(config.seed)
     num_queries = min(config.num_queries, max(1, len(vectors) // MIN_CORPUS_SHARE))
     num_train = 0 if recipe.kind == "exact" else config.train_rows_per_list * recipe.nlist
     rows = rng.choice(len(vectors), min(len(vectors), num_queries + num_train), replace=False)
     queries, train = np.sort(rows[:num_queries]), np.sort(rows[num_queries:])
     asked = set(_contents(vectors.gather(queries)))
-    fresh = [content not in asked for content in _contents(vectors.gather(train))]
-    return vectors.ids[queries], train[np.array(fresh, dtype=bool)]
+    contents = _contents(vectors.gather(train))
+    fresh = np.array([content not in asked for content in contents], dtype=bool)
+    return vectors.ids[queries], train[fresh] if fresh.sum() >= recipe.nlist else train
 
 
 def _contents(vectors: Floats) -> list[bytes]:
@@ -72,7 +76,7 @@ def tune(ranker: Ranker, query_ids: Ids, config: IndexConfig) -> Tuning:
     Cost: one pass over the corpus for the exact answers, whatever is tried after.
     """
     vectors = ranker.vectors
-    queries = vectors.gather(vectors.rows_of(query_ids))
+    queries = unit(vectors.gather(vectors.rows_of(query_ids)))
     k = min(config.k, len(vectors) - 1)
     if k < 1:
         nothing_to_miss = Proportion(value=1.0, low=1.0, high=1.0, n=1)
@@ -89,6 +93,7 @@ def tune(ranker: Ranker, query_ids: Ids, config: IndexConfig) -> Tuning:
         if min(chosen, judged.low) >= config.target_recall:
             break
     if nprobe == ranker.nlist:  # every row was compared: that is exact, not an estimate
+        assert judged.value > 1 - TIE, "visiting all lists has to agree with brute force"
         judged = Proportion(value=judged.value, low=judged.value, high=1.0, n=judged.n)
     latency = _latency_ms(ranker, queries, k, nprobe)
     return Tuning(nprobe=nprobe, recall=judged, tried=tried, latency_ms=latency)

@@ -6,12 +6,15 @@ import numpy as np
 import pytest
 
 from index.artifact import Folder
+from index.build import build_index
+from index.choose import IndexConfig
 from index.embeddings import EmbeddingStore, ShardBatch, publish_embeddings, write_shard
+from index.search import Searcher
 
 PARENTS = {"encoder_id": "encoder-a", "corpus_id": "corpus-1", "corpus_uid": "uid-1"}
 
 
-def clustered(num_rows: int, dim: int, *, classes: int = 20, noise: float = 0.6, seed: int = 0):
+def sorted_clusters(num_rows, dim, *, classes=20, noise=0.6, seed=0):
     """Rows sorted by class, as pictures in folders are: vectors [N, D] and class codes [N]."""
     rng = np.random.default_rng(seed)
     codes = np.sort(rng.integers(0, classes, num_rows))
@@ -20,25 +23,41 @@ def clustered(num_rows: int, dim: int, *, classes: int = 20, noise: float = 0.6,
     return vectors.astype(np.float32), codes
 
 
+def write_store(folder, vectors, *, shard_rows=500, parents=PARENTS, layer="backbone"):
+    """Publish vectors as an embedding set of several shards; ids are 5, 8, 11, ..."""
+    ids = np.arange(len(vectors), dtype=np.int64) * 3 + 5
+    records = []
+    for number, start in enumerate(range(0, len(vectors), shard_rows)):
+        rows = slice(start, start + shard_rows)
+        batch = ShardBatch(
+            ids=ids[rows],
+            statuses=["ok"] * len(ids[rows]),
+            content_hashes=[bytes(32)] * len(ids[rows]),
+            vectors=vectors[rows],
+        )
+        thumbnails = [f"thumbnail {picture}".encode() for picture in ids[rows]]
+        records.append(write_shard(folder, f"{number:05d}-aa", batch, thumbnails=thumbnails))
+    publish_embeddings(folder, records, {"parents": parents, "config": {"layer": layer}})
+    return EmbeddingStore.open(folder)
+
+
+@pytest.fixture(scope="session")
+def clustered() -> Callable[..., tuple[np.ndarray, np.ndarray]]:
+    return sorted_clusters
+
+
 @pytest.fixture
 def make_store(tmp_path) -> Callable[..., EmbeddingStore]:
-    """Publish vectors as an embedding set of several shards; ids are 5, 8, 11, ..."""
-
-    def make(vectors, *, name="embeddings", shard_rows=500, parents=PARENTS, layer="backbone"):
-        folder = Folder.at(tmp_path / name)
-        ids = np.arange(len(vectors), dtype=np.int64) * 3 + 5
-        records = []
-        for number, start in enumerate(range(0, len(vectors), shard_rows)):
-            rows = slice(start, start + shard_rows)
-            batch = ShardBatch(
-                ids=ids[rows],
-                statuses=["ok"] * len(ids[rows]),
-                content_hashes=[bytes(32)] * len(ids[rows]),
-                vectors=vectors[rows],
-            )
-            thumbnails = [f"thumbnail {picture}".encode() for picture in ids[rows]]
-            records.append(write_shard(folder, f"{number:05d}-aa", batch, thumbnails=thumbnails))
-        publish_embeddings(folder, records, {"parents": parents, "config": {"layer": layer}})
-        return EmbeddingStore.open(folder)
+    def make(vectors, *, name="embeddings", **options):
+        return write_store(Folder.at(tmp_path / name), vectors, **options)
 
     return make
+
+
+@pytest.fixture(scope="session")
+def shared_searcher(tmp_path_factory) -> Searcher:
+    """One small inverted-list index, for tests that only read."""
+    folder = Folder.at(tmp_path_factory.mktemp("shared"))
+    store = write_store(folder / "embeddings", sorted_clusters(600, 16)[0])
+    build_index(store, folder / "ix", IndexConfig(kind="ivf", num_queries=100))
+    return Searcher.open(folder / "ix")

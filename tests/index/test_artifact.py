@@ -245,7 +245,7 @@ def test_killed_at_any_step_an_artefact_is_old_or_new_but_never_half(tmp_path):
         folder.write_atomic("old.bin", b"old rows")
         publish(folder, "corpus", {"id": "old"}, ["old.bin"])
         code = [sys.executable, "-c", textwrap.dedent(KILLED_WRITER), str(folder), str(step)]
-        done = subprocess.run(code, check=False, env={**os.environ, "PYTHONPATH": os.getcwd()})
+        done = subprocess.run(code, check=False, env={**os.environ, "PYTHONPATH": str(Path.cwd())})
         seen.append(open_door(folder, "corpus")["id"])
         if done.returncode == 0:
             break

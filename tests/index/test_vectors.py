@@ -1,0 +1,74 @@
+import numpy as np
+import pyarrow as pa
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from index import vectors as vectors_module
+from index.vectors import VectorFile, VectorWriter, require_ids, unit
+
+
+def write(path, ids, rows, piece):
+    with VectorWriter(str(path), rows.shape[1]) as writer:
+        for start in range(0, len(ids), piece):
+            writer.add(ids[start : start + piece], rows[start : start + piece])
+    return VectorFile(path)
+
+
+@settings(max_examples=20, deadline=None)
+@given(num_rows=st.integers(1, 40), piece=st.integers(1, 17), batch_rows=st.integers(1, 9))
+def test_rows_come_back_whatever_the_pieces_were(tmp_path_factory, num_rows, piece, batch_rows):
+    path = tmp_path_factory.mktemp("vectors") / "v.arrow"
+    rng = np.random.default_rng(num_rows)
+    ids = np.sort(rng.choice(1000, num_rows, replace=False)).astype(np.int64)
+    rows = rng.normal(size=(num_rows, 3)).astype(np.float16)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(vectors_module, "BATCH_ROWS", 8)
+        file = write(path, ids, rows, piece)
+        assert len(file) == num_rows
+        order = rng.permutation(num_rows)
+        found = file.gather(file.rows_of(ids[order]))
+        np.testing.assert_array_equal(found, rows[order].astype(np.float32))
+        streamed = list(file.iter_batches(batch_rows))
+        assert max(len(part) for part, _ in streamed) <= batch_rows
+        np.testing.assert_array_equal(np.concatenate([part for part, _ in streamed]), ids)
+        np.testing.assert_array_equal(np.concatenate([part for _, part in streamed]), rows)
+
+
+def test_any_arrow_reader_opens_the_file(tmp_path):
+    rows = np.eye(4, dtype=np.float16)
+    write(tmp_path / "v.arrow", np.arange(4, dtype=np.int64), rows, 4)
+    table = pa.ipc.open_file(str(tmp_path / "v.arrow")).read_all()
+    assert table.column_names == ["id", "vector"]
+    assert table["vector"].to_pylist()[2] == [0, 0, 1, 0]
+
+
+def test_an_unknown_id_is_named(tmp_path):
+    file = write(tmp_path / "v", np.array([2, 4], np.int64), np.eye(2, dtype=np.float16), 2)
+    for unknown in (1, 3, 5, -1):
+        with pytest.raises(KeyError, match=f"picture {unknown} "):
+            file.rows_of(np.array([2, unknown]))
+
+
+@pytest.mark.parametrize("ids", [[1, 1], [2, 1], [-1, 0], [2**63 - 1]])
+def test_ids_that_repeat_fall_or_wrap_are_refused(ids):
+    with pytest.raises(ValueError, match="unique, rising"):
+        require_ids(np.array(ids, np.int64))
+
+
+def test_ids_of_another_type_are_refused():
+    with pytest.raises(ValueError, match="uint64"):
+        require_ids(np.array([1], np.uint64))
+
+
+def test_ids_that_repeat_across_batches_are_refused(tmp_path):
+    rows = np.eye(2, dtype=np.float16)
+    with VectorWriter(str(tmp_path / "v"), 2) as writer:
+        writer.add(np.array([1, 2], np.int64), rows)
+        with pytest.raises(ValueError, match="after 2"):
+            writer.add(np.array([2, 3], np.int64), rows)
+
+
+def test_unit_rows_have_norm_one_and_keep_their_direction():
+    rows = np.array([[3, 4], [-1e-3, 0], [1e30, 1e30]], np.float64)
+    np.testing.assert_allclose(unit(rows[:2]), [[0.6, 0.8], [-1, 0]], rtol=1e-6)
