@@ -21,6 +21,7 @@ setup: $(STAMP) ## make .venv with the pinned dependencies (instant when nothing
 $(STAMP): pyproject.toml constraints.txt
 	@.ci/preflight '$(PYTHON)'
 	$(PYTHON) -m venv $(VENV)
+	@echo 'Installing the pinned dependencies: some minutes, once.'
 	$(BIN)/python -m pip install --quiet --upgrade 'pip>=25.1'
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[demo]' --group dev
 	@touch $@
