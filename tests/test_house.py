@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import doctest
+import importlib
 import importlib.util
 import re
 import subprocess
@@ -114,6 +116,33 @@ def defined(tree: ast.Module) -> Iterator[str]:
             )
         elif isinstance(node, ast.Import | ast.ImportFrom):
             yield from (alias.asname or alias.name for alias in node.names)
+
+
+@pytest.mark.parametrize("name", [name for name in modules() if ">>> " in text_of(name)])
+def test_examples_in_docstrings_are_true(name: str) -> None:
+    module = importlib.import_module(name.removesuffix(".py").replace("/", "."))
+    result = doctest.testmod(module)
+    assert result.attempted > 0
+    assert result.failed == 0
+
+
+def test_a_setting_is_read_with_type_default_and_why(tmp_path: Path) -> None:
+    script = load_script("docs/configuration.py")
+    (tmp_path / "module.py").write_text(
+        "@dataclass(frozen=True)\nclass TrainConfig:\n"
+        '    epochs: int = 3\n    """How\n    often."""\n'
+        "    name: str | None\n"
+        "    inner: InnerConfig = field(default_factory=InnerConfig)\n"
+        "    widths: tuple[int, ...] = field(default_factory=lambda: (1, 2))\n"
+        "class NotConfig:\n    x: int = 1\n"
+    )
+    (settings,) = script.settings_of(tmp_path / "module.py")
+    assert list(script.fields_of(settings)) == [
+        ("epochs", "int", "3", "How often."),
+        ("name", "str | None", "required", ""),
+        ("inner", "InnerConfig", "InnerConfig()", ""),
+        ("widths", "tuple[int, ...]", "(1, 2)", ""),
+    ]
 
 
 def test_the_four_names_are_ours() -> None:
