@@ -289,11 +289,9 @@ class Classifier:
         weights that no door names any more are removed last.
         """
         name = f"head-{self.id[:12]}.safetensors"
-        tensors = {
-            "weights": self.head.weights,
-            "bias": self.head.bias,
-            "mean": self.mean,
-        }
+        arrays = {"weights": self.head.weights, "bias": self.head.bias, "mean": self.mean}
+        # safetensors writes memory as it lies: a transposed array would come back scrambled.
+        tensors = {key: np.ascontiguousarray(array) for key, array in arrays.items()}
         record = folder.make().write_hashed(name, lambda path: _write_bytes(path, save(tensors)))
         accuracy = self.accuracy.accuracy
         body = {

@@ -57,8 +57,8 @@ class Proportion:
 
         Source: Wilson 1927, "Probable inference, the law of succession, and statistical inference".
 
-        >>> Proportion.wilson(9, 10).low
-        0.5958...
+        >>> round(Proportion.wilson(9, 10).low, 4)
+        0.5958
         """
         if n <= 0:
             raise ValueError(f"a share of {n} trials is not defined; measure at least one")
