@@ -140,7 +140,7 @@ class SplitBatchNorm(_BatchNorm):
     num_groups = 1
 
     def _check_input_dim(self, input: Tensor) -> None:
-        if input.dim() < 2 or input.shape[0] % self.num_groups:
+        if input.dim() < 2 or (self.training and input.shape[0] % self.num_groups):
             raise ValueError(
                 f"SplitBatchNorm got an input of shape {tuple(input.shape)} for {self.num_groups} "
                 "groups; the rows must divide evenly. Change the batch size or key_groups."

@@ -73,7 +73,8 @@ def follow(target: nn.Module, online: nn.Module, momentum: float) -> None:
             following.append(online_tensor)
         else:
             target_tensor.copy_(online_tensor)
-    torch._foreach_lerp_(moving, following, 1 - momentum)
+    if moving:  # a projector may be empty
+        torch._foreach_lerp_(moving, following, 1 - momentum)
 
 
 def _tensors(module: nn.Module) -> list[torch.Tensor]:

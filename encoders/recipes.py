@@ -221,7 +221,7 @@ RECIPES: Mapping[str, Callable[[], PretrainConfig]] = MappingProxyType(
 
 
 def tiny(config: PretrainConfig) -> PretrainConfig:
-    """The same recipe with a network, pictures and batch so small that a CPU trains it in a second."""
+    """The same recipe with network, pictures and batch so small that it trains in a second."""
     method = config.method
     if isinstance(method, MoCoConfig):
         method = replace(method, queue_size=32, key_groups=2)

@@ -10,6 +10,7 @@ Shapes: N pictures of this rank, S edge in pixels.
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -231,7 +232,7 @@ class Pretraining:
                 "Restore them, or start a run under a new name."
             )
         self._method.load_state_dict(state["method"])
-        self._optimizer.load_state_dict(state["optimizer"])
+        self._optimizer.load_state_dict(copy.deepcopy(state["optimizer"]))
         self._watch.load_state_dict(state["health"])
         self._step = state["step"]
 

@@ -1,0 +1,164 @@
+import pytest
+import torch
+from torch import nn
+
+from encoders.batchnorm import (
+    CrossRankBatchNorm,
+    SplitBatchNorm,
+    convert_batchnorm,
+    hold_running_statistics,
+    split_batchnorm,
+)
+from encoders.collective import average, rank
+
+CPU = torch.device("cpu")
+SHAPES = [(8, 3), (8, 3, 4, 5)]
+PARTS = {"equal": (4, 4), "unequal": (6, 2)}
+
+
+def batch(shape: tuple[int, ...], offset: float = 0.0, dtype: torch.dtype = torch.float64):
+    generator = torch.Generator().manual_seed(3)
+    x = torch.randn(shape, generator=generator, dtype=torch.float64) * 2 + offset
+    return x.to(dtype), torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype)
+
+
+def make(kind: type, *, affine: bool = True, momentum: float | None = 0.1):
+    norm = kind(3, affine=affine, momentum=momentum).double()
+    if affine:
+        with torch.no_grad():
+            norm.weight.copy_(torch.tensor([0.5, 1.0, -2.0]))
+            norm.bias.copy_(torch.tensor([1.0, 0.0, 3.0]))
+    return norm
+
+
+def run(norm: nn.Module, x: torch.Tensor, slope: torch.Tensor) -> dict:
+    x = x.clone().requires_grad_()
+    y = norm(x)
+    (y * slope).sum().backward()
+    figures = {"y": y.detach(), "x_grad": x.grad}
+    figures |= {name: buffer.clone() for name, buffer in norm.named_buffers()}
+    return figures | {f"{name}_grad": p.grad for name, p in norm.named_parameters()}
+
+
+def on_this_rank(shape, parts, affine, momentum) -> dict:
+    x, slope = batch(shape)
+    norm = make(CrossRankBatchNorm, affine=affine, momentum=momentum)
+    figures = run(norm, x.split(parts)[rank()], slope.split(parts)[rank()])
+    gradients = [figures[f"{name}_grad"] for name, _ in norm.named_parameters()]
+    if gradients:
+        average(gradients)
+    return {name: value.tolist() for name, value in figures.items()}
+
+
+def far_from_zero_on_this_rank(parts) -> list:
+    x, _ = batch((8, 3), offset=1e4, dtype=torch.float32)
+    norm = CrossRankBatchNorm(3)
+    return norm(x.split(parts)[rank()]).tolist()
+
+
+def in_eval_mode_on_this_rank() -> list:
+    norm = make(CrossRankBatchNorm).eval()
+    return norm(batch((8, 3))[0] + rank()).tolist()
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("parts", PARTS.values(), ids=PARTS.keys())
+@pytest.mark.parametrize(("affine", "momentum"), [(True, 0.1), (False, 0.1), (True, None)])
+def test_two_ranks_equal_torchs_batchnorm_on_the_whole_batch(ranks, shape, parts, affine, momentum):
+    x, slope = batch(shape)
+    dimensional = nn.BatchNorm1d if len(shape) == 2 else nn.BatchNorm2d
+    expected = run(make(dimensional, affine=affine, momentum=momentum), x, slope)
+    found = ranks(on_this_rank, shape, parts, affine, momentum)
+    for name, value in expected.items():
+        pieces = [torch.tensor(answer[name], dtype=value.dtype) for answer in found]
+        if name in ("y", "x_grad"):
+            torch.testing.assert_close(torch.cat(pieces), value)
+        else:
+            # Parameter gradients are averaged over ranks where one process sums over the batch.
+            scale = 2 if name.endswith("_grad") else 1
+            for piece in pieces:
+                torch.testing.assert_close(piece * scale, value)
+
+
+def test_a_mean_far_from_zero_does_not_eat_the_variance(ranks):
+    x, _ = batch((8, 3), offset=1e4, dtype=torch.float32)
+    found = torch.tensor(
+        [row for part in ranks(far_from_zero_on_this_rank, (6, 2)) for row in part]
+    )
+    expected = nn.BatchNorm1d(3).double()(x.double())
+    torch.testing.assert_close(found.double(), expected, atol=1e-2, rtol=0)
+
+
+def test_eval_mode_uses_running_statistics_on_every_rank_alone(ranks):
+    expected = make(nn.BatchNorm1d).eval()
+    for which, found in enumerate(ranks(in_eval_mode_on_this_rank)):
+        torch.testing.assert_close(
+            torch.tensor(found, dtype=torch.float64), expected(batch((8, 3))[0] + which)
+        )
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_one_process_is_torchs_batchnorm_to_the_bit(shape):
+    x, slope = batch(shape)
+    dimensional = nn.BatchNorm1d if len(shape) == 2 else nn.BatchNorm2d
+    expected, found = run(make(dimensional), x, slope), run(make(CrossRankBatchNorm), x, slope)
+    assert expected.keys() == found.keys()
+    assert all(torch.equal(expected[name], found[name]) for name in expected)
+
+
+def test_converting_keeps_values_names_and_modes():
+    net = nn.Sequential(
+        nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4, eps=1e-3), nn.Sequential(nn.BatchNorm2d(4))
+    )
+    net[2].eval()
+    before = {name: tensor.clone() for name, tensor in net.state_dict().items()}
+    parameters = list(net.parameters())
+    converted = convert_batchnorm(net, CPU)
+    assert [type(converted[1]), type(converted[2][0])] == [CrossRankBatchNorm] * 2
+    assert (converted[1].eps, converted[1].training, converted[2][0].training) == (
+        1e-3,
+        True,
+        False,
+    )
+    assert all(a is b for a, b in zip(parameters, converted.parameters(), strict=True))
+    plain = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.Sequential(nn.BatchNorm2d(4)))
+    plain.load_state_dict(converted.state_dict())
+    assert all(torch.equal(before[name], tensor) for name, tensor in plain.state_dict().items())
+
+
+def test_converting_leaves_split_groups_alone():
+    net = convert_batchnorm(split_batchnorm(nn.Sequential(nn.BatchNorm1d(3)), 2), CPU)
+    assert isinstance(net[0], SplitBatchNorm)
+    assert net[0].num_groups == 2
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_split_groups_are_normalised_apart(shape):
+    x, _ = batch(shape)
+    split = split_batchnorm(make(nn.BatchNorm1d), 4)
+    before = split.running_mean.clone()
+    kind = nn.BatchNorm1d if len(shape) == 2 else nn.BatchNorm2d
+    expected = torch.cat([make(kind)(group) for group in x.split(2)])
+    assert torch.equal(split(x), expected)
+    assert torch.equal(split.running_mean, before)
+
+
+def test_split_groups_use_running_statistics_in_eval_mode():
+    x, _ = batch((8, 3))
+    split = split_batchnorm(make(nn.BatchNorm1d), 3).eval()
+    assert torch.equal(split(x), make(nn.BatchNorm1d).eval()(x))
+
+
+def test_rows_that_do_not_divide_into_groups_are_refused():
+    with pytest.raises(ValueError, match=r"\(8, 3\) for 3 groups.*key_groups"):
+        split_batchnorm(make(nn.BatchNorm1d), 3)(batch((8, 3))[0])
+
+
+def test_held_statistics_do_not_move_but_normalisation_stays():
+    x, _ = batch((8, 3))
+    norm = make(CrossRankBatchNorm)
+    hold_running_statistics(norm)
+    before = norm.running_mean.clone(), norm.running_var.clone()
+    assert torch.equal(norm(x), make(nn.BatchNorm1d)(x))
+    assert torch.equal(norm.running_mean, before[0])
+    assert torch.equal(norm.running_var, before[1])

@@ -1,0 +1,108 @@
+import math
+import pickle
+
+import pytest
+import torch
+
+from encoders.health import (
+    CollapseError,
+    HealthConfig,
+    HealthWatch,
+    effective_rank,
+    embedding_std,
+    health_metrics,
+)
+from encoders.losses import unit_rows
+
+SICK = {"embedding_std": 0.001, "effective_rank": 1.0}
+WELL = {"embedding_std": 0.9, "effective_rank": 30.0}
+
+
+def sphere(num: int, dim: int, seed: int = 0) -> torch.Tensor:
+    return unit_rows(torch.randn(num, dim, generator=torch.Generator().manual_seed(seed)))
+
+
+def test_the_std_is_one_on_a_sphere_and_zero_at_a_point():
+    assert embedding_std(sphere(1000, 32)).item() == pytest.approx(1, abs=0.02)
+    assert embedding_std(torch.ones(10, 32) / math.sqrt(32)).item() == pytest.approx(0, abs=1e-6)
+
+
+@pytest.mark.parametrize("rank", [1, 3, 8])
+def test_the_effective_rank_counts_even_directions(rank):
+    rows = torch.eye(8)[:rank].repeat(10, 1)
+    assert effective_rank(rows).item() == pytest.approx(rank, rel=1e-4)
+
+
+def test_the_effective_rank_is_the_entropy_of_singular_values():
+    rows = torch.diag(torch.tensor([3.0, 1.0]))
+    expected = math.exp(-(0.75 * math.log(0.75) + 0.25 * math.log(0.25)))
+    assert effective_rank(rows).item() == pytest.approx(expected, rel=1e-6)
+
+
+def test_the_figures_equal_a_loop():
+    a, b = sphere(6, 4), sphere(6, 4, seed=1)
+    figures = health_metrics(a, b)
+    same = [float(x @ y) for x, y in zip(a, b, strict=True)]
+    different = [float(a[i] @ b[j]) for i in range(6) for j in range(6) if i != j]
+    pairs = [math.exp(-2 * float((a[i] - a[j]).norm() ** 2)) for i in range(6) for j in range(i)]
+    assert figures["margin"] == pytest.approx(sum(same) / 6 - sum(different) / 30, abs=1e-5)
+    assert figures["alignment"] == pytest.approx(sum(2 - 2 * c for c in same) / 6, rel=1e-5)
+    assert figures["uniformity"] == pytest.approx(math.log(sum(pairs) / len(pairs)), rel=1e-4)
+
+
+def test_perfect_views_align_and_a_collapse_shows_in_every_figure():
+    spread, point = sphere(64, 16), torch.eye(16)[:1].repeat(64, 1)
+    healthy, collapsed = health_metrics(spread, spread), health_metrics(point, point)
+    assert healthy["alignment"] == collapsed["alignment"] == pytest.approx(0, abs=1e-6)
+    assert healthy["margin"] == pytest.approx(1, abs=0.05)
+    assert collapsed["margin"] == pytest.approx(0, abs=1e-6)
+    assert healthy["uniformity"] < -2 < collapsed["uniformity"] == pytest.approx(0, abs=1e-6)
+    assert healthy["effective_rank"] > 14 > 1.1 > collapsed["effective_rank"]
+
+
+def watch(**settings) -> HealthWatch:
+    return HealthWatch(HealthConfig(**settings), "Lower optim.lr.")
+
+
+def test_a_collapse_stops_the_run_and_says_since_when_and_what_to_do():
+    health = watch(patience=3, grace_steps=0)
+    health.check(20, WELL)
+    health.check(40, SICK)
+    health.check(60, SICK)
+    with pytest.raises(CollapseError, match=r"since step 40 .* step 80 .*0\.0010.*Lower optim\.lr"):
+        health.check(80, SICK)
+
+
+def test_a_low_rank_alone_is_a_collapse():
+    with pytest.raises(CollapseError, match=r"effective rank 1\.2"):
+        watch(patience=1, grace_steps=0).check(20, WELL | {"effective_rank": 1.2})
+
+
+def test_a_run_that_recovers_or_has_just_begun_goes_on():
+    health = watch(patience=2, grace_steps=100)
+    for step in (20, 40, 60, 80):
+        health.check(step, SICK)
+    for step in range(100, 400, 40):
+        health.check(step, SICK)
+        health.check(step + 20, WELL)
+
+
+def test_a_restored_watch_continues_counting():
+    health, restored = (watch(patience=2, grace_steps=0) for _ in range(2))
+    health.check(20, SICK)
+    restored.load_state_dict(health.state_dict())
+    with pytest.raises(CollapseError, match="since step 20"):
+        restored.check(40, SICK)
+
+
+def test_the_error_survives_the_way_between_processes():
+    assert str(pickle.loads(pickle.dumps(CollapseError("why")))) == "why"
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{"every": 0}, {"patience": 0}, {"grace_steps": -1}, {"min_std": 1.0}, {"min_rank": -1}],
+)
+def test_rules_that_make_no_sense_are_refused(settings):
+    with pytest.raises(ValueError, match=f"{next(iter(settings))} "):
+        HealthConfig(**settings)
