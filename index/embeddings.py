@@ -1,10 +1,9 @@
 """An embedding set: shards of vectors and thumbnails, and one door ``embeddings.json``.
 
-A shard is two immutable files, ``shards/NAME.parquet`` (id, status, content_hash, vector) and
-``shards/NAME.thumbs.arrow`` (id, thumbnail; uncompressed, so it can be memory-mapped), whose commit
-record the embedding job writes last. Publishing the door makes the set readable.
+The embedding job writes shards (``index/shard.py``) and, last of each, its commit record.
+Publishing the door over these records makes the set readable.
 
-Shapes: N pictures of a shard or batch, D embedding.
+Shapes: n rows of a batch, N rows in all, D embedding.
 """
 
 from __future__ import annotations
@@ -12,8 +11,7 @@ from __future__ import annotations
 import threading
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Protocol, TypedDict
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -22,7 +20,6 @@ import pyarrow.parquet as pq
 
 from index.artifact import (
     CorruptArtifactError,
-    FileRecord,
     Folder,
     Verify,
     digest,
@@ -30,167 +27,20 @@ from index.artifact import (
     open_door,
     publish,
 )
-from index.vectors import Float16s, Floats, Ids, require_ids, unit
+from index.shard import STATUSES, THUMBNAIL_BATCH_ROWS, ShardBatch, ShardRecord, write_shard
+from index.vectors import Float16s, Floats, Ids, require_ids
 
 __all__ = [
     "STATUSES",
     "EmbeddingStore",
     "ShardBatch",
     "ShardRecord",
-    "VectorSource",
     "publish_embeddings",
     "write_shard",
 ]
 
-STATUSES = ("ok", "unreadable", "empty", "too_large", "changed", "missing", "non_finite")
-MAX_DRIFT = 1e-3
-THUMBNAIL_BATCH_ROWS = 256
 MAX_REMOTE_SHARDS = 8
 """Shards of thumbnails kept in memory when they cannot be memory-mapped."""
-
-
-class VectorSource(Protocol):
-    """What streams a corpus's vectors: an embedding set or an open index."""
-
-    @property
-    def encoder_id(self) -> str:
-        """The encoder that made the vectors."""
-
-    @property
-    def layer(self) -> str:
-        """The layer of that encoder."""
-
-    def iter_batches(self, batch_rows: int = ...) -> Iterator[tuple[Ids, Floats]]:
-        """Stream ids [n] and unit vectors float32 [n, D]."""
-
-
-class ShardRecord(TypedDict):
-    """The commit record of one shard, as JSON."""
-
-    name: str
-    rows: int
-    ok: int
-    failed: dict[str, int]
-    dim: int
-    first_id: int
-    last_id: int
-    vector_sum: list[float]
-    files: dict[str, FileRecord]
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class ShardBatch:
-    """The rows of one shard, in id order.
-
-    Args:
-        ids: int64 [N], rising.
-        statuses: N of ``STATUSES``.
-        content_hashes: N sha256 digests (32 bytes) of the pictures' bytes; None where not read.
-        vectors: float32 [N, D], of any norm; rows that are not ``ok`` are not looked at.
-    """
-
-    ids: Ids
-    statuses: Sequence[str]
-    content_hashes: Sequence[bytes | None]
-    vectors: Floats
-
-    def __post_init__(self) -> None:
-        require_ids(self.ids)
-        lengths = {len(self.ids), len(self.statuses), len(self.content_hashes), len(self.vectors)}
-        if len(lengths) != 1 or not len(self.ids) or self.vectors.ndim != 2:
-            raise ValueError(f"a shard needs as many rows in every column, at least 1: {lengths}")
-        if unknown := set(self.statuses) - set(STATUSES):
-            raise ValueError(f"row status {sorted(unknown)} is unknown, use one of {STATUSES}")
-
-
-def write_shard(
-    folder: Folder, name: str, batch: ShardBatch, *, thumbnails: Sequence[bytes | None]
-) -> ShardRecord:
-    """Write a shard's two files atomically and return its commit record, which is not written.
-
-    Vectors are normalised in float32, then stored as float16. A row whose vector is not finite, or
-    is zero, gets the status ``non_finite``. Writing the same rows again gives the same bytes.
-
-    Args:
-        folder: the embedding set's folder.
-        name: the shard's name without suffix, such as ``00000-0123456789ab``.
-        batch: its rows.
-        thumbnails: an encoded picture per row, or None.
-    """
-    if len(thumbnails) != len(batch.ids):
-        raise ValueError(f"{len(thumbnails)} thumbnails for {len(batch.ids)} rows of shard {name}")
-    statuses, vectors = _checked_vectors(batch)
-    table = _shard_table(batch, statuses, vectors)
-    parquet, thumbs = f"shards/{name}.parquet", f"shards/{name}.thumbs.arrow"
-    files = {
-        parquet: folder.write_hashed(
-            parquet,
-            lambda path: pq.write_table(
-                table, path, compression="zstd", use_dictionary=["status"], row_group_size=4096
-            ),
-        ),
-        thumbs: folder.write_hashed(
-            thumbs, lambda path: _write_thumbnails(path, batch.ids, thumbnails)
-        ),
-    }
-    counts = Counter(statuses)
-    return ShardRecord(
-        name=name,
-        rows=len(batch.ids),
-        ok=counts.pop("ok", 0),
-        failed=dict(sorted(counts.items())),
-        dim=vectors.shape[1],
-        first_id=int(batch.ids[0]),
-        last_id=int(batch.ids[-1]),
-        vector_sum=[float(x) for x in vectors.sum(axis=0, dtype=np.float64)],
-        files=files,
-    )
-
-
-def _checked_vectors(batch: ShardBatch) -> tuple[list[str], Float16s]:
-    """Final statuses, and the float16 unit vectors of the rows that are ok."""
-    vectors = np.asarray(batch.vectors, dtype=np.float32)
-    with np.errstate(over="ignore", invalid="ignore"):
-        norms = np.linalg.norm(vectors.astype(np.float64), axis=1)
-    usable = np.isfinite(norms) & (norms > np.finfo(np.float32).tiny)
-    statuses = [
-        "non_finite" if status == "ok" and not good else status
-        for status, good in zip(batch.statuses, usable, strict=True)
-    ]
-    ok = np.array([status == "ok" for status in statuses])
-    exact = (vectors[ok] / norms[ok, None]).astype(np.float32)
-    stored = exact.astype(np.float16)
-    if len(stored):
-        drift = 1 - np.einsum("nd,nd->n", unit(stored), exact)
-        assert float(np.abs(drift).max()) < MAX_DRIFT, "float16 moved a vector"
-    return statuses, stored
-
-
-def _shard_table(batch: ShardBatch, statuses: list[str], vectors: Float16s) -> pa.Table:
-    dim = vectors.shape[1]
-    failed = np.array([status != "ok" for status in statuses])
-    filled = np.zeros((len(statuses), dim), np.float16)
-    filled[~failed] = vectors
-    column = pa.FixedSizeListArray.from_arrays(
-        pa.array(filled.reshape(-1)), dim, mask=pa.array(failed)
-    )
-    return pa.table(
-        {
-            "id": pa.array(batch.ids),
-            "status": pa.array(statuses, pa.string()),
-            "content_hash": pa.array(batch.content_hashes, pa.binary(32)),
-            "vector": column,
-        }
-    )
-
-
-def _write_thumbnails(path: str, ids: Ids, thumbnails: Sequence[bytes | None]) -> None:
-    schema = pa.schema([("id", pa.int64()), ("thumbnail", pa.binary())])
-    with pa.ipc.new_file(path, schema) as writer:
-        for start in range(0, len(ids), THUMBNAIL_BATCH_ROWS):
-            stop = start + THUMBNAIL_BATCH_ROWS
-            columns = [pa.array(ids[start:stop]), pa.array(thumbnails[start:stop], pa.binary())]
-            writer.write_batch(pa.record_batch(columns, schema=schema))
 
 
 def publish_embeddings(
@@ -211,6 +61,31 @@ def publish_embeddings(
         ValueError: no shard; shards of several dimensions; ids that overlap.
     """
     shards = sorted(records, key=lambda record: int(record["first_id"]))
+    dim = _common_dim(folder, shards)
+    counts = Counter({"ok": sum(int(shard["ok"]) for shard in shards)})
+    for shard in shards:
+        counts.update(shard["failed"])
+    total = np.sum([shard["vector_sum"] for shard in shards], axis=0)
+    files = {name: record for shard in shards for name, record in shard["files"].items()}
+    identity = {
+        "encoder_id": body["parents"]["encoder_id"],
+        "layer": body["config"]["layer"],
+        "files": {name: record["sha256"] for name, record in files.items()},
+    }
+    content = {
+        "versions": library_versions("pyarrow", "numpy"),
+        **body,
+        "id": digest(identity),
+        "dim": dim,
+        "rows": dict(counts),
+        "mean": [float(x) for x in total / max(counts["ok"], 1)],
+        "shards": [_shard_summary(shard) for shard in shards],
+    }
+    return publish(folder, "embeddings", content, files)
+
+
+def _common_dim(folder: Folder, shards: Sequence[Mapping[str, Any]]) -> int:
+    """The shards' dimension, after checking that there is one and that their ids do not overlap."""
     dims = {int(shard["dim"]) for shard in shards}
     if len(dims) != 1:
         raise ValueError(
@@ -221,27 +96,7 @@ def publish_embeddings(
     for shard in shards:
         require_ids(np.array([shard["first_id"]], np.int64), after=last_id)
         last_id = int(shard["last_id"])
-    failed: Counter[str] = Counter()
-    for shard in shards:
-        failed.update(shard["failed"])
-    num_ok = sum(int(shard["ok"]) for shard in shards)
-    total = np.sum([shard["vector_sum"] for shard in shards], axis=0)
-    files = {name: record for shard in shards for name, record in shard["files"].items()}
-    identity = {
-        "encoder_id": body["parents"]["encoder_id"],
-        "layer": body["config"]["layer"],
-        "files": {name: record["sha256"] for name, record in files.items()},
-    }
-    content = {
-        "id": digest(identity),
-        "versions": library_versions("pyarrow", "numpy"),
-        **body,
-        "dim": dims.pop(),
-        "rows": {"ok": num_ok, **dict(sorted(failed.items()))},
-        "mean": [float(x) for x in total / max(num_ok, 1)],
-        "shards": [_shard_summary(shard) for shard in shards],
-    }
-    return publish(folder, "embeddings", content, files)
+    return dims.pop()
 
 
 def _shard_summary(shard: Mapping[str, Any]) -> dict[str, Any]:

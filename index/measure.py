@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from index.heads import centred, fit_logistic
 from index.vectors import Floats, Ids, unit
 
 __all__ = [
@@ -218,15 +219,13 @@ def few_label_accuracy(
     """Balanced accuracy of logistic regression on a few labels of each class, per random draw.
 
     Features are centred by the corpus mean and L2-normalised (SimpleShot, Wang et al. 2019); C is
-    fixed at 10, the setting of ``index/classifier.py``, so that no test label tunes it. Classes
+    fixed at 10, the setting of ``index/heads.py``, so that no test label tunes it. Classes
     that have no more pictures than ``labels_per_class`` are left out.
 
     Raises:
         ValueError: fewer than two classes are large enough.
     """
     from sklearn.metrics import balanced_accuracy_score
-
-    from index.classifier import centred, fit_logistic
 
     labels = np.asarray(labels_N)
     names, counts = np.unique(labels, return_counts=True)

@@ -17,8 +17,7 @@ import pyarrow.parquet as pq
 
 from index.artifact import Folder, Verify, digest, library_versions, open_door, publish
 from index.classifier import Classifier
-from index.embeddings import VectorSource
-from index.vectors import Ids
+from index.vectors import Ids, VectorSource
 
 __all__ = ["Predictions", "write_predictions"]
 
@@ -56,16 +55,11 @@ def write_predictions(
     classifier.require_encoder(source.encoder_id, source.layer)
     all_parents = {**classifier.parents, "classifier_id": classifier.id, **(parents or {})}
     counts: Counter[str] = Counter(dict.fromkeys(classifier.classes, 0))
-
-    def write(path: str) -> None:
-        with pq.ParquetWriter(path, _schema(classifier.classes), compression="zstd") as writer:
-            for ids, vectors in source.iter_batches(8192):
-                batch = _predict(classifier, ids, vectors, uris_of)
-                counts.update(batch.column("label").to_pylist())
-                writer.write_batch(batch)
-
     name = f"predictions-{digest(all_parents)[:12]}.parquet"
-    record = folder.make().write_hashed(name, write)
+    batches = _classified(classifier, source, uris_of, counts)
+    record = folder.make().write_hashed(
+        name, lambda path: _write_table(path, _schema(classifier.classes), batches)
+    )
     body = {
         "id": digest({"parents": all_parents, "sha256": record["sha256"]}),
         "config": {"classes": list(classifier.classes)},
@@ -77,6 +71,21 @@ def write_predictions(
     door = publish(folder, "predictions", body, {name: record})
     folder.remove_others("predictions-", keep=[name])
     return door
+
+
+def _classified(
+    classifier: Classifier, source: VectorSource, uris_of: UrisOf, counts: Counter[str]
+) -> Iterator[pa.RecordBatch]:
+    for ids, vectors in source.iter_batches(8192):
+        batch = _predict(classifier, ids, vectors, uris_of)
+        counts.update(batch.column("label").to_pylist())
+        yield batch
+
+
+def _write_table(path: str, schema: pa.Schema, batches: Iterator[pa.RecordBatch]) -> None:
+    with pq.ParquetWriter(path, schema, compression="zstd") as writer:
+        for batch in batches:
+            writer.write_batch(batch)
 
 
 def _schema(classes: Sequence[str]) -> pa.Schema:

@@ -17,10 +17,10 @@ import faiss as faiss_library
 import numpy as np
 from numpy.typing import NDArray
 
-from index.classifier import Classifier, centred
-from index.embeddings import VectorSource
+from index.classifier import Classifier
+from index.heads import centred
 from index.labels import LabelSnapshot
-from index.vectors import Float16s, Floats, Ids
+from index.vectors import Float16s, Floats, Ids, VectorSource
 
 __all__ = ["Suggester", "Suggestion"]
 

@@ -27,6 +27,7 @@ from index.vectors import Floats, Ids, VectorFile, unit
 __all__ = ["Tuning", "draw_samples", "tune"]
 
 LATENCY_QUERIES = 100
+BLOCK_ROWS = 16_384
 MIN_CORPUS_SHARE = 4
 """At most a quarter of the corpus becomes queries, so that a sample is left to train on."""
 
@@ -60,14 +61,18 @@ def draw_samples(
     num_train = 0 if recipe.kind == "exact" else config.train_rows_per_list * recipe.nlist
     rows = rng.choice(len(vectors), min(len(vectors), num_queries + num_train), replace=False)
     queries, train = np.sort(rows[:num_queries]), np.sort(rows[num_queries:])
-    asked = set(_contents(vectors.gather(queries)))
-    contents = _contents(vectors.gather(train))
+    asked, contents = set(_contents(vectors, queries)), _contents(vectors, train)
     fresh = np.array([content not in asked for content in contents], dtype=bool)
     return vectors.ids[queries], train[fresh] if fresh.sum() >= recipe.nlist else train
 
 
-def _contents(vectors: Floats) -> list[bytes]:
-    return [hashlib.sha256(row.tobytes()).digest() for row in vectors]
+def _contents(vectors: VectorFile, rows: NDArray[np.intp]) -> list[bytes]:
+    """A digest of every row's vector: copies of a picture have the same one."""
+    return [
+        hashlib.sha256(row.tobytes()).digest()
+        for start in range(0, len(rows), BLOCK_ROWS)
+        for row in vectors.gather(rows[start : start + BLOCK_ROWS])
+    ]
 
 
 def tune(ranker: Ranker, query_ids: Ids, config: IndexConfig) -> Tuning:

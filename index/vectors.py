@@ -12,12 +12,22 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
+from typing import Protocol
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-__all__ = ["Float16s", "Floats", "Ids", "VectorFile", "VectorWriter", "require_ids", "unit"]
+__all__ = [
+    "Float16s",
+    "Floats",
+    "Ids",
+    "VectorFile",
+    "VectorSource",
+    "VectorWriter",
+    "require_ids",
+    "unit",
+]
 
 Ids = NDArray[np.int64]
 Floats = NDArray[np.float32]
@@ -27,6 +37,21 @@ BATCH_ROWS = 16_384
 """Rows of every record batch but the last; row ``r`` lies in batch ``r // BATCH_ROWS``."""
 
 MAX_ID = 2**63 - 2
+
+
+class VectorSource(Protocol):
+    """What streams a corpus's vectors: an embedding set or an open index."""
+
+    @property
+    def encoder_id(self) -> str:
+        """The encoder that made the vectors."""
+
+    @property
+    def layer(self) -> str:
+        """The layer of that encoder."""
+
+    def iter_batches(self, batch_rows: int = ...) -> Iterator[tuple[Ids, Floats]]:
+        """Stream ids [n] and unit vectors float32 [n, D]."""
 
 
 def unit(vectors_ND: NDArray[np.floating]) -> Floats:

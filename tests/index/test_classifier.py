@@ -3,14 +3,8 @@ import pytest
 from sklearn.linear_model import LogisticRegression
 
 from index.artifact import CorruptArtifactError, Folder, MissingArtifactError
-from index.classifier import (
-    Classifier,
-    accuracy_so_far,
-    centred,
-    fit_head,
-    fit_logistic,
-    fit_prototypes,
-)
+from index.classifier import Classifier, accuracy_so_far
+from index.heads import centred, fit_head, fit_logistic, fit_prototypes
 from index.labels import LabelSnapshot
 from index.search import EncoderMismatchError
 

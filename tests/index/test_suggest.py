@@ -1,7 +1,8 @@
 import numpy as np
 import pytest
 
-from index.classifier import Classifier, centred
+from index.classifier import Classifier
+from index.heads import centred
 from index.labels import LabelSnapshot
 from index.suggest import Suggester, _spread
 
