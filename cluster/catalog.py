@@ -1,8 +1,8 @@
-"""The corpus artefact: which pictures there are, each with a dense id that never changes its meaning.
+"""The corpus artefact: the pictures there are, each with an id that never changes its meaning.
 
-A catalog is a sequence of immutable Parquet parts. Later rows override earlier ones of the same id, so a
-scan that finds changes appends one small part. A picture whose file changed gets a new id, and its old id
-becomes ``replaced``; one that is gone becomes ``vanished``.
+A catalog is a sequence of immutable Parquet parts. Later rows override earlier ones of the same
+id, so a scan that finds changes appends one small part. A picture whose file changed gets a new
+id, and its old id becomes ``replaced``; one that is gone becomes ``vanished``.
 """
 
 from __future__ import annotations
@@ -101,7 +101,7 @@ class Catalog:
         return np.asarray(self.table["id"].to_numpy())
 
     def rows(self, ids: np.ndarray | list[int]) -> list[CatalogRow]:
-        """Rows of the given ids in their order; ``KeyError`` names an id that the corpus never had."""
+        """Rows of the given ids in their order; ``KeyError`` names an id that never was."""
         wanted = np.asarray(ids, dtype=np.int64)
         positions = np.searchsorted(self._ids, wanted)
         known = positions < len(self._ids)

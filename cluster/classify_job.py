@@ -1,7 +1,8 @@
 """classify: a classifier from a few labels, and its predictions for the whole corpus.
 
-1. Take the labels: those given in the web application, those of a CSV file, or the corpus' own. 2. Train a
-head on the labelled pictures' vectors. 3. Publish it. 4. Predict every indexed picture and publish that too.
+1. Take the labels: those given in the web application, those of a CSV file, or the corpus' own. 2.
+Train a head on the labelled pictures' vectors. 3. Publish it. 4. Predict every indexed picture and
+publish that too.
 """
 
 from __future__ import annotations

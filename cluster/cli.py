@@ -1,7 +1,8 @@
 """The command line: ``lookalike VERB ...``, the same program as ``python -m cluster VERB ...``.
 
-Each verb is a config dataclass and a function ``job(config, context) -> report``. Flags, types, defaults and
-help come from the dataclasses through tyro. Nothing heavy is imported before the verb is known.
+Each verb is a config dataclass and a function ``job(config, context) -> report``. Flags, types,
+defaults and help come from the dataclasses through tyro. Nothing heavy is imported before the verb
+is known.
 """
 
 from __future__ import annotations
@@ -213,8 +214,9 @@ def _recipe_config(config_type: type, arguments: list[str]) -> tuple[type, list[
     import difflib
 
     import tyro
-    from encoders.recipes import RECIPES
+
     from encoders.pretrain_config import PretrainConfig
+    from encoders.recipes import RECIPES
 
     recipe, rest = (arguments[0], arguments[1:]) if arguments else ("", [])
     if recipe in ("", "-h", "--help"):
@@ -239,7 +241,8 @@ def _recipe_config(config_type: type, arguments: list[str]) -> tuple[type, list[
         kw_only=True,
     )
     described.__doc__ = (
-        f"usage: lookalike pretrain RECIPE --corpus NAME --name NAME [options]\n\n{config_type.__doc__}\n\n"
+        "usage: lookalike pretrain RECIPE --corpus NAME --name NAME [options]\n\n"
+        f"{config_type.__doc__}\n\n"
         f"Recipes: {', '.join(RECIPES)}. Defaults below are those of {recipe}."
     )
     return described, rest

@@ -9,12 +9,12 @@ from functools import cached_property
 from typing import cast
 
 import numpy as np
-from index.search import Hits, Searcher
 
 from cluster.catalog import Catalog, CatalogRow
 from cluster.workspace import Workspace
 from encoders.encoder import Encoder, Layer, embed_picture
 from index.embeddings import EmbeddingStore
+from index.search import Hits, Searcher
 
 __all__ = ["Collection"]
 
@@ -103,12 +103,12 @@ class Collection:
         return self.searcher.vectors_of(ids)
 
     def search_picture(self, data: bytes, k: int) -> Hits:
-        """The k pictures most like an encoded picture file; ``PictureError`` if it cannot be read."""
+        """The k pictures most like a picture file's bytes; ``PictureError`` if there is none."""
         query_D = embed_picture(self.encoder, data, layer=self.layer)
         return self.searcher.search(query_D[np.newaxis], k)
 
     def search_ids(self, ids: np.ndarray | list[int], k: int) -> Hits:
-        """For each indexed picture the k others most like it; ``KeyError`` for an id not indexed."""
+        """The k others most like each indexed picture; ``KeyError`` for an id not indexed."""
         wanted = np.asarray(ids, dtype=np.int64)
         return self.searcher.search(self.vectors(wanted), k, exclude_ids=wanted)
 

@@ -1,6 +1,7 @@
 """demo: the whole road on real pictures, from nothing to the browser, on two CPU cores in minutes.
 
-Every step is the verb of that name with plain settings; what an earlier demo finished is used again.
+Every step is the verb of that name with plain settings; what an earlier demo finished is used
+again.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from cluster.index_job import IndexJobConfig, index_embeddings
 from cluster.openmoji import ATTRIBUTION, draw_openmoji
 from cluster.pretrain_job import PretrainJobConfig, pretrain
 from cluster.scan_job import ScanConfig, scan
-from encoders.recipes import openmoji_demo
+from encoders.recipes import simclr_small
 from index.artifact import MissingArtifactError, open_door, publish
 
 __all__ = ["DemoConfig", "demo"]
@@ -39,7 +40,7 @@ class DemoConfig:
 
 
 def demo(config: DemoConfig, context: Context) -> dict[str, Any]:
-    """Draw, scan, pretrain, embed, index and evaluate; returns what was built and how good it is."""
+    """Draw, scan, pretrain, embed, index and evaluate; returns what was built, and how good."""
     del config  # the command line opens the application with it
     steps: list[dict[str, Any]] = []
 
@@ -60,7 +61,7 @@ def demo(config: DemoConfig, context: Context) -> dict[str, Any]:
     )
     scanned = ScanConfig(folder=str(pictures), corpus=CORPUS, labels="folder")
     step("scan", lambda: scan(scanned, context), lambda r: f"{r['pictures']['ok']:,} pictures")
-    trained = PretrainJobConfig(corpus=CORPUS, name=ENCODER, training=openmoji_demo())
+    trained = PretrainJobConfig(corpus=CORPUS, name=ENCODER, training=simclr_small())
     embedded = EmbedConfig(corpus=CORPUS, encoder=ENCODER)
     with contextlib.ExitStack() as lease:
         context = replace(context, lease=lease)

@@ -1,7 +1,8 @@
 """embed: turn every picture of a corpus into a vector, exactly once.
 
-1. Plan shards over the corpus' ids. 2. Ray Data actors read, decode, encode and write one shard at a time:
-vectors as Parquet, thumbnails as Arrow, then the commit record. 3. Publish the door over all records.
+1. Plan shards over the corpus' ids. 2. Ray Data actors read, decode, encode and write one shard at
+a time: vectors as Parquet, thumbnails as Arrow, then the commit record. 3. Publish the door over
+all records.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ class EmbedConfig:
     encoder: str
     """Name of the encoder."""
     layer: Literal["backbone", "projector"] = "backbone"
-    """Which output of the encoder: backbone transfers better, projector finds near-copies better."""
+    """Which output: backbone transfers better, projector finds near-copies better."""
     name: str | None = None
     """Name of the embedding set; CORPUS-ENCODER unless given."""
     thumbnail_edge: int = 256
@@ -203,7 +204,7 @@ def embed(config: EmbedConfig, context: Context) -> dict[str, Any]:
 def _publish_if_new(
     folder: Any, records: list[dict[str, Any]], body: dict[str, Any]
 ) -> dict[str, Any]:
-    """Publish unless the door already says the same; unreferenced shards of older plans stay until then."""
+    """Publish, unless the door names the same shards already."""
     try:
         door = open_door(folder, "embeddings", verify="sizes")
     except MissingArtifactError:

@@ -1,8 +1,8 @@
 """evaluate: is the encoder worth its training? Compared with an untrained twin and with raw pixels.
 
-1. Draw a sample of the corpus. 2. Distort some of it: cropped, shifted, recoloured and blurred copies whose
-originals have to be found, which needs no labels. 3. Embed both with each source of vectors. 4. Where the
-corpus has labels, measure kNN and few-label accuracy as well.
+1. Draw a sample of the corpus. 2. Distort some of it: cropped, shifted, recoloured and blurred
+copies whose originals have to be found, which needs no labels. 3. Embed both with each source of
+vectors. 4. Where the corpus has labels, measure kNN and few-label accuracy as well.
 """
 
 from __future__ import annotations
@@ -24,7 +24,13 @@ from cluster.workspace import check_name
 from encoders.baseline import raw_pixel_vectors
 from encoders.distort import distort
 from encoders.encoder import Encoder
-from encoders.picture import PictureError, PreprocessConfig, open_picture, to_square
+from encoders.picture import (
+    DECODE_EDGE,
+    PictureError,
+    PreprocessConfig,
+    open_picture,
+    to_square,
+)
 from index.measure import FewLabelAccuracy, Proportion, few_label_accuracy, find_the_original
 from index.measure import knn_accuracy as leave_one_out_knn
 
@@ -74,8 +80,8 @@ def evaluate(config: EvaluateConfig, context: Context) -> dict[str, Any]:
     """Measure search quality, and with labels classification, for each source of vectors.
 
     Returns:
-        ``figures``: source to figure to ``value`` with ``low`` and ``high`` (95 % Wilson interval) or
-        ``sd`` (over draws); shares in [0, 1].
+        ``figures``: source to figure to ``value`` with ``low`` and ``high`` (95 % Wilson interval)
+        or ``sd`` (over draws); shares in [0, 1].
     """
     workspace = context.workspace
     make = f"lookalike scan FOLDER --corpus {config.corpus}"
@@ -126,7 +132,7 @@ def _distorted(
     catalog: Catalog, ids: NDArray[np.int64], preprocess: PreprocessConfig, seed: int
 ) -> tuple[NDArray[np.int64], Pixels]:
     """(ids, queries uint8 [Q, S, S, 3]) of the distorted copies; unreadable files are left out."""
-    large = replace(preprocess, size=preprocess.size * QUERY_SCALE)
+    large = replace(preprocess, size=min(preprocess.size * QUERY_SCALE, DECODE_EDGE))
     rows = [
         ShardRow(row.id, row.uri, row.bytes or 0, row.mtime_ns or 0) for row in catalog.rows(ids)
     ]
@@ -163,7 +169,7 @@ def _originals(
 
 
 def _labelled(vectors: Vectors, labels: list[str | None], config: EvaluateConfig) -> dict[str, Any]:
-    """kNN and few-label accuracy; empty when fewer than two classes have enough pictures."""
+    """Accuracy of kNN and of few labels; empty when fewer than two classes have enough pictures."""
     known = np.array([label is not None for label in labels])
     names = [label for label in labels if label is not None]
     if len(set(names)) < 2:

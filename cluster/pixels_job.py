@@ -1,7 +1,8 @@
 """pixels: the training cache, square uint8 pictures that many workers can memory-map.
 
-Not a verb of its own: ``pretrain`` and ``evaluate`` build it when it is missing. Shards hold Arrow IPC files
-(``id`` int64, ``pixels`` fixed binary of S * S * 3 bytes), so a picture is read by position without copying.
+Not a verb of its own: ``pretrain`` and ``evaluate`` build it when it is missing. Shards hold Arrow
+IPC files (``id`` int64, ``pixels`` fixed binary of S * S * 3 bytes), so a picture is read by
+position without copying.
 """
 
 from __future__ import annotations

@@ -1,10 +1,11 @@
 """pretrain: train an encoder on a corpus' pictures, without labels unless the method wants them.
 
-1. Build the pixel cache. 2. Ray Train starts the workers; each resumes from the newest whole checkpoint and
-walks the steps of one global order. 3. Rank 0 writes metrics and checkpoints. 4. Rank 0 publishes the encoder.
+1. Build the pixel cache. 2. Ray Train starts the workers; each resumes from the newest whole
+checkpoint and walks the steps of one global order. 3. Rank 0 writes metrics and checkpoints. 4.
+Rank 0 publishes the encoder.
 
-Ray restarts workers that die; the checkpoints are our own (docs/adr/0005). A re-run of the same command goes
-on where the last run ended, with any number of workers.
+Ray restarts workers that die; the checkpoints are our own (docs/adr/0005). A re-run of the same
+command goes on where the last run ended, with any number of workers.
 """
 
 from __future__ import annotations
@@ -18,7 +19,6 @@ from dataclasses import asdict, dataclass, field
 from typing import Annotated, Any, cast
 
 import tyro
-from encoders.pretrain_config import PretrainConfig
 
 from cluster.catalog import Catalog
 from cluster.context import Context, ProgressLine
@@ -26,6 +26,7 @@ from cluster.pixels_job import build_pixels
 from cluster.pretrain_worker import WorkerPlan, train_worker
 from cluster.runlog import read_metrics, read_run, write_run
 from cluster.workspace import check_name
+from encoders.pretrain_config import PretrainConfig
 from index.artifact import Folder, digest, library_versions
 
 __all__ = ["PretrainJobConfig", "PretrainingStoppedError", "pretrain"]
@@ -34,7 +35,7 @@ POLL_S = 1.0
 
 
 class PretrainingStoppedError(ValueError):
-    """Training stopped itself, for instance because the embedding collapsed; the message says what to do."""
+    """Training stopped itself, as when the embedding collapsed; the message says what to do."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -83,8 +84,7 @@ def pretrain(config: PretrainJobConfig, context: Context) -> dict[str, Any]:
         workspace.require("corpora", config.corpus, door="corpus.json", make=make)
     )
     folder = workspace.folder("runs", config.name)
-    settings = asdict(config.training)
-    config_id = digest([settings, catalog.corpus_id])
+    config_id = digest([asdict(config.training), catalog.corpus_id])
     if _is_done(folder, config, config_id):
         return _report(config, context, resumed_at=None)
     cache = build_pixels(
@@ -102,35 +102,35 @@ def pretrain(config: PretrainJobConfig, context: Context) -> dict[str, Any]:
         probe_every=config.probe_every,
         num_threads=max(1, int(context.where.profile_settings().cpus_per_worker)),
     )
-    num_steps = config.training.num_steps(len(cache))
-    write_run(
-        folder,
-        state="running",
-        config=settings,
-        config_id=config_id,
-        corpus=config.corpus,
-        corpus_id=catalog.corpus_id,
-        num_pictures=len(cache),
-        num_steps=num_steps,
-        started_at=time.time(),
-        error=None,
-        versions=library_versions("torch", "ray"),
-    )
+    _begin(folder, plan, num_pictures=len(cache), corpus_id=catalog.corpus_id)
     try:
-        with _watched(folder, num_steps, context):
+        with _watched(folder, config.training.num_steps(len(cache)), context):
             outcome = _fit(plan, config, folder, context)
     except BaseException as error:
-        write_run(
-            folder,
-            state="stopped" if isinstance(error, KeyboardInterrupt) else "failed",
-            error=str(error),
-        )
+        state = "stopped" if isinstance(error, KeyboardInterrupt) else "failed"
+        write_run(folder, state=state, error=str(error))
         raise
     if outcome["stopped"]:
         write_run(folder, state="stopped", error=outcome["stopped"])
         raise PretrainingStoppedError(outcome["stopped"])
     write_run(folder, state="done", finished_at=time.time())
     return _report(config, context, resumed_at=outcome["resumed_at"])
+
+
+def _begin(folder: Folder, plan: WorkerPlan, *, num_pictures: int, corpus_id: str) -> None:
+    write_run(
+        folder,
+        state="running",
+        config=asdict(plan.training),
+        config_id=plan.config_id,
+        corpus=plan.corpus,
+        corpus_id=corpus_id,
+        num_pictures=num_pictures,
+        num_steps=plan.training.num_steps(num_pictures),
+        started_at=time.time(),
+        error=None,
+        versions=library_versions("torch", "ray"),
+    )
 
 
 def _is_done(folder: Folder, config: PretrainJobConfig, config_id: str) -> bool:
@@ -141,8 +141,8 @@ def _is_done(folder: Folder, config: PretrainJobConfig, config_id: str) -> bool:
         changed = [name for name in now if was.get(name) != _as_json(now[name])]
         what = ", ".join(changed) or "the corpus (it was scanned again)"
         raise ValueError(
-            f"run {config.name!r} in {folder}: started with another configuration; different: {what}. "
-            "Give this one a new --name, or the old settings to go on."
+            f"run {config.name!r} in {folder}: started with another configuration; "
+            f"different: {what}. Give this one a new --name, or the old settings to go on."
         )
     return bool(run) and run["state"] == "done"
 

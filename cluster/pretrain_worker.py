@@ -11,17 +11,17 @@ from typing import Any
 
 import numpy as np
 import torch
-from encoders.card import encoder_body, encoder_files
-from encoders.pretrain_config import PretrainConfig
-from encoders.training import Pretraining
 from numpy.typing import NDArray
 
 from cluster.catalog import Catalog
 from cluster.pixels_job import PixelCache
 from cluster.runlog import MetricsLog, load_newest_checkpoint, save_checkpoint
 from cluster.workspace import Workspace
+from encoders.card import encoder_body, encoder_files
 from encoders.encoder import Encoder
+from encoders.pretrain_config import PretrainConfig
 from encoders.probe import knn_accuracy
+from encoders.training import Pretraining
 from index.artifact import Folder, library_versions, publish
 
 __all__ = ["WorkerPlan", "publish_encoder", "train_worker"]
@@ -51,7 +51,7 @@ def train_worker(loop_config: dict[str, Any]) -> dict[str, Any]:
     """Train to the end from the newest checkpoint.
 
     Returns:
-        ``resumed_at`` (step or None) and ``stopped`` (the reason when the run stopped itself, else None).
+        ``resumed_at`` (step or None) and ``stopped`` (why the run stopped itself, or None).
     """
     import ray.train
     from ray.train.torch import get_device
@@ -123,7 +123,7 @@ class _Worker:
             save_checkpoint(self.folder, step, state, plan.config_id, keep=KEEP_CHECKPOINTS)
 
     def _probe(self) -> float | None:
-        """KNN accuracy of a fixed sample, a quarter of it queried against the rest; None without labels."""
+        """KNN accuracy of a fixed sample, a quarter queried against the rest; None unlabelled."""
         labelled = np.flatnonzero(self.labels >= 0)
         if len(labelled) < 8 or len(np.unique(self.labels[labelled])) < 2:
             return None

@@ -1,7 +1,8 @@
 """A pretraining run's folder: its state, its numbers, its checkpoints.
 
-``run.json`` is rewritten atomically as the state changes; ``metrics.jsonl`` grows by one JSON object a line;
-``checkpoints/step-NNNNNNNNN/`` are artefacts of their own, so a half-written one is never taken for whole.
+``run.json`` is rewritten atomically as the state changes; ``metrics.jsonl`` grows by one JSON
+object a line; ``checkpoints/step-NNNNNNNNN/`` are artefacts of their own, so a half-written one is
+never taken for whole.
 """
 
 from __future__ import annotations
@@ -93,7 +94,7 @@ class MetricsLog:
 def save_checkpoint(
     folder: Folder, step: int, state: dict[str, Any], config_id: str, keep: int
 ) -> None:
-    """Publish a checkpoint of the state after ``step`` steps and delete all but the newest ``keep``."""
+    """Publish the state after ``step`` steps and delete all but the newest ``keep`` states."""
     buffer = io.BytesIO()
     torch.save(state, buffer)
     own = (folder / "checkpoints" / f"step-{step:09d}").make()

@@ -1,7 +1,7 @@
 """scan: list a folder's pictures into a corpus.
 
-1. Walk the folder, following links but no loop. 2. Compare with the corpus as it was: what is unchanged is
-not opened again. 3. Read the header of what is new. 4. Publish one more catalog part.
+1. Walk the folder, following links but no loop. 2. Compare with the corpus as it was: what is
+unchanged is not opened again. 3. Read the header of what is new. 4. Publish one more catalog part.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import tyro
 from cluster.catalog import Catalog, CatalogRow, CatalogWriter
 from cluster.context import Context
 from cluster.workspace import check_name
-from encoders.picture import PictureError, probe
+from encoders.picture import MAX_PIXELS, PictureError, probe
 from index.artifact import Folder
 
 __all__ = ["PICTURE_SUFFIXES", "ScanConfig", "scan"]
@@ -64,13 +64,16 @@ class ScanConfig:
     labels: Literal["none", "folder"] = "none"
     """Where labels come from: none, or the name of the sub-folder that a picture lies in."""
     max_megapixels: float = 100.0
-    """Pictures with more pixels than this are listed as too_large and left out."""
+    """Pictures of this many pixels and more are listed as too_large and left out; at most 100."""
 
     def __post_init__(self) -> None:
         """Check the names; the folder is checked when it is read."""
         check_name(self.corpus, what="corpus")
-        if self.max_megapixels <= 0:
-            raise ValueError(f"max_megapixels {self.max_megapixels}: has to be above 0")
+        if not 0 < self.max_megapixels <= MAX_PIXELS / 1e6:
+            raise ValueError(
+                f"max_megapixels {self.max_megapixels}: above 0 and at most {MAX_PIXELS / 1e6:g}, "
+                "beyond which decoding takes too much memory. Scale larger pictures down."
+            )
 
 
 def scan(config: ScanConfig, context: Context) -> dict[str, Any]:
@@ -201,7 +204,7 @@ def _row(file: _File, config: ScanConfig) -> dict[str, Any]:
     except OSError as error:
         return {**row, "status": "unreadable", "error": str(error)}
     row |= {"format": picture_format, "width": width, "height": height}
-    if width * height > config.max_megapixels * 1e6:
+    if width * height >= config.max_megapixels * 1e6:
         row |= {"status": "too_large", "error": f"{width} x {height} pixels"}
     return row
 

@@ -1,10 +1,11 @@
 """Work cut into shards, each finished exactly once: the protocol behind pixels and embeddings.
 
 1. A *plan* cuts the corpus into shards by id, so that a grown corpus changes only its last shards.
-2. A shard's name carries a digest of what goes in (the job's key and the rows' id, size and time) and so of
-   what comes out. 3. A worker writes the shard's files, then its *commit record*, one small JSON; the
-   record's rename is the commit point. 4. What has a valid record is never done again; what has none is
-   done from the start, by whichever run comes next. Two runs at once waste work but write the same names.
+2. A shard's name carries a digest of what goes in (the job's key and the rows' id, size and time)
+and so of what comes out. 3. A worker writes the shard's files, then its *commit record*, one small
+JSON; the record's rename is the commit point. 4. What has a valid record is never done again; what
+has none is done from the start, by whichever run comes next. Two runs at once waste work but write
+the same names.
 """
 
 from __future__ import annotations
@@ -107,7 +108,7 @@ def commit(folder: Folder, shard: Shard, record: dict[str, Any]) -> dict[str, An
     Args:
         folder: the artefact's folder.
         shard: what was done.
-        record: ``files`` (name to bytes and sha256), ``rows``, ``ok``, ``failed`` by status, and more.
+        record: ``files`` (name to bytes and sha256), ``rows``, ``ok``, ``failed`` by status.
     """
     content = {"name": shard.name, "number": shard.number, **record}
     write_json(folder / SHARD_FOLDER, f"{shard.name}.json", content)
@@ -200,9 +201,10 @@ def _count_attempt(folder: Folder, shard: Shard) -> None:
     attempts = int(folder.read_bytes(name)) if folder.exists(name) else 0
     if attempts >= MAX_ATTEMPTS:
         raise ValueError(
-            f"shard {shard.name} in {folder}: its worker died {attempts} times. One of the pictures "
-            f"{shard.rows[0].id} to {shard.rows[-1].id} kills its decoder, or memory is short. See "
-            "their files in the catalog; move the culprit away and scan again, or lower --shard-rows."
+            f"shard {shard.name} in {folder}: its worker died {attempts} times. One of the "
+            f"pictures {shard.rows[0].id} to {shard.rows[-1].id} kills its decoder, or memory is "
+            "short. See their files in the catalog; move the culprit away and scan again, or "
+            "lower --shard-rows."
         )
     folder.write_atomic(name, str(attempts + 1).encode())
 
@@ -269,9 +271,9 @@ class _Tally:
         failed = self._failed.total()
         if self._rows >= BUDGET_AFTER_ROWS and failed > self._budget * self._rows:
             raise ErrorBudgetError(
-                f"{self._title}: {failed} of {self._rows} pictures failed ({self.note}), more than the "
-                f"{self._budget:.0%} allowed. If they moved or changed, run lookalike scan again; "
-                "if the pictures are fine to lose, raise --error-budget."
+                f"{self._title}: {failed} of {self._rows} pictures failed ({self.note}), more than "
+                f"the {self._budget:.0%} allowed. If they moved or changed, run lookalike scan "
+                "again; if the pictures are fine to lose, raise --error-budget."
             )
 
 

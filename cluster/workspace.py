@@ -1,7 +1,7 @@
 """The workspace: the one folder under which every artefact lies.
 
-``corpora/NAME  pixels/NAME  runs/NAME  encoders/NAME  embeddings/NAME  indexes/NAME  classifiers/NAME
-predictions/NAME  labels.db``
+``corpora/NAME  pixels/NAME  runs/NAME  encoders/NAME  embeddings/NAME  indexes/NAME
+classifiers/NAME predictions/NAME  labels.db``
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ def check_name(name: str, what: str = "name") -> str:
     """
     if not NAME.fullmatch(name):
         raise ValueError(
-            f"{what} {name!r}: allowed are up to 100 letters, digits, '.', '_' and '-', starting with "
-            "a letter or digit. Choose another."
+            f"{what} {name!r}: allowed are up to 100 letters, digits, '.', '_' and '-', starting "
+            "with a letter or digit. Choose another."
         )
     return name
 
@@ -58,7 +58,7 @@ class Workspace:
 
     @property
     def labels_url(self) -> str:
-        """SQLAlchemy URL of the label log; ``LOOKALIKE_LABELS_URL`` overrides the workspace's SQLite."""
+        """SQLAlchemy URL of the label log: ``LOOKALIKE_LABELS_URL``, else SQLite in here."""
         if url := os.environ.get("LOOKALIKE_LABELS_URL"):
             return url
         return f"sqlite:///{self.root.local_path('labels.db')}"
@@ -75,7 +75,7 @@ class Workspace:
         """The folder of an artefact that has to be published.
 
         Raises:
-            MissingArtifactError: naming what exists instead and ``make``, the command that makes it.
+            MissingArtifactError: naming what exists and ``make``, the command that makes it.
         """
         folder = self.folder(kind, name)
         if not folder.exists(door):
