@@ -33,6 +33,7 @@ def serve(connection: Connection, rank: int, world_size: int, meeting_point: str
             connection.send((True, files[file][name](*arguments)))
         except Exception:  # noqa: BLE001 - any failure is the answer
             connection.send((False, traceback.format_exc()))
+    dist.barrier()  # none leaves while another is still joining
     dist.destroy_process_group()
 
 

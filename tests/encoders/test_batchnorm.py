@@ -56,6 +56,12 @@ def far_from_zero_on_this_rank(parts) -> list:
     return norm(x.split(parts)[rank()]).tolist()
 
 
+def in_half_precision_on_this_rank(parts) -> tuple[str, list]:
+    x, slope = (t.split(parts)[rank()].bfloat16() for t in batch((8, 3, 4, 5)))
+    figures = run(CrossRankBatchNorm(3), x, slope)
+    return str(figures["y"].dtype), figures["x_grad"].float().tolist()
+
+
 def in_eval_mode_on_this_rank() -> list:
     norm = make(CrossRankBatchNorm).eval()
     return norm(batch((8, 3))[0] + rank()).tolist()
@@ -87,6 +93,14 @@ def test_a_mean_far_from_zero_does_not_eat_the_variance(ranks):
     )
     expected = nn.BatchNorm1d(3).double()(x.double())
     torch.testing.assert_close(found.double(), expected, atol=1e-2, rtol=0)
+
+
+def test_half_precision_stays_near_full_precision(ranks):
+    expected = run(nn.BatchNorm2d(3).double(), *batch((8, 3, 4, 5)))["x_grad"]
+    answers = ranks(in_half_precision_on_this_rank, (6, 2))
+    found = torch.cat([torch.tensor(x_grad) for _, x_grad in answers])
+    assert [dtype for dtype, _ in answers] == ["torch.bfloat16"] * 2
+    torch.testing.assert_close(found.double(), expected, atol=0.02, rtol=0.02)
 
 
 def test_eval_mode_uses_running_statistics_on_every_rank_alone(ranks):
