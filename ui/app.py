@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import os
 import socket
@@ -31,6 +32,8 @@ def build_app(workspace: Workspace, config: UiConfig) -> FastAPI:
     Args:
         workspace: what it shows; it may still be empty.
         config: whom it lets in and how large uploads may be.
+
+    Call it outside of any event loop.
     """
     # Gradio reads it when imported: no telemetry and no question for newer versions.
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
@@ -67,24 +70,28 @@ def build_app(workspace: Workspace, config: UiConfig) -> FastAPI:
     def user_of(request: Request) -> str | None:
         return guard.user(request)
 
-    gr.mount_gradio_app(
-        app,
-        build_blocks(),
-        path="/",
-        auth_dependency=user_of,
-        allowed_paths=[],
-        favicon_path=str(ASSETS / "icon.svg"),
-        show_error=False,
-        max_file_size=config.max_upload_bytes,
-        enable_monitoring=False,
-        mcp_server=False,
-        ssr_mode=False,
-        run_history=False,
-        footer_links=[],
-        pwa=False,
-        theme=make_theme(),
-        head=HEAD,
-    )
+    async def mount() -> None:
+        gr.mount_gradio_app(
+            app,
+            build_blocks(),
+            path="/",
+            auth_dependency=user_of,
+            allowed_paths=[],
+            favicon_path=str(ASSETS / "icon.svg"),
+            show_error=False,
+            max_file_size=config.max_upload_bytes,
+            enable_monitoring=False,
+            mcp_server=False,
+            ssr_mode=False,
+            run_history=False,
+            footer_links=[],
+            pwa=False,
+            theme=make_theme(),
+            head=HEAD,
+        )
+
+    # Where no event loop is running, Gradio makes some that it never closes.
+    asyncio.run(mount())
     return app
 
 

@@ -21,8 +21,8 @@ HELP = """
 arrow keys move in it, `Enter` shows what is like the picture.
 
 **Label.** `1` to `9` give the class of that number, `S` skips, `Z` takes the last answer back.
-Keys rest while you type in a box. Every fourth picture is an *audit* picture, drawn at random: only those
-measure the classifier honestly.
+Keys rest while you type in a box. Every fourth picture is an *audit* picture, drawn at random: only
+those measure the classifier honestly.
 
 **Classify.** Training takes a moment and goes on when you close the page. The export holds every
 picture with its class and probability.

@@ -1,0 +1,186 @@
+"""Train, predict, review and export, without a browser and without HTTP."""
+
+from __future__ import annotations
+
+import io
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pyarrow.csv as pcsv
+import pyarrow.parquet as pq
+import pytest
+
+from cluster.workspace import Workspace
+from index.artifact import MissingArtifactError
+from index.build import build_index
+from index.choose import IndexConfig
+from index.embeddings import EmbeddingStore
+from ui.classification import Classification
+from ui.labelling import Labelling
+from ui.session import Session
+
+
+@pytest.fixture
+def labelling(session: Session) -> Iterator[Labelling]:
+    labelling = Labelling(session)
+    yield labelling
+    labelling.close()
+
+
+@pytest.fixture
+def classification(session: Session, labelling: Labelling) -> Iterator[Classification]:
+    classification = Classification(session, labelling)
+    yield classification
+    classification.close()
+
+
+def label_some(session: Session, labelling: Labelling, shapes: Any, *, per_class: int = 5) -> int:
+    """Label the first pictures of every shape; returns how many."""
+    seen: dict[str, int] = {}
+    events = []
+    for row in session.collection(shapes.index).catalog.rows(list(range(shapes.num_pictures))):
+        label = shapes.shape_of(row.name)
+        seen[label] = seen.get(label, 0) + 1
+        if seen[label] <= per_class:
+            op_id = f"label-{row.id:06d}"
+            events.append({"op_id": op_id, "id": row.id, "label": label, "source": "suggest"})
+    labelling.write(shapes.index, events)
+    return len(events)
+
+
+def wait(classification: Classification, name: str) -> dict[str, Any]:
+    for _ in range(200):
+        status = classification.status(name)
+        if status["state"] != "running":
+            return status
+        time.sleep(0.05)
+    raise AssertionError("training did not end within ten seconds")
+
+
+def test_training_needs_labels_of_two_classes(
+    classification: Classification, labelling: Labelling, shapes: Any
+) -> None:
+    status = classification.status(shapes.index)
+    assert (status["can_train"], status["classifier"]) == (False, None)
+    with pytest.raises(ValueError, match="needs at least 2"):
+        classification.start(shapes.index)
+    with pytest.raises(MissingArtifactError, match="nothing is predicted yet"):
+        classification.page(shapes.index, label=None, offset=0, count=5)
+    with pytest.raises(MissingArtifactError, match="nothing is predicted yet"):
+        classification.export(shapes.index, "csv")
+
+
+def test_a_few_labels_classify_the_corpus(
+    session: Session, labelling: Labelling, classification: Classification, shapes: Any
+) -> None:
+    num_labels = label_some(session, labelling, shapes)
+    classification.start(shapes.index)
+    status = wait(classification, shapes.index)
+    assert status["state"] == "done", status["error"]
+    classifier = status["classifier"]
+    assert classifier["num_labels"] == num_labels
+    assert classifier["rows"] == shapes.num_pictures
+    assert classifier["head"] == "logistic regression"
+    assert classifier["accuracy"] is None
+    assert status["message"] == f"Up to date with all {num_labels} labels."
+    table = pq.read_table(
+        io.BytesIO(b"".join(classification.export(shapes.index, "parquet").pieces))
+    )
+    names, labels = table["uri"].to_pylist(), table["label"].to_pylist()
+    right = [shapes.shape_of(name) == label for name, label in zip(names, labels, strict=True)]
+    assert np.mean(right) > 0.9
+
+
+def test_audit_labels_give_an_accuracy_with_its_interval(
+    session: Session, labelling: Labelling, classification: Classification, shapes: Any
+) -> None:
+    rows = session.collection(shapes.index).catalog.rows(list(range(24)))
+    events = [
+        {"op_id": f"audit-{row.id}", "id": row.id, "label": shapes.shape_of(row.name)}
+        for row in rows
+    ]
+    labelling.write(shapes.index, [{**event, "source": "audit"} for event in events])
+    classification.start(shapes.index)
+    accuracy = wait(classification, shapes.index)["classifier"]["accuracy"]
+    assert accuracy["n"] == 24
+    assert 0 <= accuracy["low"] <= accuracy["estimate"] <= accuracy["high"] <= 1
+
+
+def test_review_shows_unlabelled_pictures_least_certain_first(
+    session: Session, labelling: Labelling, classification: Classification, shapes: Any
+) -> None:
+    num_labels = label_some(session, labelling, shapes)
+    classification.start(shapes.index)
+    wait(classification, shapes.index)
+    whole = classification.page(shapes.index, label=None, offset=0, count=200)
+    assert whole["total"] == shapes.num_pictures - num_labels
+    confidences = [item["confidence"] for item in whole["pictures"]]
+    assert confidences == sorted(confidences)
+    pages = [
+        classification.page(shapes.index, label=None, offset=offset, count=10)["pictures"]
+        for offset in range(0, whole["total"], 10)
+    ]
+    assert [item for page in pages for item in page] == whole["pictures"]
+    discs = classification.page(shapes.index, label="disc", offset=0, count=200)
+    assert discs["pictures"] == [item for item in whole["pictures"] if item["label"] == "disc"]
+    assert classification.page(shapes.index, label="none", offset=0, count=5)["total"] == 0
+
+
+def test_both_exports_hold_every_picture_and_no_folder(
+    session: Session, labelling: Labelling, classification: Classification, shapes: Any
+) -> None:
+    label_some(session, labelling, shapes)
+    classification.start(shapes.index)
+    wait(classification, shapes.index)
+    parquet = classification.export(shapes.index, "parquet")
+    table = pq.read_table(io.BytesIO(b"".join(parquet.pieces)))
+    assert parquet.file_name == f"{shapes.index}-predictions.parquet"
+    assert table["id"].to_pylist() == list(range(shapes.num_pictures))
+    assert set(shapes.hostile_names) <= set(table["uri"].to_pylist())
+    assert not any("/" in name for name in table["uri"].to_pylist())
+    sums = sum(table[f"p_{name}"].to_numpy() for name in shapes.names)
+    np.testing.assert_allclose(sums, 1, atol=1e-5)
+    csv = b"".join(classification.export(shapes.index, "csv").pieces)
+    options = pcsv.ParseOptions(newlines_in_values=True)
+    read = pcsv.read_csv(io.BytesIO(csv), parse_options=options)
+    assert read["label"].to_pylist() == table["label"].to_pylist()
+    assert b"\n=cmd" not in csv
+    assert b",=cmd" not in csv
+
+
+def test_new_labels_are_noticed_and_a_new_index_version_asks_for_training(
+    session: Session,
+    labelling: Labelling,
+    classification: Classification,
+    shapes: Any,
+    workspace: Workspace,
+) -> None:
+    label_some(session, labelling, shapes)
+    classification.start(shapes.index)
+    wait(classification, shapes.index)
+    labelling.undo(shapes.index)
+    assert "have changed" in classification.status(shapes.index)["message"]
+    store = EmbeddingStore.open(workspace.folder("embeddings", shapes.index))
+    build_index(store, workspace.folder("indexes", shapes.index), IndexConfig(target_recall=0.9))
+    assert classification.status(shapes.index)["classifier"] is None
+
+
+def test_a_failed_training_says_why_and_can_be_tried_again(
+    session: Session,
+    labelling: Labelling,
+    classification: Classification,
+    shapes: Any,
+    workspace: Workspace,
+) -> None:
+    label_some(session, labelling, shapes)
+    blocker = workspace.root.local_path("classifiers")
+    blocker.write_text("a file where a folder has to be")
+    classification.start(shapes.index)
+    failed = wait(classification, shapes.index)
+    assert failed["state"] == "failed"
+    assert "classifiers" in failed["error"]
+    blocker.unlink()
+    classification.start(shapes.index)
+    assert wait(classification, shapes.index)["state"] == "done"
