@@ -7,7 +7,7 @@ import contextlib
 import os
 import socket
 import tempfile
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,8 +32,6 @@ def build_app(workspace: Workspace, config: UiConfig) -> FastAPI:
     Args:
         workspace: what it shows; it may still be empty.
         config: whom it lets in and how large uploads may be.
-
-    Call it outside of any event loop.
     """
     # Gradio reads it when imported: no telemetry and no question for newer versions.
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
@@ -70,7 +68,7 @@ def build_app(workspace: Workspace, config: UiConfig) -> FastAPI:
     def user_of(request: Request) -> str | None:
         return guard.user(request)
 
-    async def mount() -> None:
+    def mount() -> None:
         gr.mount_gradio_app(
             app,
             build_blocks(),
@@ -90,9 +88,22 @@ def build_app(workspace: Workspace, config: UiConfig) -> FastAPI:
             head=HEAD,
         )
 
-    # Where no event loop is running, Gradio makes some that it never closes.
-    asyncio.run(mount())
+    _inside_a_loop(mount)
     return app
+
+
+def _inside_a_loop(work: Callable[[], None]) -> None:
+    """Where no event loop is running, Gradio makes some that it never closes: lend it one."""
+
+    async def main() -> None:
+        work()
+
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        asyncio.run(main())
+    else:
+        work()
 
 
 def serve(config: UiConfig, context: Context) -> dict[str, Any]:
