@@ -162,7 +162,10 @@ def _run(name: str, arguments: list[str]) -> int:
     config_type = getattr(module, verb.config)
     if name == "pretrain":
         config_type, arguments = _recipe_config(config_type, arguments)
-    config, where, options = _parse(name, config_type, arguments)
+    try:
+        config, where, options = _parse(name, config_type, arguments)
+    except ValueError as error:  # a value that the config itself refuses
+        return _usage(str(error))
     location = options.workspace or where.profile_settings().storage or DEFAULT_WORKSPACE
     context = Context(Workspace.at(location), where, Console(stderr=True))
     job: Callable[[Any, Context], dict[str, Any]] = getattr(module, verb.job)
@@ -200,7 +203,7 @@ def _parse(name: str, config_type: type, arguments: list[str]) -> tuple[Any, Any
     }
     parsed: tuple[Any, Any, Options] = tyro.cli(
         command,
-        prog=f"lookalike {name}",
+        prog=f"lookalike {name}" + (" RECIPE" if name == "pretrain" else ""),
         description=(config_type.__doc__ or "").strip(),
         args=arguments,
         config=(tyro.conf.AvoidSubcommands, tyro.conf.FlagCreatePairsOff),
@@ -241,7 +244,6 @@ def _recipe_config(config_type: type, arguments: list[str]) -> tuple[type, list[
         kw_only=True,
     )
     described.__doc__ = (
-        "usage: lookalike pretrain RECIPE --corpus NAME --name NAME [options]\n\n"
         f"{config_type.__doc__}\n\n"
         f"Recipes: {', '.join(RECIPES)}. Defaults below are those of {recipe}."
     )

@@ -18,8 +18,9 @@ from cluster.catalog import Catalog
 from cluster.context import Context
 from cluster.shards import Shard, ShardJob, ShardRow, plan_shards, read_picture
 from cluster.workspace import Workspace, check_name
+from encoders.encoder import Encoder
 from encoders.picture import PictureError, open_picture, thumbnail, to_square
-from index.artifact import MissingArtifactError, digest, library_versions, open_door
+from index.artifact import Folder, MissingArtifactError, digest, library_versions, open_door
 from index.embeddings import ShardBatch, ShardRecord, publish_embeddings, write_shard
 
 __all__ = ["EmbedConfig", "EmbedWork", "embed"]
@@ -148,13 +149,6 @@ def embed(config: EmbedConfig, context: Context) -> dict[str, Any]:
     encoder = workspace.open_encoder(config.encoder)
     folder = workspace.folder("embeddings", config.set_name)
     form = {"layer": config.layer, "thumbnail_edge": config.thumbnail_edge}
-    settings = {
-        **form,
-        "corpus": config.corpus,
-        "encoder": config.encoder,
-        "dtype": "float16",
-        "shard_rows": config.shard_rows,
-    }
     key = digest([encoder.encoder_id, form, FORMAT])
     shards = plan_shards(catalog, key=key, shard_rows=config.shard_rows)
     if not shards:
@@ -172,24 +166,8 @@ def embed(config: EmbedConfig, context: Context) -> dict[str, Any]:
     job = ShardJob(
         f"embed {config.set_name}", folder, shards, EmbedWork, arguments, config.error_budget
     )
-    records = job.run(context)
-    body = {
-        "embed_key": key,
-        "dim": encoder.dim(config.layer),
-        "layer": config.layer,
-        "config": settings,
-        "parents": {
-            "corpus_id": catalog.corpus_id,
-            "corpus_uid": catalog.uid,
-            "encoder_id": encoder.encoder_id,
-            # Names say where to look; the ids above say whether it is the right thing.
-            "corpus": config.corpus,
-            "encoder": config.encoder,
-            "embeddings": config.set_name,
-        },
-        "versions": library_versions("torch", "torchvision", "pillow", "pyarrow", "ray"),
-    }
-    door = _publish_if_new(folder, records, body)
+    body = _body(config, catalog, encoder, key)
+    door = _publish_if_new(folder, job.run(context), body)
     return {
         "embeddings": config.set_name,
         "embeddings_id": door["id"],
@@ -201,8 +179,31 @@ def embed(config: EmbedConfig, context: Context) -> dict[str, Any]:
     }
 
 
+def _body(config: EmbedConfig, catalog: Catalog, encoder: Encoder, key: str) -> dict[str, Any]:
+    return {
+        "embed_key": key,
+        "dim": encoder.dim(config.layer),
+        "config": {
+            "layer": config.layer,
+            "thumbnail_edge": config.thumbnail_edge,
+            "dtype": "float16",
+            "shard_rows": config.shard_rows,
+        },
+        "parents": {
+            "corpus_id": catalog.corpus_id,
+            "corpus_uid": catalog.uid,
+            "encoder_id": encoder.encoder_id,
+            # Names say where to look; the ids above say whether it is the right thing.
+            "corpus": config.corpus,
+            "encoder": config.encoder,
+            "embeddings": config.set_name,
+        },
+        "versions": library_versions("torch", "torchvision", "pillow", "pyarrow", "ray"),
+    }
+
+
 def _publish_if_new(
-    folder: Any, records: list[dict[str, Any]], body: dict[str, Any]
+    folder: Folder, records: list[dict[str, Any]], body: dict[str, Any]
 ) -> dict[str, Any]:
     """Publish, unless the door names the same shards already."""
     try:

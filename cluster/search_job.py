@@ -20,7 +20,7 @@ __all__ = ["SearchConfig", "search"]
 class SearchConfig:
     """Find the pictures most like one picture."""
 
-    query: Annotated[str, tyro.conf.Positional]
+    query: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="PICTURE")]
     """Picture file to search with."""
     index: str
     """Name of the index."""
