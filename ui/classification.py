@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import IO, Any, Literal
 
 from cluster.collection import Collection
-from index.artifact import MissingArtifactError
+from index.artifact import ArtifactError, MissingArtifactError
 from index.classifier import Classifier
 from index.labels import LabelSnapshot
 from index.predictions import Predictions, write_predictions
@@ -121,8 +121,11 @@ class Classification:
         try:
             classifier = Classifier.open(workspace.folder("classifiers", collection.name))
             folder = workspace.folder("predictions", collection.name)
-            predictions = NamedPredictions(folder, Predictions.open(folder).door)
+            predictions = NamedPredictions(folder, Predictions.open(folder, verify="sizes").door)
         except MissingArtifactError:
+            return None
+        except ArtifactError as error:
+            logger.warning("%s; training again replaces it", error)
             return None
         if predictions.parents["index_id"] != collection.searcher.id:
             return None

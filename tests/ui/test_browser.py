@@ -136,7 +136,9 @@ def test_an_uploaded_picture_shows_its_original_first_and_more_like_it(
     tiles = page.locator("la-search .la-tile")
     expect(tiles).to_have_count(24)
     expect(tiles.first).to_have_attribute("title", "cross-03.png")
-    expect(tiles.first).to_have_attribute("aria-label", re.compile(r"^Rank 1, score [01]\.\d{3}, cross-03"))
+    expect(tiles.first).to_have_attribute(
+        "aria-label", re.compile(r"^Rank 1, score [01]\.\d{3}, cross-03")
+    )
     expect(page.locator("la-search .la-notice").last).to_have_text(
         re.compile(r"^24 pictures in [\d.]+ ms$")
     )

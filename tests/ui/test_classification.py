@@ -184,3 +184,23 @@ def test_a_failed_training_says_why_and_can_be_tried_again(
     blocker.unlink()
     classification.start(shapes.index)
     assert wait(classification, shapes.index)["state"] == "done"
+
+
+def test_a_damaged_classifier_is_set_aside_and_training_replaces_it(
+    session: Session,
+    labelling: Labelling,
+    classification: Classification,
+    shapes: Any,
+    workspace: Workspace,
+) -> None:
+    label_some(session, labelling, shapes)
+    classification.start(shapes.index)
+    assert wait(classification, shapes.index)["classifier"] is not None
+    (head,) = workspace.folder("classifiers", shapes.index).local_path().glob("*.safetensors")
+    data = bytearray(head.read_bytes())
+    data[-1] ^= 1
+    head.write_bytes(bytes(data))
+    status = classification.status(shapes.index)
+    assert (status["classifier"], status["can_train"]) == (None, True)
+    classification.start(shapes.index)
+    assert wait(classification, shapes.index)["classifier"] is not None

@@ -6,7 +6,7 @@ import { readable } from "./chart.js";
 
 const POLL_MS = 2000;
 // Curves in this order; any other number of a run shows as a figure only.
-const CURVES = { loss: "Loss", knn: "kNN accuracy", lr: "Learning rate" };
+const CURVES = { loss: "Loss", knn: "kNN accuracy", effective_rank: "Effective rank", lr: "Learning rate" };
 
 class Runs extends Panel {
   connected(signal) {
@@ -64,7 +64,7 @@ class Runs extends Panel {
     const share = run.num_steps ? Math.min(1, run.step / run.num_steps) : 0;
     this.bar.firstChild.style.width = `${100 * share}%`;
     this.bar.setAttribute("aria-valuenow", Math.round(100 * share));
-    const parts = [`step ${count(run.step)} of ${count(run.num_steps)}`, `epoch ${readable(run.epoch)}`, `${duration(run.time_s)} so far`];
+    const parts = [`step ${count(run.step)} of ${count(run.num_steps)}`, `epoch ${readable(run.epoch)}`, this.live ? `${duration(run.time_s)} so far` : `took ${duration(run.time_s)}`];
     if (this.live && share > 0.01) parts.push(`about ${duration((run.time_s * (1 - share)) / share)} to go`);
     this.about.textContent = parts.join(" · ");
     this.message.textContent = run.message || "";

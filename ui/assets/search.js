@@ -100,6 +100,7 @@ class Search extends Panel {
       const name = encodeURIComponent(this.index.name);
       const body = await api(`/v1/pictures/${name}?${query({ n: this.k.value, seed })}`, { signal });
       this.heading.textContent = "Browse the corpus";
+      this.shuffle.textContent = "Show others";
       this.notice.textContent = `${count(this.index.pictures)} pictures. Pick one to see what is like it.`;
       this.grid.show(this.index, body.pictures.map((item) => ({ ...item, spoken: `${item.name}. Search for pictures like this` })));
       if (!body.pictures.length) this.grid.replaceChildren(emptyState("This index is empty", "It holds no readable picture. Scan a folder with pictures, embed and index it again."));
@@ -153,6 +154,7 @@ class Search extends Panel {
 
   showHits(body, heading) {
     this.heading.textContent = heading;
+    this.shuffle.textContent = "Back to browsing";
     const short = body.returned < body.asked ? ` of ${body.asked} asked` : "";
     this.notice.textContent = `${plural(body.returned, "picture")}${short} in ${body.took_ms.toFixed(body.took_ms < 10 ? 1 : 0)} ms`;
     const items = body.hits.map((hit) => ({
