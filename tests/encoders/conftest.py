@@ -51,3 +51,10 @@ def ranks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ranks]:
     pool = Ranks(2, tmp_path_factory.mktemp("ranks") / "meeting-point")
     yield pool
     pool.close()
+
+
+@pytest.fixture
+def four_ranks(tmp_path: Path) -> Iterator[Ranks]:
+    pool = Ranks(4, tmp_path / "meeting-point")
+    yield pool
+    pool.close()

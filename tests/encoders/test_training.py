@@ -70,10 +70,10 @@ def assert_same(found: dict[str, np.ndarray], expected: dict[str, np.ndarray], a
         np.testing.assert_allclose(found[name], value, rtol=1e-4, atol=atol, err_msg=name)
 
 
-def gradients(method: str) -> dict[str, np.ndarray]:
+def gradients(name: str, changes: dict[str, Any]) -> dict[str, np.ndarray]:
     """Gradients of the second step (MoCo's first is 0), before any weight has moved."""
     optim = OptimConfig(lr=1e-12, weight_decay=0.0)
-    training = Pretraining(config_of(method, optim=optim), NUM_PICTURES)
+    training = Pretraining(config_of(name, optim=optim, **changes), NUM_PICTURES)
     train(training, 2)
     named = training._method.named_parameters()
     return {name: p.grad.numpy().copy() for name, p in named if p.requires_grad}
@@ -98,15 +98,30 @@ def save(training: Pretraining) -> bytes:
     return buffer.getvalue()
 
 
+def assert_same_gradients(found: dict[str, np.ndarray], expected: dict[str, np.ndarray]) -> None:
+    assert found.keys() == expected.keys()
+    for name, value in expected.items():
+        scale = np.abs(value).max()
+        assert scale > 0, name
+        assert np.abs(found[name] - value).max() <= 2e-4 * scale + 1e-6, name
+
+
 @pytest.mark.parametrize("method", METHODS)
 def test_two_ranks_compute_the_gradients_of_one(ranks, method):
-    expected = gradients(method)
-    for found in ranks(gradients, method):
-        assert found.keys() == expected.keys()
-        for name, value in expected.items():
-            scale = np.abs(value).max()
-            assert scale > 0, name
-            assert np.abs(found[name] - value).max() <= 2e-4 * scale + 1e-6, name
+    expected = gradients(method, {})
+    for found in ranks(gradients, method, {}):
+        assert_same_gradients(found, expected)
+
+
+@pytest.mark.slow
+def test_four_ranks_compute_the_gradients_of_one(four_ranks):
+    for method in METHODS:
+        changes: dict[str, Any] = {"batch_size": 16}
+        if method == "moco":
+            changes["method"] = MoCoConfig(queue_size=32, key_groups=4)
+        expected = gradients(method, changes)
+        for found in four_ranks(gradients, method, changes):
+            assert_same_gradients(found, expected)
 
 
 @pytest.mark.parametrize("method", METHODS)
