@@ -7,6 +7,7 @@ is known.
 
 from __future__ import annotations
 
+import errno
 import importlib
 import json
 import logging
@@ -126,7 +127,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (ValueError, OSError) as error:
         if debug:
             raise
-        sys.stderr.write(f"error: {error}\n")
+        sys.stderr.write(f"error: {error}{_advice(error)}\n")
         return 1
     except Exception as error:
         if debug:
@@ -136,6 +137,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
             "This is not expected. Run again with --debug for the traceback.\n"
         )
         return 1
+
+
+def _advice(error: Exception) -> str:
+    """What to do about an error of the disk, which says only what happened."""
+    number = getattr(error, "errno", None)
+    if number in (errno.ENOSPC, errno.EDQUOT):
+        return (
+            ". Nothing that was finished is lost: free some space there, or choose another "
+            "--workspace, and run the same command again."
+        )
+    if number in (errno.EACCES, errno.EPERM, errno.EROFS):
+        return ". It has to be writable: correct its permissions or choose another --workspace."
+    return ""
 
 
 def overview() -> str:

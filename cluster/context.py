@@ -19,7 +19,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from cluster.engine import connect
+from cluster.engine import connect, root_cause
 from cluster.where import Profile, Where
 from cluster.workspace import Workspace
 
@@ -51,12 +51,19 @@ class Context:
 
     @contextlib.contextmanager
     def ray(self) -> Iterator[Profile]:
-        """Ray for the time of one job; within a lease, started once and left running."""
-        if self.lease is not None:
-            yield self.lease.enter_context(connect(self.where))
-            return
-        with connect(self.where) as profile:
-            yield profile
+        """Ray for the time of one job; within a lease, started once and left running.
+
+        An exception of a worker comes out as the worker raised it.
+        """
+        with contextlib.ExitStack() as own:
+            profile = (self.lease or own).enter_context(connect(self.where))
+            try:
+                yield profile
+            except Exception as error:
+                cause = root_cause(error)
+                if cause is error:
+                    raise
+                raise cause from error
 
     @contextlib.contextmanager
     def progress(self, title: str, total: int | None, unit: str) -> Iterator[ProgressLine]:

@@ -18,7 +18,7 @@ from typing import Any
 
 from cluster.where import CHECKOUT, Profile, Where, num_cores
 
-__all__ = ["connect", "local_object_store_bytes", "token_file"]
+__all__ = ["connect", "local_object_store_bytes", "root_cause", "token_file"]
 
 QUIET = {
     # Else `uv run` would pack up the working folder for every local run.
@@ -79,6 +79,21 @@ def connect(
         yield profile
     finally:
         ray.shutdown()
+
+
+def root_cause(error: BaseException) -> BaseException:
+    """What a worker raised, out of the wrappers that Ray puts around it.
+
+    >>> root_cause(ValueError("ours"))
+    ValueError('ours')
+    """
+    while type(error).__module__.startswith("ray."):
+        failures = getattr(error, "worker_failures", None) or {}
+        inner = getattr(error, "cause", None) or next(iter(failures.values()), error.__cause__)
+        if not isinstance(inner, BaseException):
+            break
+        error = inner
+    return error
 
 
 def token_file() -> Path:

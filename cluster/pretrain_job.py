@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from typing import Annotated, Any, cast
 
+import numpy as np
 import tyro
 
 from cluster.catalog import Catalog
@@ -84,6 +85,8 @@ def pretrain(config: PretrainJobConfig, context: Context) -> dict[str, Any]:
         workspace.require("corpora", config.corpus, door="corpus.json", make=make)
     )
     folder = workspace.folder("runs", config.name)
+    has_labels = catalog.ok["label"].null_count < len(catalog.ok)
+    config.training.check_labels(np.zeros(1, np.int64) if has_labels else None)
     config_id = digest([asdict(config.training), catalog.corpus_id])
     if _is_done(folder, config, config_id):
         return _report(config, context, resumed_at=None)

@@ -58,8 +58,12 @@ def train_worker(loop_config: dict[str, Any]) -> dict[str, Any]:
 
     plan: WorkerPlan = loop_config["plan"]
     torch.set_num_threads(plan.num_threads)
-    worker = _Worker(plan, get_device(), rank=ray.train.get_context().get_world_rank())
-    return worker.run()
+    try:
+        return _Worker(plan, get_device(), rank=ray.train.get_context().get_world_rank()).run()
+    except ValueError as error:
+        # A batch that cannot be divided, a collapse, a loss that is not finite: all ranks see the
+        # same, and no restart mends it.
+        return {"resumed_at": None, "stopped": str(error)}
 
 
 class _Worker:
@@ -88,16 +92,12 @@ class _Worker:
     def run(self) -> dict[str, Any]:
         training = self.training
         log = MetricsLog(self.folder, training.step_index) if self.rank == 0 else None
-        try:
-            while training.step_index < training.num_steps:
-                rows = training.next_rows()
-                labels = self.labels[rows] if self.has_labels else None
-                metrics = training.train_step(self.cache.read(rows), self.cache.ids[rows], labels)
-                if log is not None:
-                    self._record(log, metrics)
-        except ValueError as error:
-            # Collapse, a loss that is not finite: the same on every rank, and no restart mends it.
-            return {"resumed_at": self.resumed_at, "stopped": str(error)}
+        while training.step_index < training.num_steps:
+            rows = training.next_rows()
+            labels = self.labels[rows] if self.has_labels else None
+            metrics = training.train_step(self.cache.read(rows), self.cache.ids[rows], labels)
+            if log is not None:
+                self._record(log, metrics)
         if log is not None:
             log.flush()
             self._publish()

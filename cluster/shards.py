@@ -30,6 +30,7 @@ __all__ = [
     "ErrorBudgetError",
     "Shard",
     "ShardActor",
+    "ShardError",
     "ShardJob",
     "ShardRow",
     "ShardWork",
@@ -48,6 +49,14 @@ MAX_ATTEMPTS = 3
 
 class ErrorBudgetError(ValueError):
     """So many pictures failed that something other than the pictures must be wrong."""
+
+
+class ShardError(ValueError):
+    """A worker could not do a shard; ``errno`` is that of the operating system's error, if any."""
+
+    def __init__(self, message: str, number: int | None) -> None:
+        super().__init__(message)
+        self.errno = number
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,13 +191,23 @@ class ShardActor:
         """Do and commit each shard of the batch."""
         records = []
         for text in batch["shard"].to_pylist():
-            shard, started_s = Shard.from_json(text), time.monotonic()
-            _count_attempt(self._folder, shard)
-            record = self._work(shard)
-            seconds = round(time.monotonic() - started_s, 3)
-            records.append(json.dumps(commit(self._folder, shard, {**record, "seconds": seconds})))
-            self._folder.remove(_attempts_file(shard))
+            shard = Shard.from_json(text)
+            try:
+                record = self._do(shard)
+            except (ValueError, OSError) as error:
+                # As data, since Ray keeps only the text of an exception's cause.
+                record = {"error": str(error), "errno": getattr(error, "errno", None)}
+            records.append(json.dumps(record))
         return pa.table({"record": records})
+
+    def _do(self, shard: Shard) -> dict[str, Any]:
+        started_s = time.monotonic()
+        _count_attempt(self._folder, shard)
+        record = self._work(shard)
+        seconds = round(time.monotonic() - started_s, 3)
+        done = commit(self._folder, shard, {**record, "seconds": seconds})
+        self._folder.remove(_attempts_file(shard))
+        return done
 
 
 def _attempts_file(shard: Shard) -> str:
@@ -234,6 +253,7 @@ class ShardJob:
 
         Raises:
             ErrorBudgetError: too many pictures failed. What is committed stays.
+            ShardError: a worker could not read or write something other than a picture.
         """
         records = {shard.number: committed(self.folder, shard) for shard in self.shards}
         pending = [shard for shard in self.shards if records[shard.number] is None]
@@ -246,6 +266,8 @@ class ShardJob:
             line.start_at(num_rows - sum(len(shard.rows) for shard in pending))
             tally = _Tally(self.error_budget, self.title)
             for record in _distribute(self, pending, context) if pending else ():
+                if "error" in record:
+                    raise ShardError(record["error"], record["errno"])
                 records[record["number"]] = record
                 tally.add(record)
                 line.advance(record["rows"], tally.note)

@@ -10,16 +10,15 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import IO, Any, Literal
 
+from cluster.classify_job import train_and_predict
 from cluster.collection import Collection
 from index.artifact import ArtifactError, MissingArtifactError
 from index.classifier import Classifier
 from index.labels import LabelSnapshot
-from index.predictions import Predictions, write_predictions
-from index.vectors import Ids
+from index.predictions import Predictions
 from ui.labelling import Labelling
 from ui.predicted import NamedPredictions, ReviewList
 from ui.session import Session, check_page, shown_name
-from ui.suggesting import train_on
 
 __all__ = ["Classification", "Download"]
 
@@ -79,20 +78,8 @@ class Classification:
 
     def _train(self, name: str) -> None:
         collection = self._session.collection(name)
-        workspace = self._session.workspace
-        classifier = train_on(collection, self._labelling.snapshot(collection))
-        classifier.publish(workspace.folder("classifiers", name))
-
-        def uris_of(ids: Ids) -> list[str]:
-            return [row.uri for row in collection.catalog.rows(ids)]
-
-        write_predictions(
-            workspace.folder("predictions", name),
-            classifier,
-            collection.searcher,
-            uris_of,
-            parents={"index_id": collection.searcher.id},
-        )
+        snapshot = self._labelling.snapshot(collection)
+        train_and_predict(collection, snapshot, self._session.workspace)
 
     def status(self, name: str) -> dict[str, Any]:
         """State of training, and the classifier in service with its accuracy and counts."""

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from cluster.classify_job import train_on
 from cluster.collection import Collection
 from index.classifier import Classifier
 from index.labels import LabelSnapshot
@@ -14,18 +15,7 @@ from index.suggest import Suggester, Suggestion
 from ui.labelling import Labelling
 from ui.session import Session, check_page, shown_name
 
-__all__ = ["Suggesting", "train_on"]
-
-
-def train_on(collection: Collection, snapshot: LabelSnapshot) -> Classifier:
-    """A classifier for this index from its labels; ``ValueError`` below two classes."""
-    searcher = collection.searcher
-    return Classifier.train(
-        snapshot,
-        collection.vectors(snapshot.ids),
-        searcher.mean,
-        encoder=(collection.encoder_id, collection.layer),
-    )
+__all__ = ["Suggesting"]
 
 
 class Suggesting:

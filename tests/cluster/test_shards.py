@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import json
 from pathlib import Path
@@ -19,6 +20,8 @@ from cluster.shards import (
     ErrorBudgetError,
     Shard,
     ShardActor,
+    ShardError,
+    ShardJob,
     ShardRow,
     commit,
     committed,
@@ -135,8 +138,8 @@ def test_a_shard_that_keeps_killing_its_worker_is_refused(
     (shard,) = plan_shards(catalog, key="k", shard_rows=100)
     (folder / "shards").make()
     folder.write_atomic(f"shards/{shard.name}.attempts", b"3")
-    with pytest.raises(ValueError, match="its worker died 3 times"):
-        worker(shard_table([shard]))
+    refused = json.loads(worker(shard_table([shard]))["record"][0].as_py())
+    assert "its worker died 3 times" in refused["error"]
     assert committed(folder, shard) is None
 
 
@@ -179,3 +182,23 @@ def test_pixels_skip_bad_pictures_and_stop_when_too_many_are_bad(
     assert len(cache) == 207
     assert cache.read(np.array([0, 206, 5])).shape == (3, SIZE, SIZE, 3)
     assert not set(cache.ids) & {row.id for row in catalog.by_uri() if Path(row.uri) in broken}
+
+
+@pytest.mark.ray
+def test_what_a_worker_raises_comes_out_as_it_was_raised(
+    context: Context, catalog: Catalog, local_ray: Any
+) -> None:
+    _, folder = actor(context)
+    (shard,) = plan_shards(catalog, key="k", shard_rows=100)
+    in_the_way = folder.local_path(f"shards/{shard.name}.arrow")
+    in_the_way.mkdir(parents=True)
+    arguments = {
+        "location": context.workspace.location,
+        "name": "mine",
+        "preprocess": {"size": SIZE},
+        "num_threads": 1,
+    }
+    with pytest.raises(ShardError, match=r"^\[Errno 21\] Is a directory") as raised:
+        ShardJob("pixels", folder, [shard], PixelWork, arguments, 0.5).run(context)
+    assert raised.value.errno == errno.EISDIR
+    assert committed(folder, shard) is None
