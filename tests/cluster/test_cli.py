@@ -57,7 +57,7 @@ def test_each_verb_explains_every_field(verb: str, capsys: pytest.CaptureFixture
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["serach"], "'serach' is not a verb. Verbs: scan, pretrain"),
+        (["seek"], "'seek' is not a verb. Verbs: scan, pretrain"),
         (["pretrain", "simclr-smal"], "Did you mean 'simclr-small'?"),
         (["scan", ".", "--corpus", "a", "--lables", "folder"], "--labels"),
         (["scan", ".", "--corpus", "../a"], "corpus '../a'"),
