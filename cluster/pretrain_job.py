@@ -29,6 +29,7 @@ from cluster.runlog import read_metrics, read_run, write_run
 from cluster.workspace import check_name
 from encoders.pretrain_config import PretrainConfig
 from index.artifact import Folder, digest, library_versions
+from index.lock import sole_writer
 
 __all__ = ["PretrainJobConfig", "PretrainingStoppedError", "pretrain"]
 
@@ -88,13 +89,23 @@ def pretrain(config: PretrainJobConfig, context: Context) -> dict[str, Any]:
     has_labels = catalog.ok["label"].null_count < len(catalog.ok)
     config.training.check_labels(np.zeros(1, np.int64) if has_labels else None)
     config_id = digest([asdict(config.training), catalog.corpus_id])
-    if _is_done(folder, config, config_id):
+    if _is_done(folder, config, config_id, context):
         return _report(config, context, resumed_at=None)
+    with sole_writer(folder, "training this run"):
+        outcome = _train(config, catalog, config_id, context)
+    return _report(config, context, resumed_at=outcome["resumed_at"])
+
+
+def _train(
+    config: PretrainJobConfig, catalog: Catalog, config_id: str, context: Context
+) -> dict[str, Any]:
+    """Start or go on with the run; returns what rank 0 returned."""
+    folder = context.workspace.folder("runs", config.name)
     cache = build_pixels(
         catalog, config.training.preprocess, context, error_budget=config.error_budget
     )
     plan = WorkerPlan(
-        location=workspace.location,
+        location=context.workspace.location,
         name=config.name,
         corpus=config.corpus,
         pixels_path=cache.folder.path,
@@ -117,7 +128,7 @@ def pretrain(config: PretrainJobConfig, context: Context) -> dict[str, Any]:
         write_run(folder, state="stopped", error=outcome["stopped"])
         raise PretrainingStoppedError(outcome["stopped"])
     write_run(folder, state="done", finished_at=time.time())
-    return _report(config, context, resumed_at=outcome["resumed_at"])
+    return outcome
 
 
 def _begin(folder: Folder, plan: WorkerPlan, *, num_pictures: int, corpus_id: str) -> None:
@@ -136,7 +147,7 @@ def _begin(folder: Folder, plan: WorkerPlan, *, num_pictures: int, corpus_id: st
     )
 
 
-def _is_done(folder: Folder, config: PretrainJobConfig, config_id: str) -> bool:
+def _is_done(folder: Folder, config: PretrainJobConfig, config_id: str, context: Context) -> bool:
     """Whether the run is finished; refuses to continue a run of another configuration."""
     run = read_run(folder)
     if run and run["config_id"] != config_id:
@@ -147,7 +158,8 @@ def _is_done(folder: Folder, config: PretrainJobConfig, config_id: str) -> bool:
             f"run {config.name!r} in {folder}: started with another configuration; "
             f"different: {what}. Give this one a new --name, or the old settings to go on."
         )
-    return bool(run) and run["state"] == "done"
+    encoder = context.workspace.folder("encoders", config.name)
+    return bool(run) and run["state"] == "done" and encoder.exists("card.json")
 
 
 def _as_json(value: Any) -> Any:

@@ -15,11 +15,12 @@ from typing import Any
 from index.artifact import FileRecord, Folder, digest, library_versions, publish
 from index.choose import IndexConfig, choose_recipe
 from index.embeddings import EmbeddingStore
+from index.lock import sole_writer
 from index.part import Part, train_template
 from index.rank import Ranker
 from index.tune import card, draw_samples, tune
 from index.vectors import Floats, Ids, VectorFile, VectorWriter
-from index.versions import building, finished_version, new_version, open_current, set_current
+from index.versions import finished_version, new_version, open_current, set_current
 
 __all__ = ["build_index"]
 
@@ -54,7 +55,7 @@ def build_index(store: EmbeddingStore, folder: Folder, config: IndexConfig) -> d
         )
     identity = {"embeddings_id": store.id, "parents": store.parents, "config": asdict(config)}
     index_id = digest(identity)
-    with building(folder):
+    with sole_writer(folder, "building this index"):
         finished = finished_version(folder, index_id)
         if finished is None:
             version = new_version(folder)

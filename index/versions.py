@@ -8,10 +8,9 @@ so that a flipped bit in it cannot serve another version.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import re
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from index.artifact import (
@@ -24,7 +23,6 @@ from index.artifact import (
 )
 
 __all__ = [
-    "building",
     "finished_version",
     "new_version",
     "open_current",
@@ -71,7 +69,7 @@ def version_names(folder: Folder) -> list[str]:
 
 
 def new_version(folder: Folder) -> str:
-    """Clear away what killed builds left, and name the next version. Call while ``building``."""
+    """Clear away what killed builds left; name the next version. Call as `sole_writer`."""
     names = version_names(folder)
     for name in names:
         if not folder.exists(f"{name}/index.json"):
@@ -86,20 +84,3 @@ def finished_version(folder: Folder, index_id: str) -> tuple[str, dict[str, Any]
             if open_door(folder / name, "index", verify="sizes")["id"] == index_id:
                 return name, open_door(folder / name, "index")
     return None
-
-
-@contextlib.contextmanager
-def building(folder: Folder) -> Iterator[None]:
-    """Hold the index for building; the lock ends with the process, however it ends.
-
-    Raises:
-        ValueError: another process is building here.
-    """
-    with (folder.make().local_path(".building")).open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise ValueError(
-                f"{folder}: another process is building this index. Wait until it has finished."
-            ) from error
-        yield

@@ -12,12 +12,13 @@ from index import build
 from index.artifact import CorruptArtifactError, Folder, MissingArtifactError
 from index.build import build_index
 from index.choose import IndexConfig, choose_recipe
+from index.lock import sole_writer
 from index.measure import exact_top_k, recall_at_k
 from index.part import train_template
 from index.search import Searcher
 from index.tune import draw_samples
 from index.vectors import VectorFile, unit
-from index.versions import building, version_names
+from index.versions import version_names
 
 SMALL_IVF = IndexConfig(kind="ivf", num_queries=400)
 
@@ -218,7 +219,10 @@ def test_a_collapsed_encoder_still_gets_a_working_index(make_store, tmp_path):
 def test_two_builds_at_once_are_refused(make_store, tmp_path, clustered):
     folder = Folder.at(tmp_path / "ix")
     store = make_store(clustered(50, 8)[0])
-    with building(folder), pytest.raises(ValueError, match="another process is building"):
+    with (
+        sole_writer(folder, "building this index"),
+        pytest.raises(ValueError, match="another process is building"),
+    ):
         build_index(store, folder, IndexConfig())
     assert build_index(store, folder, IndexConfig())["version"] == "v000001"
 

@@ -1,0 +1,37 @@
+"""One writer at a time, where two would undo each other's work."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+from collections.abc import Iterator
+
+from index.artifact import Folder
+
+__all__ = ["sole_writer"]
+
+
+@contextlib.contextmanager
+def sole_writer(folder: Folder, task: str) -> Iterator[None]:
+    """Hold a folder for writing; the lock ends with the process, however it ends.
+
+    An object store has no locks; there, nothing is held.
+
+    Args:
+        folder: what is written to; made if it is not there.
+        task: what the other process is doing, for the message.
+
+    Raises:
+        ValueError: another process on a machine that shares the disk holds it.
+    """
+    if not folder.is_local:
+        yield
+        return
+    with folder.make().local_path(".lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise ValueError(
+                f"{folder}: another process is {task}. Wait until it has finished, or stop it."
+            ) from error
+        yield
