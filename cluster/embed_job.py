@@ -20,7 +20,14 @@ from cluster.shards import Shard, ShardJob, ShardRow, plan_shards, read_picture
 from cluster.workspace import Workspace, check_name
 from encoders.encoder import Encoder
 from encoders.picture import PictureError, open_picture, thumbnail, to_square
-from index.artifact import Folder, MissingArtifactError, digest, library_versions, open_door
+from index.artifact import (
+    CorruptArtifactError,
+    Folder,
+    MissingArtifactError,
+    digest,
+    library_versions,
+    open_door,
+)
 from index.embeddings import ShardBatch, ShardRecord, publish_embeddings, write_shard
 
 __all__ = ["EmbedConfig", "EmbedWork", "embed"]
@@ -205,12 +212,12 @@ def _body(config: EmbedConfig, catalog: Catalog, encoder: Encoder, key: str) -> 
 def _publish_if_new(
     folder: Folder, records: list[dict[str, Any]], body: dict[str, Any]
 ) -> dict[str, Any]:
-    """Publish, unless the door names the same shards already."""
+    """Publish, unless the door names the same files already."""
     try:
         door = open_door(folder, "embeddings", verify="sizes")
-    except MissingArtifactError:
+    except (MissingArtifactError, CorruptArtifactError):  # sizes differ where a shard was redone
         door = None
-    names = [record["name"] for record in records]
-    if door is not None and [shard["name"] for shard in door["shards"]] == names:
+    files = {name: stated for record in records for name, stated in record["files"].items()}
+    if door is not None and door["files"] == files:
         return door
     return publish_embeddings(folder, records, body)

@@ -45,6 +45,8 @@ logger = logging.getLogger(__name__)
 SHARD_FOLDER = "shards"
 BUDGET_AFTER_ROWS = 200
 MAX_ATTEMPTS = 3
+# Failures that are not the picture's: its shard is done again by the next run.
+OUT_OF_REACH = {"changed", "missing"}
 
 
 class ErrorBudgetError(ValueError):
@@ -125,7 +127,10 @@ def commit(folder: Folder, shard: Shard, record: dict[str, Any]) -> dict[str, An
 
 
 def committed(folder: Folder, shard: Shard) -> dict[str, Any] | None:
-    """The shard's commit record if it is whole and its files are there, else None."""
+    """The shard's commit record if it is whole and its files are there, else None.
+
+    Nor does it count while pictures were out of reach: a disk that was not mounted comes back.
+    """
     name = f"{SHARD_FOLDER}/{shard.name}.json"
     if not folder.exists(name):
         return None
@@ -134,7 +139,7 @@ def committed(folder: Folder, shard: Shard) -> dict[str, Any] | None:
         whole = all(
             folder.size_bytes(file) == expected["bytes"]
             for file, expected in record["files"].items()
-        )
+        ) and not OUT_OF_REACH & set(record["failed"])
     except (ValueError, KeyError, TypeError, AttributeError):
         logger.warning("%s/%s: unreadable commit record, the shard is done again", folder, name)
         return None
@@ -145,7 +150,7 @@ def read_picture(row: ShardRow) -> tuple[str, bytes]:
     """Read a picture's bytes if the file is the one that was scanned.
 
     Returns:
-        (status, bytes): ``ok``, or ``missing``, ``changed`` or ``unreadable`` with no bytes.
+        (status, bytes): ``ok``, or ``missing`` or ``changed`` with no bytes.
     """
     try:
         with Path(row.uri).open("rb") as file:
@@ -153,11 +158,9 @@ def read_picture(row: ShardRow) -> tuple[str, bytes]:
             if (found.st_size, found.st_mtime_ns) != (row.bytes, row.mtime_ns):
                 return "changed", b""
             return "ok", file.read()
-    except FileNotFoundError:
-        return "missing", b""
     except OSError as error:
-        logger.warning("%s: %s", row.uri, error)
-        return "unreadable", b""
+        logger.info("%s: %s", row.uri, error)
+        return "missing", b""
 
 
 class ShardWork(Protocol):

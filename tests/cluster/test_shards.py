@@ -105,6 +105,22 @@ def test_work_is_committed_once_and_found_again(context: Context, catalog: Catal
     assert not folder.exists(f"shards/{shard.name}.attempts")
 
 
+def test_a_shard_whose_pictures_were_out_of_reach_is_done_again(
+    context: Context, catalog: Catalog
+) -> None:
+    worker, folder = actor(context)
+    (shard,) = plan_shards(catalog, key="k", shard_rows=100)
+    picture = Path(shard.rows[3].uri)
+    picture.rename(picture.with_suffix(".away"))
+    away = json.loads(worker(shard_table([shard]))["record"][0].as_py())
+    assert (away["ok"], away["failed"]) == (19, {"missing": 1})
+    assert committed(folder, shard) is None
+    picture.with_suffix(".away").rename(picture)
+    back = json.loads(worker(shard_table([shard]))["record"][0].as_py())
+    assert back["ok"] == 20
+    assert committed(folder, shard) == back
+
+
 @pytest.mark.parametrize("damage", ["torn record", "no file", "short file"])
 def test_a_damaged_shard_counts_as_not_done(
     context: Context, catalog: Catalog, damage: str
