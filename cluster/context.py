@@ -19,7 +19,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from cluster.engine import connect, root_cause
+from cluster.engine import connect, is_connected, root_cause
 from cluster.where import Profile, Where
 from cluster.workspace import Workspace
 
@@ -55,6 +55,10 @@ class Context:
 
         An exception of a worker comes out as the worker raised it.
         """
+        if not is_connected():
+            self.say(
+                f"Ray: joining {self.where.address}" if self.where.address else "Ray: starting"
+            )
         with contextlib.ExitStack() as own:
             profile = (self.lease or own).enter_context(connect(self.where))
             try:

@@ -80,7 +80,7 @@ def demo(config: DemoConfig, context: Context) -> dict[str, Any]:
     return {
         "steps": steps,
         "evaluation": measured,
-        "index_recall": built["recall"],
+        "index_recall": built["recall"]["text"],
         "index": INDEX,
         "attribution": ATTRIBUTION,
     }

@@ -18,7 +18,7 @@ from typing import Any
 
 from cluster.where import CHECKOUT, Profile, Where, num_cores
 
-__all__ = ["connect", "local_object_store_bytes", "root_cause", "token_file"]
+__all__ = ["connect", "is_connected", "local_object_store_bytes", "root_cause", "token_file"]
 
 QUIET = {
     # Else `uv run` would pack up the working folder for every local run.
@@ -79,6 +79,12 @@ def connect(
         yield profile
     finally:
         ray.shutdown()
+
+
+def is_connected() -> bool:
+    """Whether this process uses a Ray already; does not import ray to find out."""
+    ray = sys.modules.get("ray")
+    return ray is not None and bool(ray.is_initialized())
 
 
 def root_cause(error: BaseException) -> BaseException:

@@ -165,7 +165,7 @@ def _originals(
     queries: Vectors, query_ids: NDArray[np.int64], vectors: Vectors, ids: NDArray[np.int64]
 ) -> dict[str, Any]:
     found = find_the_original(queries, query_ids, ids, vectors, ORIGINAL_KS)
-    return {f"find the original, recall@{k}": _interval(share) for k, share in found.items()}
+    return {f"recall@{k}": _interval(share) for k, share in found.items()}
 
 
 def _labelled(vectors: Vectors, labels: list[str | None], config: EvaluateConfig) -> dict[str, Any]:
@@ -182,7 +182,7 @@ def _labelled(vectors: Vectors, labels: list[str | None], config: EvaluateConfig
     for number in config.labels_per_class:
         if np.sum(counts > number) >= 2:
             accuracy = few_label_accuracy(vectors[known], names, number, seeds)
-            figures[f"{number} labels a class"] = _spread(accuracy)
+            figures[f"{number} labels/class"] = _spread(accuracy)
     return figures
 
 

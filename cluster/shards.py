@@ -260,21 +260,27 @@ class ShardJob:
         """
         records = {shard.number: committed(self.folder, shard) for shard in self.shards}
         pending = [shard for shard in self.shards if records[shard.number] is None]
+        if pending:
+            self._finish(pending, records, context)
+        return [record for record in records.values() if record is not None]
+
+    def _finish(
+        self, pending: list[Shard], records: dict[int, dict[str, Any] | None], context: Context
+    ) -> None:
         num_rows = sum(len(shard.rows) for shard in self.shards)
         (self.folder / SHARD_FOLDER).make()
         for shard in pending:
             # Attempts of a run that was killed say nothing about the pictures.
             self.folder.remove(_attempts_file(shard))
+        tally = _Tally(self.error_budget, self.title)
         with context.progress(self.title, num_rows, "pictures") as line:
             line.start_at(num_rows - sum(len(shard.rows) for shard in pending))
-            tally = _Tally(self.error_budget, self.title)
-            for record in _distribute(self, pending, context) if pending else ():
+            for record in _distribute(self, pending, context):
                 if "error" in record:
                     raise ShardError(record["error"], record["errno"])
                 records[record["number"]] = record
                 tally.add(record)
                 line.advance(record["rows"], tally.note)
-        return [record for record in records.values() if record is not None]
 
 
 class _Tally:

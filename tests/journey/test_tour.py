@@ -75,7 +75,7 @@ def test_the_tour_from_a_folder_to_predictions(
     np.testing.assert_allclose(hits[0]["score"], 1.0, atol=2e-3)
 
     figures = lookalike("evaluate --corpus mine --encoder enc1 --num-queries 300")["figures"]
-    name = "find the original, recall@10"
+    name = "recall@10"
     chance = 10 / built["rows"]
     assert figures["trained"][name]["low"] > 5 * chance
     assert figures["trained"][name]["value"] > figures["random init"][name]["value"] + 0.1
