@@ -55,7 +55,7 @@ bench: setup ## the measurements behind our speed claims
 docs: setup ## renew docs/configuration.md from the dataclasses
 	$(BIN)/python docs/configuration.py
 
-screenshots: setup ## renew docs/images from the running UI
+screenshots: setup ## renew docs/screenshots from the running UI
 	$(BIN)/python docs/screenshots.py
 
 lock: ## renew constraints.txt from a fresh environment with the newest versions allowed

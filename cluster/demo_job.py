@@ -57,7 +57,7 @@ def demo(config: DemoConfig, context: Context) -> dict[str, Any]:
     step(
         "draw",
         lambda: {"path": str(draw_openmoji(pictures, context))},
-        lambda _: "OpenMoji, 128 px",
+        lambda _: "OpenMoji, 192 px",
     )
     scanned = ScanConfig(folder=str(pictures), corpus=CORPUS, labels="folder")
     step("scan", lambda: scan(scanned, context), lambda r: f"{r['pictures']['ok']:,} pictures")

@@ -21,14 +21,14 @@ __all__ = ["ATTRIBUTION", "draw_openmoji"]
 
 ATTRIBUTION = "Pictures: OpenMoji 17, CC BY-SA 4.0, openmoji.org"
 
-EDGE_PX = 128
+EDGE_PX = 192
 SKIN_TONE = re.compile(r"1F3F[B-F]")
 # Flags that the emoji list lacks: regions, and the white and black flag in combinations.
 FLAG = re.compile(r"1F3F[34]-|1F1[EF]\w-1F1[EF]\w")
 
 
 def draw_openmoji(folder: Path, context: Context) -> Path:
-    """Draw every OpenMoji as a PNG of 128 px, in one sub-folder per emoji group.
+    """Draw every OpenMoji as a PNG of 192 px, in one sub-folder per emoji group.
 
     Pictures without a group lie in ``folder`` itself. What was drawn before is used again.
 

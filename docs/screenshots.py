@@ -40,15 +40,14 @@ ARGUMENTS = [
     "--disable-sync",
     "--no-first-run",
 ]
-NUM_CLASSES = 6
-NUM_ANSWERS = 90
-# Which picture of the first page is searched with: one that shows what the index can do.
-SHOWN_TILE = 4
+NUM_CLASSES = 9
+NUM_ANSWERS = 150
 
 
 def main() -> None:
     arguments = argparse.ArgumentParser(description=__doc__)
     arguments.add_argument("--workspace", default="./workspace", help="a workspace with an index")
+    arguments.add_argument("--picture", default="smiley-cat", help="part of the query's file name")
     given = arguments.parse_args()
     chromium = find_chromium()
     if chromium is None:
@@ -60,7 +59,7 @@ def main() -> None:
             browser = playwright.chromium.launch(
                 executable_path=chromium, args=ARGUMENTS + ["--no-sandbox"] * root
             )
-            take_all(browser, address)
+            take_all(browser, f"{address}/?id={picture_named(workspace, given.picture)}")
             browser.close()
 
 
@@ -113,6 +112,14 @@ def label_some(workspace: Workspace) -> None:
     labelling.close()
 
 
+def picture_named(workspace: Workspace, part: str) -> int:
+    """The first picture with this in its file name, else the first of all."""
+    session = Session(workspace, UiConfig())
+    collection = session.collection(session.default_index() or "")
+    rows = collection.catalog.rows(collection.ids())
+    return next((row.id for row in rows if part in row.name), rows[0].id)
+
+
 @contextmanager
 def served(workspace: Workspace) -> Iterator[str]:
     app = build_app(workspace, UiConfig())
@@ -149,7 +156,6 @@ def show(page: Page, tab: str) -> None:
     page.get_by_role("tab", name=tab, exact=True).click()
     page.locator(f"la-{tab.lower()} .la-body > *").first.wait_for()
     if tab == "Search":
-        page.locator("la-search .la-tile").nth(SHOWN_TILE).click()
         page.get_by_text("Pictures like this one").wait_for()
     if tab == "Label":
         page.locator("la-label .la-picture > *").first.wait_for()

@@ -35,13 +35,9 @@ def build_app(workspace: Workspace, config: UiConfig) -> FastAPI:
     """
     # Gradio reads it when imported: no telemetry and no question for newer versions.
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
-    import gradio as gr
-
     from ui.api import api_router
-    from ui.layout import HEAD, build_blocks
     from ui.login import asset_router, login_router
     from ui.services import Services, add_error_handlers
-    from ui.theme import make_theme
 
     guard = Guard(config)
     services = Services.of(workspace, config)
@@ -65,31 +61,37 @@ def build_app(workspace: Workspace, config: UiConfig) -> FastAPI:
     app.include_router(asset_router(ASSETS))
     app.include_router(api_router(services))
 
+    _inside_a_loop(lambda: _mount_gradio(app, guard, config))
+    return app
+
+
+def _mount_gradio(app: FastAPI, guard: Guard, config: UiConfig) -> None:
+    import gradio as gr
+
+    from ui.layout import HEAD, build_blocks
+    from ui.theme import make_theme
+
     def user_of(request: Request) -> str | None:
         return guard.user(request)
 
-    def mount() -> None:
-        gr.mount_gradio_app(
-            app,
-            build_blocks(),
-            path="/",
-            auth_dependency=user_of,
-            allowed_paths=[],
-            favicon_path=str(ASSETS / "icon.svg"),
-            show_error=False,
-            max_file_size=config.max_upload_bytes,
-            enable_monitoring=False,
-            mcp_server=False,
-            ssr_mode=False,
-            run_history=False,
-            footer_links=[],
-            pwa=False,
-            theme=make_theme(),
-            head=HEAD,
-        )
-
-    _inside_a_loop(mount)
-    return app
+    gr.mount_gradio_app(
+        app,
+        build_blocks(),
+        path="/",
+        auth_dependency=user_of,
+        allowed_paths=[],
+        favicon_path=str(ASSETS / "icon.svg"),
+        show_error=False,
+        max_file_size=config.max_upload_bytes,
+        enable_monitoring=False,
+        mcp_server=False,
+        ssr_mode=False,
+        run_history=False,
+        footer_links=[],
+        pwa=False,
+        theme=make_theme(),
+        head=HEAD,
+    )
 
 
 def _inside_a_loop(work: Callable[[], None]) -> None:

@@ -122,7 +122,7 @@ def thin_out(points: list[tuple[int, float]], max_points: int) -> list[tuple[int
     So a spike of one step stays visible in a curve of a million.
 
     >>> thin_out([(0, 1.0), (1, 9.0), (2, 1.0), (3, 1.0), (4, 1.0), (5, 0.0)], 4)
-    [(0, 1.0), (1, 9.0), (4, 1.0), (5, 0.0)]
+    [(0, 1.0), (1, 9.0), (2, 1.0), (5, 0.0)]
     """
     if len(points) <= max_points:
         return points
