@@ -15,7 +15,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Annotated, Any, cast
 
 import numpy as np
@@ -88,7 +88,7 @@ def pretrain(config: PretrainJobConfig, context: Context) -> dict[str, Any]:
     folder = workspace.folder("runs", config.name)
     has_labels = catalog.ok["label"].null_count < len(catalog.ok)
     config.training.check_labels(np.zeros(1, np.int64) if has_labels else None)
-    config_id = digest([asdict(config.training), catalog.corpus_id])
+    config_id = digest([config.training.settings(), catalog.corpus_id])
     if _is_done(folder, config, config_id, context):
         return _report(config, context, resumed_at=None)
     with sole_writer(folder, "training this run"):
@@ -135,7 +135,7 @@ def _begin(folder: Folder, plan: WorkerPlan, *, num_pictures: int, corpus_id: st
     write_run(
         folder,
         state="running",
-        config=asdict(plan.training),
+        config=plan.training.settings(),
         config_id=plan.config_id,
         corpus=plan.corpus,
         corpus_id=corpus_id,
@@ -151,7 +151,7 @@ def _is_done(folder: Folder, config: PretrainJobConfig, config_id: str, context:
     """Whether the run is finished; refuses to continue a run of another configuration."""
     run = read_run(folder)
     if run and run["config_id"] != config_id:
-        was, now = run["config"], asdict(config.training)
+        was, now = run["config"], config.training.settings()
         changed = [name for name in now if was.get(name) != _as_json(now[name])]
         what = ", ".join(changed) or "the corpus (it was scanned again)"
         raise ValueError(

@@ -6,7 +6,7 @@ Every rank walks the same steps and reads its own rows of each global batch. Ran
 from __future__ import annotations
 
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -144,7 +144,7 @@ class _Worker:
             self.workspace,
             self.plan.name,
             self.training.encoder(),
-            training={"recipe": asdict(self.plan.training), **summary},
+            training={"recipe": self.plan.training.settings(), **summary},
             parents={
                 "corpus_id": Catalog.open(
                     self.workspace.folder("corpora", self.plan.corpus)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Literal
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -84,6 +84,11 @@ class PretrainConfig:
         return EncoderConfig(
             backbone=self.backbone, projector=self.projector, preprocess=self.preprocess
         )
+
+    def settings(self) -> dict[str, Any]:
+        """Every field by name, the method's own name among its fields: what identifies a run."""
+        name = type(self.method).__name__.removesuffix("Config").lower()
+        return {**asdict(self), "method": {"name": name, **asdict(self.method)}}
 
     def order(self, num_pictures: int) -> GlobalOrder:
         """Which pictures make up each step; a corpus smaller than a batch is refused."""

@@ -13,7 +13,6 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Mapping
-from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -209,7 +208,7 @@ class Pretraining:
         only what ``torch.load(weights_only=True)`` reads.
         """
         return {
-            "config": asdict(self.config),
+            "config": self.config.settings(),
             "num_pictures": self._order.num_pictures,
             "step": self._step,
             "method": self._method.state_dict(),
@@ -223,7 +222,7 @@ class Pretraining:
         Raises:
             ValueError: it is of another configuration or corpus size.
         """
-        now = {"config": asdict(self.config), "num_pictures": self._order.num_pictures}
+        now = {"config": self.config.settings(), "num_pictures": self._order.num_pictures}
         changed = sorted(_differences({name: state[name] for name in now}, now))
         if changed:
             raise ValueError(

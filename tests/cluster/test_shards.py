@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import io
 import json
+import resource
 from pathlib import Path
 from typing import Any
 
@@ -218,3 +219,21 @@ def test_what_a_worker_raises_comes_out_as_it_was_raised(
         ShardJob("pixels", folder, [shard], PixelWork, arguments, 0.5).run(context)
     assert raised.value.errno == errno.EISDIR
     assert committed(folder, shard) is None
+
+
+def test_a_disk_that_takes_no_more_leaves_nothing_half_written(
+    context: Context, catalog: Catalog
+) -> None:
+    worker, folder = actor(context)
+    (shard,) = plan_shards(catalog, key="k", shard_rows=100)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2_000, hard))
+    try:
+        failed = json.loads(worker(shard_table([shard]))["record"][0].as_py())
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert failed["errno"] == errno.EFBIG
+    assert committed(folder, shard) is None
+    assert (folder / "shards").names() == [f"{shard.name}.attempts"]
+    done = json.loads(worker(shard_table([shard]))["record"][0].as_py())
+    assert done["ok"] == 20
