@@ -130,7 +130,9 @@ def load_newest_checkpoint(folder: Folder, config_id: str) -> dict[str, Any] | N
             logger.warning("%s; an older checkpoint is used", error)
             continue
         if door["id"] == config_id:
-            state = torch.load(io.BytesIO(own.read_bytes("state.pt")), weights_only=True)
+            state = torch.load(
+                io.BytesIO(own.read_bytes("state.pt")), map_location="cpu", weights_only=True
+            )
             return dict(state)
     return None
 
