@@ -2,25 +2,45 @@
 
 A catalog is a sequence of immutable Parquet parts. Later rows override earlier ones of the same
 id, so a scan that finds changes appends one small part. A picture whose file changed gets a new
-id, and its old id becomes ``replaced``; one that is gone becomes ``vanished``.
+id, and its old id becomes ``replaced``; one that is gone becomes ``vanished``, and has its id back
+when it returns unchanged.
+
+A long scan writes its parts as it goes. Until it publishes them, a second door, ``scan.json``,
+names them, so that a scan that was killed goes on from there.
 """
 
 from __future__ import annotations
 
+import logging
 import uuid
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from index.artifact import Folder, digest, library_versions, open_door, publish
+from index.artifact import (
+    ArtifactError,
+    FileRecord,
+    Folder,
+    digest,
+    library_versions,
+    open_door,
+    publish,
+)
 
-__all__ = ["CATALOG_SCHEMA", "Catalog", "CatalogRow", "CatalogWriter"]
+__all__ = ["CATALOG_SCHEMA", "GONE", "Catalog", "CatalogRow", "CatalogWriter"]
+
+logger = logging.getLogger(__name__)
+
+GONE = ("replaced", "vanished")
+"""Statuses of ids whose file is no longer there."""
+DRAFT = "scan.json"
+DRAFT_ROWS = 20_000
 
 CATALOG_SCHEMA = pa.schema(
     [
@@ -75,11 +95,7 @@ class Catalog:
     def open(cls, folder: Folder) -> Catalog:
         """Open and verify; raises the errors of `index.artifact.open_door`."""
         door = open_door(folder, "corpus")
-        parts = [
-            pq.read_table(f"{folder.path}/{name}", filesystem=folder.fs, schema=CATALOG_SCHEMA)
-            for name in door["files"]
-        ]
-        return cls(door, _newest_rows(pa.concat_tables(parts)))
+        return cls(door, _newest_rows(_read_parts(folder, door["files"])))
 
     @property
     def corpus_id(self) -> str:
@@ -102,17 +118,21 @@ class Catalog:
 
     def rows(self, ids: np.ndarray | list[int]) -> list[CatalogRow]:
         """Rows of the given ids in their order; ``KeyError`` names an id that never was."""
+        taken = self.table.take(self._positions(ids)).to_pylist()
+        return [CatalogRow(**row) for row in taken]
+
+    def _positions(self, ids: np.ndarray | list[int]) -> np.ndarray:
         wanted = np.asarray(ids, dtype=np.int64)
         positions = np.searchsorted(self._ids, wanted)
         known = positions < len(self._ids)
         known[known] = self._ids[positions[known]] == wanted[known]
         if not known.all():
             raise KeyError(f"picture {wanted[~known][0]}: not in corpus {self.door['name']!r}")
-        return [CatalogRow(**row) for row in self.table.take(positions).to_pylist()]
+        return positions
 
     def labels(self, ids: np.ndarray) -> list[str | None]:
-        """Source labels of the given ids in their order."""
-        return [row.label for row in self.rows(ids)]
+        """Source labels of the given ids in their order; ``KeyError`` as from `rows`."""
+        return cast("list[str | None]", self.table["label"].take(self._positions(ids)).to_pylist())
 
     def counts(self) -> dict[str, int]:
         """Number of pictures by status."""
@@ -123,10 +143,26 @@ class Catalog:
 
     def by_uri(self) -> Iterator[CatalogRow]:
         """Rows that stand for a file that was there at the last scan."""
-        gone = pc.is_in(self.table["status"], value_set=pa.array(["replaced", "vanished"]))
-        for batch in self.table.filter(pc.invert(gone)).to_batches():
-            for row in batch.to_pylist():
-                yield CatalogRow(**row)
+        yield from _as_rows(self.table.filter(~pc.field("status").isin(list(GONE))))
+
+    def bad(self, limit: int) -> list[CatalogRow]:
+        """The first pictures that are there and cannot be worked on."""
+        statuses = ["ok", *GONE]
+        return list(_as_rows(self.table.filter(~pc.field("status").isin(statuses)).slice(0, limit)))
+
+
+def _as_rows(table: pa.Table) -> Iterator[CatalogRow]:
+    for batch in table.to_batches():
+        for row in batch.to_pylist():
+            yield CatalogRow(**row)
+
+
+def _read_parts(folder: Folder, names: Iterable[str]) -> pa.Table:
+    tables = [
+        pq.read_table(f"{folder.path}/{name}", filesystem=folder.fs, schema=CATALOG_SCHEMA)
+        for name in names
+    ]
+    return pa.concat_tables([CATALOG_SCHEMA.empty_table(), *tables])
 
 
 def _newest_rows(table: pa.Table) -> pa.Table:
@@ -138,57 +174,110 @@ def _newest_rows(table: pa.Table) -> pa.Table:
 
 
 class CatalogWriter:
-    """Collects the rows of one scan and publishes them as one more part.
+    """Collects what one scan finds, and publishes it as further parts.
+
+    One writer at a time: hold `index.lock.sole_writer` from before this is made.
 
     Args:
         folder: the corpus folder.
         name: the corpus' name.
+        config: settings of the scan; a killed scan with the same ones is gone on with.
         previous: the catalog as it was, or None for a first scan.
     """
 
-    def __init__(self, folder: Folder, name: str, previous: Catalog | None) -> None:
+    def __init__(
+        self, folder: Folder, name: str, config: dict[str, Any], previous: Catalog | None
+    ) -> None:
         self._folder = folder
         self._name = name
+        self._config = config
         self._previous = previous
         self._rows: list[dict[str, Any]] = []
-        self.next_id = 0
-        if previous is not None and len(previous.table):
-            self.next_id = int(previous.table["id"][-1].as_py()) + 1
+        self._parts: dict[str, FileRecord] = dict(previous.door["files"]) if previous else {}
+        self._parts |= self._drafted()
+        self._folder.remove_others("catalog-", keep=self._parts)
+        self._table = _newest_rows(_read_parts(folder, self._parts))
+        self._uid = previous.uid if previous else uuid.uuid4().hex
+        self.next_id = int(self._table["id"][-1].as_py()) + 1 if len(self._table) else 0
 
-    def add(self, row: dict[str, Any]) -> None:
+    def _drafted(self) -> dict[str, FileRecord]:
+        """Parts that a killed scan of the same kind wrote on top of ``previous``."""
+        try:
+            draft = open_door(self._folder, "scan") if self._folder.exists(DRAFT) else None
+        except ArtifactError as error:
+            logger.warning("the unfinished scan is not gone on with: %s", error)
+            return {}
+        if draft is None or (draft["config"], draft["parents"]) != (self._config, self._parents):
+            return {}
+        return dict(draft["files"])
+
+    @property
+    def _parents(self) -> dict[str, str | None]:
+        return {"corpus_id": self._previous.corpus_id if self._previous else None}
+
+    def known_rows(self) -> Iterator[CatalogRow]:
+        """The newest row of every file, also of those that have vanished."""
+        yield from _as_rows(self._table.filter(pc.field("status") != "replaced"))
+
+    @property
+    def num_known(self) -> int:
+        """Ids given so far, in all scans."""
+        return self.next_id
+
+    def add(self, row: Mapping[str, Any]) -> None:
         """Add a new picture; its id is the next free one."""
-        self._rows.append({**row, "id": self.next_id})
+        self._append({**row, "id": self.next_id})
         self.next_id += 1
+
+    def override(self, known: CatalogRow, row: Mapping[str, Any]) -> bool:
+        """Say something else of a picture that keeps its id; returns whether it is anything new."""
+        new = {**dict.fromkeys(CATALOG_SCHEMA.names), **row, "id": known.id}
+        if new == asdict(known):
+            return False
+        self._append(new)
+        return True
 
     def retire(self, row: CatalogRow, status: str) -> None:
         """Override an older row's status with ``replaced`` or ``vanished``."""
-        values = {field: getattr(row, field) for field in CATALOG_SCHEMA.names}
-        self._rows.append({**values, "status": status})
+        self._append({**asdict(row), "status": status})
+
+    def _append(self, row: dict[str, Any]) -> None:
+        self._rows.append(row)
+        if len(self._rows) >= DRAFT_ROWS:
+            self._write_part()
+            body = {"config": self._config, "parents": self._parents}
+            publish(self._folder, "scan", body, self._new_parts)
 
     @property
-    def num_changes(self) -> int:
-        """Rows that `publish` would append."""
-        return len(self._rows)
+    def _new_parts(self) -> dict[str, FileRecord]:
+        published = self._previous.door["files"] if self._previous else {}
+        return {name: part for name, part in self._parts.items() if name not in published}
 
-    def publish(self, config: dict[str, Any], uid: str) -> None:
-        """Write the part and rename the new door into place."""
-        files = list(self._previous.door["files"]) if self._previous is not None else []
+    def _write_part(self) -> None:
         table = pa.Table.from_pylist(self._rows, schema=CATALOG_SCHEMA)
-        # Random, so that two scans at once cannot write into each other's part.
-        part = f"catalog-{len(files):05d}-{uuid.uuid4().hex[:8]}.parquet"
-        self._folder.make().write_with(part, lambda path: pq.write_table(table, path))
-        files.append(part)
-        everything = table
-        if self._previous is not None:
-            everything = pa.concat_tables([self._previous.table, table])
-        newest = Catalog({"name": self._name}, _newest_rows(everything))
-        body = {
-            "id": digest([uid, [self._folder.sha256(name) for name in files]]),
-            "uid": uid,
-            "name": self._name,
-            "config": config,
-            "parents": {},
-            "rows": {"total": newest.table.num_rows, **newest.counts()},
-            "versions": library_versions("pyarrow", "pillow"),
-        }
-        publish(self._folder, "corpus", body, files)
+        part = f"catalog-{len(self._parts):05d}-{uuid.uuid4().hex[:8]}.parquet"
+        self._parts[part] = self._folder.write_hashed(
+            part, lambda path: pq.write_table(table, path)
+        )
+        self._rows = []
+
+    def publish(self) -> None:
+        """Rename the new door into place, if there is anything new."""
+        if self._rows:
+            self._write_part()
+        if self._new_parts:
+            everything = _newest_rows(_read_parts(self._folder, self._parts))
+            body = {
+                "id": digest([self._uid, [part["sha256"] for part in self._parts.values()]]),
+                "uid": self._uid,
+                "name": self._name,
+                "config": self._config,
+                "parents": {},
+                "rows": {
+                    "total": everything.num_rows,
+                    **Catalog({"name": self._name}, everything).counts(),
+                },
+                "versions": library_versions("pyarrow", "pillow"),
+            }
+            publish(self._folder, "corpus", body, self._parts)
+        self._folder.remove(DRAFT)

@@ -12,11 +12,15 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
+import cluster.catalog as catalog_module
+import cluster.scan_job as scan_module
 from cluster.catalog import Catalog
 from cluster.context import Context
 from cluster.scan_job import ScanConfig, scan
 from cluster.workspace import Workspace
+from encoders.picture import probe
 from index.artifact import CorruptArtifactError
+from index.lock import sole_writer
 
 
 @pytest.fixture
@@ -40,6 +44,11 @@ def save(path: Path, seed: int = 0, size: tuple[int, int] = (8, 8), **options: A
 def scanned(folder: Path, context: Context, **options: Any) -> tuple[dict[str, Any], Catalog]:
     report = scan(ScanConfig(folder=str(folder), corpus="mine", **options), context)
     return report, Catalog.open(context.workspace.folder("corpora", "mine"))
+
+
+def tally(**counts: int) -> dict[str, int]:
+    names = ("new", "changed", "returned", "unchanged", "vanished")
+    return {**dict.fromkeys(names, 0), **counts}
 
 
 def names_by_status(catalog: Catalog) -> dict[str, list[str]]:
@@ -127,7 +136,7 @@ def test_a_second_scan_of_the_same_folder_changes_nothing(folder: Path, context:
     save(folder / "a.png")
     _, before = scanned(folder, context)
     report, after = scanned(folder, context)
-    assert report["since_last_scan"] == {"new": 0, "changed": 0, "unchanged": 1, "vanished": 0}
+    assert report["since_last_scan"] == tally(unchanged=1)
     assert after.door == before.door
 
 
@@ -142,7 +151,7 @@ def test_new_changed_and_vanished_pictures_never_reuse_an_id(
     (folder / "vanish.png").unlink()
     save(folder / "new.png", 8)
     report, after = scanned(folder, context)
-    assert report["since_last_scan"] == {"new": 1, "changed": 1, "unchanged": 1, "vanished": 1}
+    assert report["since_last_scan"] == tally(new=1, changed=1, unchanged=1, vanished=1)
     assert after.rows([ids["change.png"]])[0].status == "replaced"
     assert after.rows([ids["vanish.png"]])[0].status == "vanished"
     now = {row.name: row.id for row in after.by_uri()}
@@ -157,7 +166,107 @@ def test_an_empty_folder_and_a_missing_one_say_what_to_do(folder: Path, context:
         scanned(folder, context)
     with pytest.raises(FileNotFoundError, match="not a folder"):
         scanned(folder / "missing", context)
-    assert context.workspace.names("corpora") == []
+    assert not context.workspace.folder("corpora", "mine").exists("corpus.json")
+
+
+def test_a_folder_that_cannot_be_read_is_reported_and_its_pictures_stay(
+    folder: Path, context: Context, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save(folder / "a.png")
+    save(folder / "away" / "b.png", 1)
+    _, before = scanned(folder, context)
+    scandir = os.scandir
+
+    def refuse(path: str) -> Any:
+        if path == str(folder / "away"):
+            raise PermissionError(13, "Permission denied", path)
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    report, after = scanned(folder, context)
+    assert report["skipped_folders"] == [str(folder / "away")]
+    assert report["since_last_scan"] == tally(unchanged=1)
+    assert after.door == before.door
+
+
+def test_links_to_themselves_and_pipes_end_nothing(folder: Path, context: Context) -> None:
+    save(folder / "good.png")
+    (folder / "self.png").symlink_to(folder / "self.png")
+    (folder / "self").symlink_to(folder / "self")
+    os.mkfifo(folder / "pipe.jpg")
+    report, catalog = scanned(folder, context)
+    assert names_by_status(catalog) == {"unreadable": ["pipe.jpg", "self.png"], "ok": ["good.png"]}
+    assert [bad["status"] for bad in report["bad_pictures"]] == ["unreadable"] * 2
+    report, again = scanned(folder, context)
+    assert again.door == catalog.door
+
+
+def test_a_disk_that_was_away_gives_no_picture_another_id(folder: Path, context: Context) -> None:
+    for position in range(4):
+        save(folder / "disk" / f"{position}.png", position)
+    _, before = scanned(folder, context)
+    (folder / "disk").rename(folder.parent / "unplugged")
+    with pytest.raises(ValueError, match=r"4 of 4 pictures are gone.*--allow-vanished"):
+        scanned(folder, context)
+    report, away = scanned(folder, context, allow_vanished=True)
+    assert (report["since_last_scan"], away.counts()) == (tally(vanished=4), {"vanished": 4})
+    (folder.parent / "unplugged").rename(folder / "disk")
+    report, after = scanned(folder, context)
+    assert report["since_last_scan"] == tally(returned=4)
+    assert list(after.by_uri()) == list(before.by_uri())
+
+
+def test_a_bad_picture_is_looked_at_again_and_keeps_its_id(folder: Path, context: Context) -> None:
+    save(folder / "a.png")
+    large = save(folder / "b.png", 1, size=(1100, 1000))
+    report, before = scanned(folder, context, max_megapixels=1.0)
+    assert before.counts() == {"ok": 1, "too_large": 1}
+    assert "--max-megapixels" in report["bad_pictures"][0]["error"]
+    report, after = scanned(folder, context)
+    assert report["since_last_scan"] == tally(changed=1, unchanged=1)
+    assert {row.uri: row.id for row in after.by_uri()}[str(large)] == 1
+    assert after.counts() == {"ok": 2}
+    _, lowered = scanned(folder, context, max_megapixels=1.0)
+    assert lowered.counts() == {"ok": 1, "too_large": 1}
+
+
+def test_a_scan_that_was_killed_goes_on_where_it_was(
+    folder: Path, context: Context, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(catalog_module, "DRAFT_ROWS", 2)
+    for position in range(5):
+        save(folder / f"{position}.png", position)
+    monkeypatch.setattr(scan_module, "BATCH_FILES", 2)
+    opened: list[str] = []
+    deadly = {"4.png"}
+
+    def probe_or_die(file: Any) -> Any:
+        opened.append(Path(file.name).name)
+        if opened[-1] in deadly:
+            raise KeyboardInterrupt
+        return probe(file)
+
+    monkeypatch.setattr(scan_module, "probe", probe_or_die)
+    with pytest.raises(KeyboardInterrupt):
+        scanned(folder, context)
+    assert not context.workspace.folder("corpora", "mine").exists("corpus.json")
+    deadly.clear()
+    opened.clear()
+    report, catalog = scanned(folder, context)
+    assert opened == ["4.png"]
+    assert report["since_last_scan"] == tally(new=1, unchanged=4)
+    assert [row.name for row in catalog.rows(list(range(5)))] == [f"{i}.png" for i in range(5)]
+    files = context.workspace.folder("corpora", "mine").names()
+    assert not set(files) - {*catalog.door["files"], "corpus.json", ".lock"}
+
+
+def test_two_scans_into_one_corpus_do_not_run_at_once(folder: Path, context: Context) -> None:
+    save(folder / "a.png")
+    with (
+        sole_writer(context.workspace.folder("corpora", "mine"), "scanning"),
+        pytest.raises(ValueError, match="another process is scanning"),
+    ):
+        scanned(folder, context)
 
 
 def test_a_corpus_is_not_silently_pointed_at_another_folder(
