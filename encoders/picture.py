@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from typing import BinaryIO, Literal
 
 import numpy as np
+import pi_heif
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -201,6 +202,7 @@ def thumbnail(image: Image.Image, edge: int = 256) -> bytes:
 def _allowed_formats() -> tuple[str, ...]:
     """The formats of the allow-list that this Pillow reads; none that starts another program."""
     Image.init()
+    pi_heif.register_heif_opener(thumbnails=False)
     return tuple(name for name in FORMATS if name in Image.OPEN)
 
 

@@ -1,3 +1,4 @@
+import base64
 import contextlib
 import copy
 import io
@@ -30,6 +31,19 @@ def encode(image: Image.Image, name: str, **options) -> bytes:
     buffer = io.BytesIO()
     image.save(buffer, name, **options)
     return buffer.getvalue()
+
+
+# `quarters()` as HEVC, as telephones store it; the decoder in use cannot write.
+HEIC_QUARTERS = (
+    "AAAAHGZ0eXBoZWl4AAAAAG1pZjFoZWl4bWlhZgAAAX5tZXRhAAAAAAAAACFoZGxyAAAAAAAAAABwaWN0AAAAAAAA"
+    "AAAAAAAAAAAAACJpbG9jAAAAAERAAAEAAQAAAAABogABAAAAAAAAAG0AAAAjaWluZgAAAAAAAQAAABVpbmZlAgAA"
+    "AAABAABodmMxAAAAAA5waXRtAAAAAAABAAAA/mlwcnAAAADeaXBjbwAAAHdodmNDAQQIAAAAnjgAAAAAHvAA/P/4"
+    "+AAADwNgAAEAF0ABDAH//wQIAAADAJ44AAADAAAeugJAYQABACpCAQEECAAAAwCeOAAAAwAAHpAEECCy3VXTXNwE"
+    "NBgQAAADAZAAAAMAEIBiAAEACEQBwXMYMBiQAAAAE2NvbHJuY2x4AAEADQAGgAAAABRpc3BlAAAAAAAAAEAAAABA"
+    "AAAAKGNsYXAAAAAYAAAAAQAAABAAAAAB////2AAAAAL////QAAAAAgAAABBwaXhpAAAAAAMICAgAAAAYaXBtYQAA"
+    "AAAAAAABAAEFgQIDBYQAAAB1bWRhdAAAAGkoAa8JyG8VGiOZzm/2J//HXIT+5EBCb65MSFPBUMM/3v7zXfjPHzSr"
+    "8DoQrmHtRrAEpf8eo9BpasURBuxagNRrwi1139D1sLKkAEA9KD9iOnN55BXNwUXRVbaA6cw72/0VxORy/zP6Y4A="
+)
 
 
 def quarters(width: int = 24, height: int = 16) -> Image.Image:
@@ -97,6 +111,13 @@ def test_every_common_format_opens_and_probes(name, options):
     assert np.abs(values(opened) - values(quarters()))[2:-2, 2:-2].mean() < 6
     assert probe(data) == (name, 24, 16)
     assert probe(io.BytesIO(data)) == (name, 24, 16)
+
+
+def test_a_telephone_s_heic_opens_and_probes():
+    data = base64.b64decode(HEIC_QUARTERS)
+    assert np.abs(values(open_picture(data)) - values(quarters()))[2:-2, 2:-2].mean() < 6
+    assert probe(data) == ("HEIF", 24, 16)
+    assert status_of(data[:300]) == "unreadable"
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
