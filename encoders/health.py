@@ -16,6 +16,7 @@ __all__ = [
     "CollapseError",
     "HealthConfig",
     "HealthWatch",
+    "NonFiniteError",
     "effective_rank",
     "embedding_std",
     "health_metrics",
@@ -27,6 +28,10 @@ MAX_ROWS = 1024
 
 class CollapseError(ValueError):
     """Training was stopped: all pictures get nearly the same embedding."""
+
+
+class NonFiniteError(ValueError):
+    """Training was stopped: the loss or the gradients are not finite."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

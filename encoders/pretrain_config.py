@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
@@ -98,6 +100,16 @@ class PretrainConfig:
         """Optimiser steps of a whole run over a corpus."""
         return self.epochs * self.order(num_pictures).steps_per_epoch
 
+    def check_share(self, num_pictures: int, world_size: int) -> None:
+        """Raise ``ValueError`` when so many ranks cannot train on so many pictures."""
+        self.method.check_batch(self.batch_size, world_size)
+        self.order(num_pictures).share(world_size)
+
+    def differences(self, other: Mapping[str, Any]) -> list[str]:
+        """Dotted names of the settings that ``other``, what `settings` gave, has otherwise."""
+        was, now = (json.loads(json.dumps(values)) for values in (other, self.settings()))
+        return sorted(_differences(was, now))
+
     def check_labels(self, labels: NDArray[np.int64] | None) -> None:
         """Raise ``ValueError`` when the method learns from labels and the corpus has none.
 
@@ -110,3 +122,15 @@ class PretrainConfig:
                 "supcon learns from labels, and no picture of this corpus has one. "
                 "Scan a corpus with labels, or train with simclr, moco or byol, which need none."
             )
+
+
+def _differences(was: Mapping[str, Any], now: Mapping[str, Any], prefix: str = "") -> list[str]:
+    """Dotted names of the entries that differ, with both values."""
+    found = []
+    for name in was.keys() | now.keys():
+        a, b = was.get(name), now.get(name)
+        if isinstance(a, Mapping) and isinstance(b, Mapping):
+            found += _differences(a, b, f"{prefix}{name}.")
+        elif a != b:
+            found.append(f"{prefix}{name} was {a!r}, is {b!r}")
+    return found

@@ -58,10 +58,14 @@ class GlobalOrder:
 
     def __post_init__(self) -> None:
         if self.num_pictures < self.batch_size:
+            lower = (
+                f"Set batch_size to {self.num_pictures} or less, or scan more pictures."
+                if self.num_pictures > 1
+                else "Scan more pictures; 2 are the least to learn from, some thousands do well."
+            )
             raise ValueError(
                 f"the corpus has {self.num_pictures} pictures, the global batch "
-                f"{self.batch_size}; no batch holds a picture twice. "
-                f"Set batch_size to {self.num_pictures} or less, or scan more pictures."
+                f"{self.batch_size}; no batch holds a picture twice. {lower}"
             )
 
     @property
@@ -73,11 +77,8 @@ class GlobalOrder:
         """The epoch that a step belongs to, from 0."""
         return step // self.steps_per_epoch
 
-    def rows(self, step: int, *, rank: int = 0, world_size: int = 1) -> NDArray[np.int64]:
-        """Row positions of this rank's share of step ``step``.
-
-        Returns:
-            int64 [batch_size / world_size]; concatenated in rank order they are the global batch.
+    def share(self, world_size: int) -> int:
+        """Pictures of each batch for each of ``world_size`` ranks.
 
         Raises:
             ValueError: the batch does not divide among the ranks.
@@ -88,7 +89,18 @@ class GlobalOrder:
                 "workers, which must get equal shares. "
                 f"Use a batch_size that {world_size} divides, or another number of workers."
             )
+        return self.batch_size // world_size
+
+    def rows(self, step: int, *, rank: int = 0, world_size: int = 1) -> NDArray[np.int64]:
+        """Row positions of this rank's share of step ``step``.
+
+        Returns:
+            int64 [batch_size / world_size]; concatenated in rank order they are the global batch.
+
+        Raises:
+            ValueError: the batch does not divide among the ranks.
+        """
+        share = self.share(world_size)
         order = _epoch_order(self.num_pictures, self.seed, self.epoch(step))
-        share = self.batch_size // world_size
         start = step % self.steps_per_epoch * self.batch_size + rank * share
         return order[start : start + share].copy()

@@ -26,7 +26,7 @@ from encoders.batchnorm import convert_batchnorm
 from encoders.collective import average, gather_rows, rank, world_size
 from encoders.encoder import Encoder, normalise
 from encoders.heads import build_projector
-from encoders.health import HealthWatch, health_metrics
+from encoders.health import HealthWatch, NonFiniteError, health_metrics
 from encoders.losses import mutual_information_bound
 from encoders.method import Batch, Method, MethodOutput, Parts
 from encoders.optim import build_optimizer, learning_rate, set_learning_rate
@@ -56,11 +56,10 @@ class Pretraining:
     def __init__(
         self, config: PretrainConfig, num_pictures: int, device: torch.device | str = "cpu"
     ) -> None:
-        config.method.check_batch(config.batch_size, world_size())
+        config.check_share(num_pictures, world_size())
         self.config = config
         self.device = torch.device(device)
         self._order = config.order(num_pictures)
-        self._order.rows(0, rank=rank(), world_size=world_size())
         self._step = 0
         self._method = _build_method(config, self.device)
         self._trained = [p for p in self._method.parameters() if p.requires_grad]
@@ -109,7 +108,7 @@ class Pretraining:
             ``health.every`` steps the figures of `health_metrics`. The same on all ranks.
 
         Raises:
-            ValueError: loss or gradients are not finite; the weights are left as they were.
+            NonFiniteError: loss or gradients are not finite; the weights are left as they were.
             CollapseError: the last of ``health.patience`` failed health checks.
 
         Cost: one wait for the device, one more for a health check.
@@ -189,7 +188,7 @@ class Pretraining:
         if math.isfinite(metrics["loss"]) and math.isfinite(metrics["grad_norm"]):
             return
         shown = ", ".join(str(picture) for picture in ids[:SHOWN_IDS])
-        raise ValueError(
+        raise NonFiniteError(
             f"step {self._step}: the loss is {metrics['loss']} and the gradient norm "
             f"{metrics['grad_norm']} at learning rate {metrics['lr']:.3g}; both must be finite. "
             f"Picture ids of the batch on this worker begin with {shown}. No weight was changed. "
@@ -222,8 +221,10 @@ class Pretraining:
         Raises:
             ValueError: it is of another configuration or corpus size.
         """
-        now = {"config": self.config.settings(), "num_pictures": self._order.num_pictures}
-        changed = sorted(_differences({name: state[name] for name in now}, now))
+        changed = self.config.differences(state["config"])
+        if state["num_pictures"] != self._order.num_pictures:
+            was, now = state["num_pictures"], self._order.num_pictures
+            changed.append(f"num_pictures was {was}, is {now}")
         if changed:
             raise ValueError(
                 f"the checkpoint of step {state['step']} was made with other settings: "
@@ -254,15 +255,3 @@ def _build_method(config: PretrainConfig, device: torch.device) -> Method:
         method = config.method.build(parts)
     convert_batchnorm(method, device)
     return method.to(device).to(memory_format=torch.channels_last)
-
-
-def _differences(was: Mapping[str, Any], now: Mapping[str, Any], prefix: str = "") -> list[str]:
-    """Dotted names of the entries that differ, with both values."""
-    found = []
-    for name in was.keys() | now.keys():
-        a, b = was.get(name), now.get(name)
-        if isinstance(a, Mapping) and isinstance(b, Mapping):
-            found += _differences(a, b, f"{prefix}{name}.")
-        elif a != b:
-            found.append(f"{prefix}{name} was {a!r}, is {b!r}")
-    return found

@@ -63,6 +63,13 @@ def test_a_batch_larger_than_the_corpus_is_refused():
         GlobalOrder(num_pictures=100, batch_size=128, seed=0)
 
 
+@pytest.mark.parametrize("num_pictures", [0, 1])
+def test_a_corpus_without_a_pair_is_not_advised_to_shrink_the_batch(num_pictures):
+    with pytest.raises(ValueError, match=rf"{num_pictures} pictures, .*Scan more") as error:
+        GlobalOrder(num_pictures=num_pictures, batch_size=8, seed=0)
+    assert "batch_size to" not in str(error.value)
+
+
 def test_a_batch_that_does_not_divide_among_the_workers_is_refused():
     with pytest.raises(ValueError, match=r"batch of 8 does not divide among 3 workers.*3 divides"):
         GlobalOrder(num_pictures=8, batch_size=8, seed=0).rows(0, rank=0, world_size=3)
