@@ -17,6 +17,7 @@ import torch
 
 from index.artifact import (
     ArtifactError,
+    CorruptArtifactError,
     Folder,
     MissingArtifactError,
     library_versions,
@@ -25,7 +26,15 @@ from index.artifact import (
     write_json,
 )
 
-__all__ = ["MetricsLog", "load_newest_checkpoint", "read_metrics", "read_run", "save_checkpoint"]
+__all__ = [
+    "MetricsLog",
+    "MetricsTail",
+    "load_newest_checkpoint",
+    "read_metrics",
+    "read_run",
+    "save_checkpoint",
+    "write_run",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -34,11 +43,27 @@ CHECKPOINT = re.compile(r"step-(\d{9})")
 
 
 def read_run(folder: Folder) -> dict[str, Any]:
-    """Content of ``run.json``, or an empty dict when there is no run."""
+    """Content of ``run.json``, or an empty dict when there is no run.
+
+    Raises:
+        CorruptArtifactError: it is damaged.
+    """
     if not folder.exists("run.json"):
         return {}
-    content = json.loads(folder.read_bytes("run.json"))
-    return dict(content)
+    try:
+        content = json.loads(folder.read_bytes("run.json"))
+    except ValueError as error:
+        raise _damaged(folder, f"not readable as JSON ({error})") from error
+    if not isinstance(content, dict) or not isinstance(content.get("state"), str):
+        raise _damaged(folder, "no JSON object with a state")
+    return content
+
+
+def _damaged(folder: Folder, what: str) -> CorruptArtifactError:
+    return CorruptArtifactError(
+        f"{folder}/run.json: {what}; it has to say what the run computes and how far it is. "
+        "Restore it from a backup, or move the run's folder away and train again."
+    )
 
 
 def write_run(folder: Folder, **changes: Any) -> dict[str, Any]:
@@ -50,15 +75,65 @@ def write_run(folder: Folder, **changes: Any) -> dict[str, Any]:
 
 def read_metrics(folder: Folder) -> list[dict[str, Any]]:
     """All lines of ``metrics.jsonl``; a last line cut short by a kill is left out."""
-    if not folder.exists(METRICS):
-        return []
-    lines = []
-    for text in folder.read_bytes(METRICS).decode().splitlines():
+    tail = MetricsTail(folder)
+    tail.refresh()
+    return tail.lines
+
+
+class MetricsTail:
+    """Follows ``metrics.jsonl`` as it grows: only what is new is read and parsed.
+
+    Attributes:
+        lines: every line so far, ``step`` rising: a run that was resumed from a checkpoint writes
+            some steps again, and then only the later counts.
+    """
+
+    def __init__(self, folder: Folder) -> None:
+        self.lines: list[dict[str, Any]] = []
+        self._folder = folder
+        self._read_bytes = 0
+        self._last = b""
+
+    def refresh(self) -> list[dict[str, Any]]:
+        """Take in whole lines written since the last call, and return them.
+
+        A file that was cut or written anew is read from its beginning.
+        """
+        size = self._folder.size_bytes(METRICS) or 0
+        seen = self._read(self._read_bytes - len(self._last), size)
+        # Written anew, as a resumed run does, the line read last is no longer where it was.
+        if not seen.startswith(self._last):
+            self.lines.clear()
+            self._read_bytes, self._last = 0, b""
+            seen = self._read(0, size)
+        fresh = seen[len(self._last) :]
+        # The line at the end may be half written.
+        whole = fresh[: fresh.rfind(b"\n") + 1]
+        self._read_bytes += len(whole)
+        taken = []
+        for text in whole.splitlines(keepends=True):
+            self._last = text
+            if (line := self._parse(text)) is not None:
+                while self.lines and self.lines[-1]["step"] >= line["step"]:
+                    self.lines.pop()
+                self.lines.append(line)
+                taken.append(line)
+        return taken
+
+    def _read(self, start: int, end: int) -> bytes:
+        if end <= start:
+            return b""
+        with self._folder.fs.open_input_file(f"{self._folder.path}/{METRICS}") as file:
+            file.seek(start)
+            return bytes(file.read(end - start))
+
+    def _parse(self, text: bytes) -> dict[str, Any] | None:
         try:
-            lines.append(json.loads(text))
-        except ValueError:
-            logger.warning("%s/%s: left out an unfinished line", folder, METRICS)
-    return lines
+            line = json.loads(text)
+            return {**line, "step": int(line["step"])}
+        except (ValueError, KeyError, TypeError, OverflowError) as error:
+            logger.warning("%s/%s: left out a damaged line (%s)", self._folder, METRICS, error)
+            return None
 
 
 class MetricsLog:

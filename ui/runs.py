@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-import json
-import logging
 import math
 import threading
 import time
-from dataclasses import dataclass
+from collections.abc import Iterator
 from typing import Any
 
+from cluster.runlog import METRICS, MetricsTail, read_run
 from cluster.workspace import Workspace
-from index.artifact import Folder, MissingArtifactError
+from index.artifact import CorruptArtifactError, Folder, MissingArtifactError
 
-__all__ = ["MetricsLog", "RunBoard", "thin_out"]
+__all__ = ["RunBoard", "curves", "thin_out"]
 
-logger = logging.getLogger(__name__)
-
-METRICS = "metrics.jsonl"
 POSITION = frozenset({"step", "epoch", "time_s"})
 MAX_POINTS = 500
 QUIET_AFTER_S = 120.0
@@ -39,81 +35,30 @@ FIGURES = {
 SHARES = frozenset({"knn"})
 
 
-@dataclass(slots=True)
-class MetricsLog:
-    """The metrics of one run, read as they grow: only new whole lines are parsed again.
+def curves(
+    lines: list[dict[str, Any]], max_points: int = MAX_POINTS
+) -> dict[str, dict[str, list[float]]]:
+    """Every finite number of the lines over their steps, at most ``max_points`` points each."""
+    points: dict[str, list[tuple[int, float]]] = {}
+    for line in lines:
+        for name, value in _numbers(line):
+            points.setdefault(name, []).append((line["step"], value))
+    result = {}
+    for name in sorted(points.keys() - POSITION):
+        steps, values = zip(*thin_out(points[name], max_points), strict=True)
+        result[name] = {"steps": list(steps), "values": list(values)}
+    return result
 
-    Args:
-        folder: the run's folder.
-        records: step -> numbers; a step written twice (a resumed run) keeps the later.
-        read_bytes: how much of the file is in ``records``.
-        last_line: the last line of that.
-    """
 
-    folder: Folder
-    records: dict[int, dict[str, float]]
-    read_bytes: int = 0
-    last_line: bytes = b""
+def _latest(lines: list[dict[str, Any]]) -> dict[str, float]:
+    """The newest finite value of every number."""
+    return {name: value for line in lines for name, value in _numbers(line)}
 
-    def refresh(self) -> None:
-        """Take in what has been appended; start over when the file was written anew."""
-        size = self.folder.size_bytes(METRICS) or 0
-        # A resumed run rewrites the file: then the line read last is no longer where it was.
-        seen = self._read(self.read_bytes - len(self.last_line), size)
-        if not seen.startswith(self.last_line):
-            self.records.clear()
-            self.read_bytes, self.last_line = 0, b""
-            seen = self._read(0, size)
-        fresh = seen[len(self.last_line) :]
-        # The line at the end may be half written.
-        whole = fresh[: fresh.rfind(b"\n") + 1]
-        self.read_bytes += len(whole)
-        for line in whole.splitlines(keepends=True):
-            self._take(line)
-            self.last_line = line
 
-    def _read(self, start: int, end: int) -> bytes:
-        if end <= start:
-            return b""
-        with self.folder.fs.open_input_file(f"{self.folder.path}/{METRICS}") as file:
-            file.seek(start)
-            return bytes(file.read(end - start))
-
-    def _take(self, line: bytes) -> None:
-        try:
-            record = json.loads(line)
-            step = int(record["step"])
-        except (ValueError, KeyError, TypeError) as error:
-            logger.warning("%s/%s: skipped a damaged line (%s)", self.folder, METRICS, error)
-            return
-        numbers = {
-            name: float(value)
-            for name, value in record.items()
-            if isinstance(value, int | float) and math.isfinite(value)
-        }
-        # A run resumed from a checkpoint goes back: what came after it is no longer true.
-        while self.records and next(reversed(self.records)) > step:
-            self.records.popitem()
-        self.records[step] = {**self.records.get(step, {}), **numbers}
-
-    def series(self, max_points: int = MAX_POINTS) -> dict[str, dict[str, list[float]]]:
-        """Every recorded number over the steps, thinned out to at most ``max_points`` points."""
-        names = {name for record in self.records.values() for name in record} - POSITION
-        result = {}
-        for name in sorted(names):
-            points = [
-                (step, record[name]) for step, record in self.records.items() if name in record
-            ]
-            steps, values = zip(*thin_out(points, max_points), strict=True)
-            result[name] = {"steps": list(steps), "values": list(values)}
-        return result
-
-    def latest(self) -> dict[str, float]:
-        """The newest value of every number."""
-        newest: dict[str, float] = {}
-        for record in self.records.values():
-            newest.update(record)
-        return newest
+def _numbers(line: dict[str, Any]) -> Iterator[tuple[str, float]]:
+    for name, value in line.items():
+        if isinstance(value, int | float) and math.isfinite(value):
+            yield name, float(value)
 
 
 def thin_out(points: list[tuple[int, float]], max_points: int) -> list[tuple[int, float]]:
@@ -147,7 +92,7 @@ class RunBoard:
 
     def __init__(self, workspace: Workspace) -> None:
         self._workspace = workspace
-        self._logs: dict[str, MetricsLog] = {}
+        self._tails: dict[str, MetricsTail] = {}
         self._lock = threading.Lock()
 
     def runs(self) -> list[dict[str, Any]]:
@@ -175,9 +120,9 @@ class RunBoard:
                 f"--name {name}"
             )
         with self._lock:
-            log = self._logs.setdefault(name, MetricsLog(folder, {}))
-            log.refresh()
-            series, latest = log.series(), log.latest()
+            tail = self._tails.setdefault(name, MetricsTail(folder))
+            tail.refresh()
+            series, latest = curves(tail.lines), _latest(tail.lines)
         return {
             "name": name,
             "state": card["state"],
@@ -192,13 +137,12 @@ class RunBoard:
 
 
 def _read_card(folder: Folder) -> dict[str, Any] | None:
-    if not folder.exists("run.json"):
-        return None
     try:
-        card = json.loads(folder.read_bytes("run.json"))
-    except ValueError:
-        return {"state": "unreadable"}
-    return {**card, "state": str(card.get("state", "unknown"))}
+        return read_run(folder) or None
+    except CorruptArtifactError:
+        # Its own message names a path of the server.
+        advice = "run.json is damaged: restore it from a backup, or move the run's folder away."
+        return {"state": "unreadable", "error": advice}
 
 
 def _modified(folder: Folder) -> float:
@@ -212,8 +156,7 @@ def _message(card: dict[str, Any], quiet_s: float) -> str:
             f"No news for {quiet_s / 60:.0f} minutes. If the process died, run the same command "
             "again: it resumes from its last checkpoint."
         )
-    reason = card.get("reason") or card.get("error") or ""
-    return str(reason)
+    return str(card.get("error") or "")
 
 
 def _figure(key: str, value: float) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -10,13 +11,14 @@ import torch
 
 from cluster.runlog import (
     MetricsLog,
+    MetricsTail,
     load_newest_checkpoint,
     read_metrics,
     read_run,
     save_checkpoint,
     write_run,
 )
-from index.artifact import Folder
+from index.artifact import CorruptArtifactError, Folder
 
 
 @pytest.fixture
@@ -87,11 +89,77 @@ def test_metrics_after_the_resumed_step_are_written_only_once(folder: Folder) ->
     ]
 
 
+def append(folder: Folder, text: str) -> None:
+    with folder.make().local_path("metrics.jsonl").open("a", encoding="utf-8") as file:
+        file.write(text)
+
+
 def test_a_line_cut_short_by_a_kill_is_left_out(folder: Folder) -> None:
     MetricsLog(folder, resume_step=0).append({"step": 1, "loss": 0.5})
-    with folder.local_path("metrics.jsonl").open("a", encoding="utf-8") as file:
-        file.write('{"step": 2, "lo')
+    append(folder, '{"step": 2, "lo')
     assert read_metrics(folder) == [{"step": 1, "loss": 0.5}]
+
+
+def test_a_tail_gives_each_whole_line_once_as_the_file_grows(folder: Folder) -> None:
+    tail = MetricsTail(folder)
+    assert tail.refresh() == []
+    append(folder, '{"step": 1}\n{"step": 2}\n{"st')
+    assert tail.refresh() == [{"step": 1}, {"step": 2}]
+    assert tail.refresh() == []
+    append(folder, 'ep": 3}\n')
+    assert tail.refresh() == [{"step": 3}]
+    assert tail.lines == [{"step": 1}, {"step": 2}, {"step": 3}]
+
+
+def test_a_tail_reads_only_what_is_new(folder: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
+    append(folder, "".join(f'{{"step": {step}}}\n' for step in range(1000)))
+    tail = MetricsTail(folder)
+    tail.refresh()
+    read, parsed = [], []
+    once = MetricsTail._read
+    monkeypatch.setattr(MetricsTail, "_read", lambda *a: (read.append(once(*a)), read[-1])[1])
+    loads = json.loads
+    monkeypatch.setattr(json, "loads", lambda text: (parsed.append(text), loads(text))[1])
+    append(folder, '{"step": 1000}\n')
+    assert tail.refresh() == [{"step": 1000}]
+    assert len(parsed) == 1
+    assert sum(map(len, read)) < 100
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", '{"step": 1}\n', '{"step": 1, "loss": 9}\n{"step": 2, "loss": 9}\n{"step": 3}\n'],
+    ids=["emptied", "cut", "written anew"],
+)
+def test_a_tail_starts_over_when_the_file_was_rewritten(folder: Folder, text: str) -> None:
+    append(folder, '{"step": 1}\n{"step": 2}\n')
+    tail = MetricsTail(folder)
+    tail.refresh()
+    folder.write_atomic("metrics.jsonl", text.encode())
+    tail.refresh()
+    assert tail.lines == read_metrics(folder) == [json.loads(line) for line in text.splitlines()]
+
+
+def test_steps_written_again_replace_what_came_after_them(folder: Folder) -> None:
+    append(folder, '{"step": 1}\n{"step": 2}\n{"step": 3}\n{"step": 2, "loss": 1.0}\n')
+    assert read_metrics(folder) == [{"step": 1}, {"step": 2, "loss": 1.0}]
+
+
+@pytest.mark.parametrize("bad", ["no json", "[1]", '{"loss": 1}', '{"step": Infinity}', "\udcff"])
+def test_a_damaged_line_costs_only_itself(
+    folder: Folder, bad: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    content = f'{{"step": 1}}\n{bad}\n{{"step": 2}}\n'.encode(errors="surrogateescape")
+    folder.write_atomic("metrics.jsonl", content)
+    assert read_metrics(folder) == [{"step": 1}, {"step": 2}]
+    assert caplog.text.count("left out a damaged line") == 1
+
+
+@pytest.mark.parametrize("content", [b"", b'{"state": "runn', b"[]", b'{"num_steps": 7}', b"\xff"])
+def test_a_damaged_run_is_named_with_what_to_do(folder: Folder, content: bytes) -> None:
+    folder.write_atomic("run.json", content)
+    with pytest.raises(CorruptArtifactError, match=r"run\.json: .*move the run's folder away"):
+        read_run(folder)
 
 
 def test_run_fields_change_one_by_one(folder: Folder) -> None:

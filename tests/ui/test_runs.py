@@ -109,6 +109,16 @@ def test_a_silent_run_says_what_to_do_and_a_failed_one_why(empty: Workspace, sha
     assert RunBoard(empty).metrics("enc1")["message"] == "training collapsed: ..."
 
 
+def test_a_run_whose_card_is_damaged_says_so_without_a_path(empty: Workspace, shapes: Any) -> None:
+    folder = shapes.write_run(empty, "enc1", num_steps=3)
+    (folder / "run.json").write_text('{"state": "do')
+    board = RunBoard(empty)
+    assert board.runs() == [{"name": "enc1", "state": "unreadable"}]
+    message = board.metrics("enc1")["message"]
+    assert "restore it" in message
+    assert str(folder) not in message
+
+
 def test_a_run_that_has_written_nothing_yet_can_be_shown(empty: Workspace) -> None:
     folder = empty.folder("runs", "new").make().local_path()
     (folder / "run.json").write_text(json.dumps({"state": "running", "num_steps": 5}))
