@@ -20,19 +20,22 @@ from encoders.picture import PREPROCESS_RULE, PreprocessConfig
 
 __all__ = ["encoder_body", "encoder_files", "load_encoder"]
 
-BACKBONE_FILE = "model.safetensors"
-PROJECTOR_FILE = "projector.safetensors"
+BACKBONE_FILE = "model"
+PROJECTOR_FILE = "projector"
+SUFFIX = ".safetensors"
 
 
 def encoder_files(encoder: Encoder) -> dict[str, bytes]:
-    """Content of the encoder's files by name.
+    """Content of the encoder's files by name, such as ``model-0123456789ab.safetensors``.
 
-    ``model.safetensors`` names the backbone's tensors as its library does, so a torchvision ResNet
-    with the ImageNet stem loads into torchvision as it is.
+    Names carry the start of the encoder's id: to write another encoder into the same folder is to
+    leave the files of the published one alone. The first file names the backbone's tensors as its
+    library does, so a torchvision ResNet with the ImageNet stem loads into torchvision as it is.
     """
-    files = {BACKBONE_FILE: _tensor_bytes(encoder.backbone.net)}
+    ending = f"-{encoder.encoder_id[:12]}{SUFFIX}"
+    files = {BACKBONE_FILE + ending: _tensor_bytes(encoder.backbone.net)}
     if "projector" in encoder.layers:
-        files[PROJECTOR_FILE] = _tensor_bytes(encoder.projector)
+        files[PROJECTOR_FILE + ending] = _tensor_bytes(encoder.projector)
     return files
 
 
@@ -51,7 +54,7 @@ def load_encoder(body: Mapping[str, Any], files: Mapping[str, bytes]) -> Encoder
 
     Args:
         body: what `encoder_body` gave, through JSON or not; further keys are ignored.
-        files: what `encoder_files` gave.
+        files: what `encoder_files` gave; names may lack the id.
 
     Raises:
         ValueError: a file is missing or damaged, the card is of another version, or the identity
@@ -103,10 +106,12 @@ def _with_tuples(values: Mapping[str, Any]) -> dict[str, Any]:
     return {key: tuple(v) if isinstance(v, list) else v for key, v in values.items()}
 
 
-def _load_tensors(module: nn.Module, files: Mapping[str, bytes], name: str) -> None:
-    if name not in files:
+def _load_tensors(module: nn.Module, files: Mapping[str, bytes], part: str) -> None:
+    named = (name for name in files if name.partition("-")[0].removesuffix(SUFFIX) == part)
+    name = next(named, None)
+    if name is None:
         raise ValueError(
-            f"encoder: {name} is missing, found {', '.join(sorted(files)) or 'no files'}. "
+            f"encoder: {part}{SUFFIX} is missing, found {', '.join(sorted(files)) or 'no files'}. "
             "Restore the artefact or pretrain again."
         )
     try:

@@ -20,6 +20,7 @@ CONFIG = EncoderConfig(
 ENCODER = Encoder.initialise(CONFIG, seed=0)
 FILES = encoder_files(ENCODER)
 BODY = json.loads(json.dumps(encoder_body(ENCODER)))
+MODEL, PROJECTOR = sorted(FILES)
 
 
 def test_an_encoder_comes_back_with_its_identity_and_its_vectors():
@@ -38,8 +39,9 @@ def test_the_card_names_layers_dimensions_and_preprocessing():
 
 
 def test_the_files_are_plain_safetensors_under_the_library_s_names():
-    assert sorted(FILES) == ["model.safetensors", "projector.safetensors"]
-    assert set(load(FILES["model.safetensors"])) == set(ENCODER.backbone.net.state_dict())
+    start = ENCODER.encoder_id[:12]
+    assert list(FILES) == [f"model-{start}.safetensors", f"projector-{start}.safetensors"]
+    assert set(load(FILES[MODEL])) == set(ENCODER.backbone.net.state_dict())
 
 
 def test_an_encoder_without_projector_has_one_file():
@@ -50,14 +52,15 @@ def test_an_encoder_without_projector_has_one_file():
     )
     encoder = Encoder.initialise(config, seed=0)
     files = encoder_files(encoder)
-    assert list(files) == ["model.safetensors"]
+    assert list(files) == [f"model-{encoder.encoder_id[:12]}.safetensors"]
     assert load_encoder(encoder_body(encoder), files).encoder_id == encoder.encoder_id
 
 
 @pytest.mark.parametrize("name", sorted(FILES))
 def test_a_missing_empty_or_truncated_file_is_named(name):
     rest = {other: data for other, data in FILES.items() if other != name}
-    with pytest.raises(ValueError, match=f"{name} is missing"):
+    part = name.partition("-")[0]
+    with pytest.raises(ValueError, match=rf"{part}\.safetensors is missing"):
         load_encoder(BODY, rest)
     for end in (0, 7, 100, len(FILES[name]) - 1):
         with pytest.raises(ValueError, match=f"{name} .* does not hold"):
@@ -66,7 +69,16 @@ def test_a_missing_empty_or_truncated_file_is_named(name):
 
 def test_the_projector_s_bytes_in_the_backbone_s_place_are_refused():
     with pytest.raises(ValueError, match="does not hold this encoder's tensors"):
-        load_encoder(BODY, {**FILES, "model.safetensors": FILES["projector.safetensors"]})
+        load_encoder(BODY, {**FILES, MODEL: FILES[PROJECTOR]})
+
+
+def test_files_that_were_published_without_an_id_in_their_names_still_load():
+    plain = {"model.safetensors": FILES[MODEL], "projector.safetensors": FILES[PROJECTOR]}
+    assert load_encoder(BODY, plain).encoder_id == ENCODER.encoder_id
+
+
+def test_another_encoder_has_other_file_names():
+    assert set(encoder_files(Encoder.initialise(CONFIG, seed=1))).isdisjoint(FILES)
 
 
 @settings(max_examples=40, deadline=None)
