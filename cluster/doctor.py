@@ -11,6 +11,7 @@ from cluster.checks import Check
 from cluster.context import Context
 from cluster.engine import connect, token_file
 from cluster.where import Where
+from cluster.workspace import Workspace
 from index.artifact import Folder
 
 __all__ = ["DoctorConfig", "check_ray", "doctor"]
@@ -44,18 +45,19 @@ def doctor(config: DoctorConfig, context: Context) -> dict[str, Any]:
         checks.check_browser(),
     ]
     if config.ray:
-        found.append(check_ray(context.where, root))
+        found.append(check_ray(context.where, context.workspace))
     return {
         "ok": all(check.level != "fail" for check in found),
         "checks": [asdict(check) for check in found],
     }
 
 
-def check_ray(where: Where, root: Folder) -> Check:
+def check_ray(where: Where, workspace: Workspace) -> Check:
     """Whether Ray runs a task on each node that finds our rooms and sees the same workspace."""
+    root = workspace.root
     try:
         with checks.marker(root) as (name, content), connect(where):
-            answers = _read_on_every_node(root, name)
+            answers = _read_on_every_node(workspace.location, name)
     except (OSError, ValueError, RuntimeError) as error:
         return Check("ray", "fail", str(error))
     if blind := answers.count(None):
@@ -71,7 +73,7 @@ def check_ray(where: Where, root: Folder) -> Check:
     return Check("ray", "ok", f"ran a task on every node of {place}: {len(answers)}")
 
 
-def _read_on_every_node(root: Folder, name: str) -> list[bytes | None]:
+def _read_on_every_node(location: str, name: str) -> list[bytes | None]:
     """What each node reads, also one that is not meant to work."""
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
@@ -80,7 +82,7 @@ def _read_on_every_node(root: Folder, name: str) -> list[bytes | None]:
     tasks = [
         ray.remote(read_file)
         .options(num_cpus=0, scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False))
-        .remote(str(root), name)
+        .remote(location, name)
         for node in nodes
     ]
     try:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -42,25 +42,37 @@ def check_name(name: str, what: str = "name") -> str:
 
 @dataclass(frozen=True, slots=True)
 class Workspace:
-    """Where artefacts lie: a local folder, a shared one, or an object-store URI."""
+    """Where artefacts lie: a local folder, a shared one, or an object-store URI.
+
+    Args:
+        root: the folder; what may be shown.
+        uri: how to reach it from elsewhere, if it was given as a URI; may carry keys.
+    """
 
     root: Folder
+    uri: str | None = field(default=None, repr=False, compare=False)
 
     @classmethod
     def at(cls, location: str | Path) -> Workspace:
         """The workspace at a path or URI; it need not exist yet."""
-        return cls(Folder.at(location))
+        text = str(location)
+        return cls(Folder.at(text), text if "://" in text else None)
 
     @property
     def location(self) -> str:
-        """The path or URI that `at` takes."""
-        return str(self.root)
+        """The path or URI that `at` takes, a URI's options included; show ``root`` instead."""
+        return self.uri or str(self.root)
 
     @property
     def labels_url(self) -> str:
         """SQLAlchemy URL of the label log: ``LOOKALIKE_LABELS_URL``, else SQLite in here."""
         if url := os.environ.get("LOOKALIKE_LABELS_URL"):
             return url
+        if not self.root.is_local:
+            raise ValueError(
+                f"{self.root}: labels need a database, and SQLite needs a local or shared disk. "
+                "Set LOOKALIKE_LABELS_URL to an SQLAlchemy URL, or use a --workspace on a disk."
+            )
         return f"sqlite:///{self.root.local_path('labels.db')}"
 
     def folder(self, kind: Kind, name: str) -> Folder:

@@ -124,7 +124,7 @@ def serve(config: UiConfig, context: Context) -> dict[str, Any]:
         context.say(f"lookalike is ready: {url}  (Ctrl+C stops it)")
         settings = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=2)
         uvicorn.Server(settings).run(sockets=[listener])
-    return {"url": url, "workspace": context.workspace.location}
+    return {"url": url, "workspace": str(context.workspace.root)}
 
 
 def _listen(config: UiConfig) -> socket.socket:

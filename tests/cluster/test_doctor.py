@@ -47,13 +47,13 @@ def test_a_workspace_that_ray_cannot_see_fails(
     local_ray: Profile, root: Folder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("cluster.doctor._read_on_every_node", lambda *_: [None, b"other"])
-    check = check_ray(Where(), root)
+    check = check_ray(Where(), Workspace(root))
     assert check.level == "fail"
     assert "1 of 2 nodes is another folder" in check.detail
 
 
 def test_an_unknown_profile_is_a_failed_check_of_ray(root: Folder) -> None:
-    check = check_ray(Where(profile="labtop"), root)
+    check = check_ray(Where(profile="labtop"), Workspace(root))
     assert check.level == "fail"
     assert "Did you mean 'laptop'?" in check.detail
 

@@ -1,0 +1,141 @@
+"""A small workspace with real artefacts for tests of jobs: made in a second, without Ray."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import pytest
+import torch
+from rich.console import Console
+
+from cluster.catalog import Catalog
+from cluster.context import Context
+from cluster.scan_job import ScanConfig, scan
+from cluster.workspace import Workspace
+from encoders.backbone import BackboneConfig
+from encoders.card import encoder_body, encoder_files
+from encoders.encoder import Encoder, EncoderConfig, embed_picture
+from encoders.heads import ProjectorConfig
+from encoders.picture import PreprocessConfig
+from index.artifact import Folder, publish
+from index.build import build_index
+from index.choose import IndexConfig
+from index.embeddings import EmbeddingStore, ShardBatch, publish_embeddings, write_shard
+
+CORPUS, ENCODER = "digits", "tiny"
+
+
+def quiet_context(workspace: Workspace) -> Context:
+    """A context whose prose goes nowhere."""
+    return Context(workspace, console=Console(file=io.StringIO()))
+
+
+def publish_encoder(workspace: Workspace, name: str = ENCODER, *, seed: int = 0) -> Encoder:
+    """A fresh encoder that sees pictures at 16 pixels."""
+    torch.set_num_threads(1)
+    encoder = Encoder.initialise(
+        EncoderConfig(
+            backbone=BackboneConfig(widths=(4, 8, 16)),
+            projector=ProjectorConfig(hidden_dim=8, output_dim=8),
+            preprocess=PreprocessConfig(size=16),
+        ),
+        seed=seed,
+    )
+    folder = workspace.folder("encoders", name).make()
+    files = encoder_files(encoder)
+    for file, data in files.items():
+        folder.write_atomic(file, data)
+    body = {**encoder_body(encoder), "parents": {}, "rows": {}, "versions": {}}
+    publish(folder, "encoder", body, list(files), door="card.json")
+    return encoder
+
+
+def publish_vectors(
+    workspace: Workspace, encoder: Encoder, *, corpus: str = CORPUS, encoder_name: str = ENCODER
+) -> EmbeddingStore:
+    """The embedding set CORPUS-ENCODER, in one shard."""
+    catalog = Catalog.open(workspace.folder("corpora", corpus))
+    rows = catalog.rows(catalog.ok["id"].to_numpy())
+    data = [Path(row.uri).read_bytes() for row in rows]
+    batch = ShardBatch(
+        ids=np.array([row.id for row in rows], np.int64),
+        statuses=["ok"] * len(rows),
+        content_hashes=[hashlib.sha256(item).digest() for item in data],
+        vectors=np.stack([embed_picture(encoder, item, layer="backbone") for item in data]),
+    )
+    name = f"{corpus}-{encoder_name}"
+    folder = workspace.folder("embeddings", name)
+    record = write_shard(folder, "00000-test", batch, thumbnails=[None] * len(rows))
+    parents = {
+        "corpus_id": catalog.corpus_id,
+        "corpus_uid": catalog.uid,
+        "encoder_id": encoder.encoder_id,
+        "corpus": corpus,
+        "encoder": encoder_name,
+        "embeddings": name,
+    }
+    body = {"layer": "backbone", "config": {"layer": "backbone"}, "parents": parents}
+    publish_embeddings(folder, [record], {**body, "versions": {}})
+    return EmbeddingStore.open(folder)
+
+
+@dataclass(frozen=True)
+class Library:
+    """A workspace with a corpus of digits in folders, an encoder, embeddings and an index."""
+
+    workspace: Workspace
+    pictures: Path
+    index: str = f"{CORPUS}-{ENCODER}"
+
+    @property
+    def context(self) -> Context:
+        return quiet_context(self.workspace)
+
+    @property
+    def location(self) -> str:
+        """For ``--workspace``."""
+        return self.workspace.location
+
+    def folder(self, kind: Any, name: str) -> Folder:
+        return self.workspace.folder(kind, name)
+
+    @property
+    def catalog(self) -> Catalog:
+        return Catalog.open(self.folder("corpora", CORPUS))
+
+    def rescan(self) -> None:
+        scan(ScanConfig(folder=str(self.pictures), corpus=CORPUS, labels="folder"), self.context)
+
+
+class MakeEncoder(Protocol):
+    """Publishes a tiny encoder; see the fixture of this name."""
+
+    def __call__(self, workspace: Workspace, name: str = ..., *, seed: int = ...) -> Encoder: ...
+
+
+@pytest.fixture
+def make_encoder() -> MakeEncoder:
+    """Publishes a tiny fresh encoder in a workspace."""
+    return publish_encoder
+
+
+@pytest.fixture
+def make_vectors() -> Any:
+    """Publishes the embedding set of a corpus and an encoder."""
+    return publish_vectors
+
+
+@pytest.fixture
+def library(tmp_path: Path, pictures: Any) -> Library:
+    """Thirty digits in ten folders, scanned with labels, embedded and indexed."""
+    folder = pictures(30, size=24, formats=["png"])
+    made = Library(Workspace.at(tmp_path / "workspace"), folder)
+    made.rescan()
+    store = publish_vectors(made.workspace, publish_encoder(made.workspace))
+    build_index(store, made.folder("indexes", made.index), IndexConfig(num_queries=10))
+    return made
