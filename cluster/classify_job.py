@@ -7,8 +7,7 @@ publish that too.
 
 from __future__ import annotations
 
-import csv
-from collections.abc import Iterator
+import os
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,14 +17,19 @@ import numpy as np
 
 from cluster.collection import Collection
 from cluster.context import Context
+from cluster.label_csv import read_label_csv
 from cluster.workspace import Workspace, check_name
-from index.artifact import digest
+from index.artifact import Folder, require_inside
 from index.classifier import Classifier
-from index.labels import LabelEvent, LabelSnapshot, LabelStore
+from index.labels import LabelSnapshot, LabelStore
+from index.lock import sole_writer
 from index.predictions import Predictions, write_predictions
 from index.vectors import Ids
 
 __all__ = ["ClassifyConfig", "classify", "train_and_predict", "train_on"]
+
+
+IMPORTER = "cli"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -37,17 +41,30 @@ class ClassifyConfig:
     labels: Literal["given", "corpus"] = "given"
     """given: those of the Label tab and of imported files; corpus: the folder names of the scan."""
     import_csv: Path | None = None
-    """CSV with columns file (or id) and label, whose rows are added to the given labels first."""
+    """CSV with columns file (or id) and label, whose rows are added to the given labels once."""
     export: Path | None = None
     """Also write the predictions to this file, which ends in .csv or .parquet."""
-    user: str = "cli"
+    user: str = IMPORTER
     """Whose name imported labels carry."""
 
     def __post_init__(self) -> None:
-        """Check names and the export's type."""
+        """Check names, the export's type, and that nothing given would be ignored."""
         check_name(self.index, what="index")
         if self.export is not None and self.export.suffix not in (".csv", ".parquet"):
-            raise ValueError(f"export {self.export}: has to end in .csv or .parquet")
+            raise ValueError(
+                f"export {self.export}: has to end in .csv or .parquet, which says what is "
+                "written. Give it one of these endings."
+            )
+        if self.import_csv is not None and self.labels == "corpus":
+            raise ValueError(
+                f"import_csv {self.import_csv} with labels 'corpus': a classifier is trained on "
+                "given labels, to which a CSV adds, or on the corpus' own. Leave one of them out."
+            )
+        if self.import_csv is None and self.user != IMPORTER:
+            raise ValueError(
+                f"user {self.user!r} without import_csv: it names whose imported labels are. "
+                "Give --import-csv, or leave --user out."
+            )
 
 
 def classify(config: ClassifyConfig, context: Context) -> dict[str, Any]:
@@ -58,15 +75,21 @@ def classify(config: ClassifyConfig, context: Context) -> dict[str, Any]:
 
     Raises:
         MissingArtifactError: there is no such index.
-        ValueError: labels of fewer than two classes; a CSV row that names no picture.
+        FileNotFoundError: the CSV is not there, or no folder for the export.
+        ValueError: labels of fewer than two classes; a CSV row that names no picture, and then
+            none is imported; another process trains this classifier.
     """
+    if config.export is not None:
+        _check_export(config.export)
     collection = Collection.open(context.workspace, config.index)
+    num_imported = _import(config, collection, context.workspace)
     snapshot = _snapshot(config, collection, context.workspace)
     classifier, predictions = train_and_predict(collection, snapshot, context.workspace)
     if config.export is not None:
         _export(predictions, config.export)
     return {
         "index": config.index,
+        "imported": num_imported,
         "classifier_id": classifier.id,
         "head": classifier.head.kind,
         "labels": dict(classifier.num_labels),
@@ -98,22 +121,37 @@ def train_and_predict(
     """Publish a classifier and its predictions under the index's name.
 
     Memory does not grow with the corpus: vectors are read, and predictions written, in batches.
+
+    Raises:
+        ValueError: labels of fewer than two classes; another process does the same just now.
     """
-    classifier = train_on(collection, snapshot)
-    classifier.publish(workspace.folder("classifiers", collection.name))
+    home = workspace.folder("classifiers", collection.name)
+    folder = workspace.folder("predictions", collection.name)
 
     def uris_of(ids: Ids) -> list[str]:
         return [row.uri for row in collection.catalog.rows(ids)]
 
-    folder = workspace.folder("predictions", collection.name)
-    door = write_predictions(
-        folder,
-        classifier,
-        collection.searcher,
-        uris_of,
-        parents={"index_id": collection.searcher.id},
-    )
+    task = "training this classifier"
+    with sole_writer(home, task), sole_writer(folder, task):
+        classifier = train_on(collection, snapshot)
+        classifier.publish(home)
+        door = write_predictions(
+            folder,
+            classifier,
+            collection.searcher,
+            uris_of,
+            parents={"index_id": collection.searcher.id},
+        )
     return classifier, Predictions(folder, door)
+
+
+def _import(config: ClassifyConfig, collection: Collection, workspace: Workspace) -> int | None:
+    """Add the CSV's rows to the label log, all or none; returns how many were new."""
+    if config.import_csv is None:
+        return None
+    events = read_label_csv(config.import_csv, config.user, collection.catalog)
+    with closing(LabelStore(workspace.labels_url)) as store:
+        return store.add(events)
 
 
 def _snapshot(
@@ -130,39 +168,26 @@ def _snapshot(
             audit=np.zeros(int(known.sum()), bool),
         )
     with closing(LabelStore(workspace.labels_url)) as store:
-        if config.import_csv is not None:
-            store.add(_imported(config.import_csv, config.user, collection))
         return store.snapshot(collection.corpus_uid)
 
 
-def _imported(path: Path, user: str, collection: Collection) -> Iterator[LabelEvent]:
-    """Label events of a CSV; the same row gives the same op id, so a second import adds nothing."""
-    ids = {row.uri: row.id for row in collection.catalog.by_uri()}
-    with path.open(newline="", encoding="utf-8-sig") as file:
-        for number, row in enumerate(csv.DictReader(file), start=2):
-            picture, label = row.get("id") or row.get("file"), row.get("label")
-            if not picture or not label:
-                raise ValueError(
-                    f"{path}, line {number}: needs a label, and a file or an id; columns are "
-                    f"{', '.join(row)}. Give the file a header such as: file,label"
-                )
-            known = int(picture) if row.get("id") else ids.get(str(Path(picture).resolve()))
-            if known is None:
-                raise ValueError(
-                    f"{path}, line {number}: {picture!r} is no picture of corpus "
-                    f"{collection.corpus_name!r}. Give paths as they were scanned."
-                )
-            yield LabelEvent(
-                user=user,
-                corpus_uid=collection.corpus_uid,
-                picture_id=known,
-                label=label,
-                source="import",
-                op_id=digest([collection.corpus_uid, known, label, path.name, number])[:40],
-            )
+def _check_export(path: Path) -> None:
+    """Refuse an export that could not be written, before anything is trained."""
+    folder = path.absolute().parent
+    if path.is_dir() or not folder.is_dir() or not os.access(folder, os.W_OK):
+        raise FileNotFoundError(
+            f"export {path}: has to be a file in a folder that is there and can be written. "
+            f"Make the folder {folder}, or choose another file."
+        )
+    require_inside(path.name)
 
 
 def _export(predictions: Predictions, path: Path) -> None:
+    """Write the whole file, or leave what was there before."""
     export = predictions.export_csv if path.suffix == ".csv" else predictions.export_parquet
-    with path.open("wb") as file:
-        export(file)
+
+    def write(temporary: str) -> None:
+        with Path(temporary).open("wb") as file:
+            export(file)
+
+    Folder.at(path.parent).write_with(path.name, write)

@@ -1,0 +1,159 @@
+"""Labels from a CSV file: each row becomes an event of the label log, or names what is wrong.
+
+The header has ``label``, and ``file`` or ``id`` or both. A file is given as it was scanned,
+relative to here, or relative to the corpus' folder.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+import re
+from pathlib import Path
+
+import numpy as np
+
+from cluster.catalog import Catalog
+from index.artifact import digest
+from index.labels import LabelEvent
+
+__all__ = ["read_label_csv"]
+
+COLUMNS = ("file", "id", "label")
+
+
+def read_label_csv(path: Path, user: str, catalog: Catalog) -> list[LabelEvent]:
+    """The label events of a CSV file.
+
+    An event's op_id covers the file's content and the line, so that the log takes the same file's
+    rows once, and those of a file that was edited or only has the same name as new events.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is not UTF-8 or no CSV, or a line names no picture of the corpus or no label.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"{path}: no such file. Give a CSV file with the columns file (or id) and label."
+        )
+    data = path.read_bytes()
+    content = hashlib.sha256(data).hexdigest()
+    pictures = _Pictures(catalog)
+    events = []
+    for line, row in _rows(path, _decoded(path, data)):
+        where = f"{path}, line {line}"
+        picture, label = pictures.find(row, where), _label(row, where)
+        identity = [catalog.uid, user, content, line, picture, label]
+        events.append(
+            LabelEvent(
+                user=user,
+                corpus_uid=catalog.uid,
+                picture_id=picture,
+                label=label,
+                source="import",
+                op_id=digest(identity)[:40],
+                gesture=f"import-{content[:40]}",
+            )
+        )
+    return events
+
+
+def _decoded(path: Path, data: bytes) -> str:
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        raise ValueError(
+            f"{path}, line {line}: byte {data[error.start]:#04x} is not UTF-8, the only encoding "
+            "read here. Save the table again as CSV UTF-8."
+        ) from error
+
+
+def _rows(path: Path, text: str) -> list[tuple[int, dict[str, str]]]:
+    """(line number, cells by column) of each row that is not empty."""
+    reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
+    rows = []
+    try:
+        names = [name.strip().lower() for name in reader.fieldnames or ()]
+        if "label" not in names or not {"file", "id"} & set(names) or len(set(names)) < len(names):
+            raise ValueError(
+                f"{path}, line 1: columns are {', '.join(names) or 'missing'}. There have to be "
+                "label, and file or id, each once. Give the file a header such as: file,label"
+            )
+        reader.fieldnames = names
+        for row in reader:
+            if None in row or None in row.values():
+                raise ValueError(
+                    f"{path}, line {reader.line_num}: has {'more' if None in row else 'fewer'} "
+                    f"cells than the header has columns, {len(names)}. Put cells that hold a comma "
+                    "into double quotes."
+                )
+            rows.append(
+                (reader.line_num, {name: row[name].strip() for name in COLUMNS & row.keys()})
+            )
+    except csv.Error as error:
+        raise ValueError(
+            f"{path}, line {reader.line_num}: no CSV ({error}). Allowed are cells between commas, "
+            "in double quotes where they hold one. Correct the line."
+        ) from error
+    return rows
+
+
+def _label(row: dict[str, str], where: str) -> str:
+    label = row["label"]
+    if not label or not label.isprintable():
+        raise ValueError(
+            f"{where}: label {label!r} needs a visible sign and no control characters. "
+            "Write the name of a class, or leave the line out."
+        )
+    return label
+
+
+class _Pictures:
+    """Finds the pictures of a corpus by id and by file."""
+
+    def __init__(self, catalog: Catalog) -> None:
+        self._name = catalog.door["name"]
+        self._folder = Path(catalog.door["config"]["folder"])
+        self._ids = catalog.table["id"].to_numpy()
+        self._by_uri = {row.uri: row.id for row in catalog.by_uri()}
+
+    def find(self, row: dict[str, str], where: str) -> int:
+        """The picture that a row names."""
+        number, file = row.get("id", ""), row.get("file", "")
+        if not number and not file:
+            raise ValueError(f"{where}: names no picture. Fill in the file or the id.")
+        found = {self._of_id(number, where)} if number else set()
+        if file:
+            found.add(self._of_file(file, where))
+        if len(found) > 1:
+            raise ValueError(
+                f"{where}: id {number} and file {file!r} are two pictures of corpus "
+                f"{self._name!r}. Correct one of them, or leave a column out."
+            )
+        return found.pop()
+
+    def _of_id(self, text: str, where: str) -> int:
+        if not re.fullmatch("[0-9]{1,18}", text):
+            raise ValueError(
+                f"{where}: id {text!r} is no whole number. Ids are those of `lookalike search` and "
+                "of exported predictions; give one of them, or a file in the column file."
+            )
+        position = int(np.searchsorted(self._ids, int(text)))
+        if position == len(self._ids) or self._ids[position] != int(text):
+            raise ValueError(
+                f"{where}: id {text} is no picture of corpus {self._name!r}, whose ids are 0 to "
+                f"{self._ids[-1]}. Give one of them, or a file in the column file."
+            )
+        return int(text)
+
+    def _of_file(self, text: str, where: str) -> int:
+        path = Path(text)
+        for uri in (text, str(path.absolute()), str(path.resolve()), str(self._folder / path)):
+            if uri in self._by_uri:
+                return self._by_uri[uri]
+        raise ValueError(
+            f"{where}: {text!r} is no picture of corpus {self._name!r}. Give paths as they were "
+            f"scanned, or below {self._folder}; pictures that are new there need a scan first."
+        )
