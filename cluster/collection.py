@@ -13,6 +13,7 @@ import numpy as np
 from cluster.catalog import Catalog, CatalogRow
 from cluster.workspace import Workspace
 from encoders.encoder import Encoder, Layer, embed_picture
+from index.artifact import ArtifactError
 from index.embeddings import EmbeddingStore
 from index.search import Hits, Searcher
 
@@ -52,11 +53,24 @@ class Collection:
 
     @cached_property
     def catalog(self) -> Catalog:
-        """The corpus as it was last scanned."""
+        """The corpus as it was last scanned; ``ArtifactError`` if it is another one by now."""
         make = f"lookalike scan FOLDER --corpus {self.corpus_name}"
-        return Catalog.open(
+        catalog = Catalog.open(
             self._workspace.require("corpora", self.corpus_name, door="corpus.json", make=make)
         )
+        self._require_same_corpus(catalog.uid, f"corpus {self.corpus_name!r}")
+        return catalog
+
+    def _require_same_corpus(self, uid: str, what: str) -> None:
+        """Ids of another corpus would name other pictures."""
+        if uid != self.corpus_uid:
+            raise ArtifactError(
+                f"{what} was made anew since index {self.name!r} was built, and its picture ids "
+                "mean other pictures now. Embed and index it again under new names: lookalike "
+                f"embed --corpus {self.corpus_name} --encoder {self.encoder_name} --name NAME, "
+                f"then lookalike index --corpus {self.corpus_name} --encoder {self.encoder_name} "
+                "--embeddings NAME --name NAME"
+            )
 
     @cached_property
     def encoder(self) -> Encoder:
@@ -72,7 +86,9 @@ class Collection:
         folder = self._workspace.require(
             "embeddings", self.embeddings_name, door="embeddings.json", make=make
         )
-        return EmbeddingStore.open(folder, verify="sizes")
+        store = EmbeddingStore.open(folder, verify="sizes")
+        self._require_same_corpus(store.parents["corpus_uid"], f"the corpus of {folder}")
+        return store
 
     @property
     def version(self) -> str:

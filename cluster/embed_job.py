@@ -8,6 +8,7 @@ all records.
 from __future__ import annotations
 
 import hashlib
+import logging
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -16,7 +17,8 @@ import numpy as np
 
 from cluster.catalog import Catalog
 from cluster.context import Context
-from cluster.shards import Shard, ShardJob, ShardRow, plan_shards, read_picture
+from cluster.shard_job import ShardJob
+from cluster.shards import Shard, ShardRow, plan_shards, read_picture
 from cluster.workspace import Workspace, check_name
 from encoders.encoder import Encoder
 from encoders.picture import PictureError, open_picture, thumbnail, to_square
@@ -28,11 +30,21 @@ from index.artifact import (
     library_versions,
     open_door,
 )
-from index.embeddings import ShardBatch, ShardRecord, publish_embeddings, write_shard
+from index.embeddings import (
+    EmbeddingStore,
+    ShardBatch,
+    ShardRecord,
+    publish_embeddings,
+    write_shard,
+)
+from index.lock import sole_writer
 
 __all__ = ["EmbedConfig", "EmbedWork", "embed"]
 
+logger = logging.getLogger(__name__)
+
 BATCH_ROWS = 256
+SHOWN = 10
 FORMAT = "parquet-float16-1"
 
 
@@ -57,18 +69,27 @@ class EmbedConfig:
 
     def __post_init__(self) -> None:
         """Check names and ranges."""
+        check_name(self.corpus, what="corpus")
+        check_name(self.encoder, what="encoder")
         check_name(self.set_name, what="embedding set")
-        if not 0 <= self.error_budget <= 1:
-            raise ValueError(f"error_budget {self.error_budget}: a share between 0 and 1")
-        if self.shard_rows < 1:
-            raise ValueError(f"shard_rows {self.shard_rows}: at least 1 picture")
-        if not 16 <= self.thumbnail_edge <= 1024:
-            raise ValueError(f"thumbnail_edge {self.thumbnail_edge}: 16 to 1024 pixels")
+        for name, least, most, advice in (
+            ("thumbnail_edge", 16, 1024, "256 suits a grid of results"),
+            ("shard_rows", 1, 1_000_000, "2048 costs little when a worker dies"),
+            ("error_budget", 0, 1, "0.25 stops the job when a quarter of the pictures fails"),
+        ):
+            value = getattr(self, name)
+            if not least <= value <= most:
+                raise ValueError(f"{name} {value}: has to be {least} to {most}; {advice}.")
 
     @property
     def set_name(self) -> str:
         """Name of the embedding set."""
         return self.name or f"{self.corpus}-{self.encoder}"
+
+    @property
+    def form(self) -> dict[str, Any]:
+        """What decides the result beside pictures and encoder."""
+        return {"layer": self.layer, "thumbnail_edge": self.thumbnail_edge}
 
 
 class EmbedWork:
@@ -80,6 +101,7 @@ class EmbedWork:
         encoder: the encoder's name.
         layer: which output.
         thumbnail_edge: longest edge of thumbnails in pixels.
+        device: where the encoder runs, ``cpu`` or ``cuda``.
         num_threads: decoding threads.
     """
 
@@ -88,7 +110,7 @@ class EmbedWork:
     ) -> None:
         workspace = Workspace.at(location)
         self._folder = workspace.folder("embeddings", name)
-        self._encoder = workspace.open_encoder(encoder)
+        self._encoder = workspace.open_encoder(encoder).to(form["device"])
         self._layer = form["layer"]
         self._edge = form["thumbnail_edge"]
         self._pool = ThreadPoolExecutor(num_threads)
@@ -147,6 +169,7 @@ def embed(config: EmbedConfig, context: Context) -> dict[str, Any]:
     Raises:
         MissingArtifactError: corpus or encoder is not there.
         ErrorBudgetError: too many pictures failed.
+        ValueError: the set belongs to another corpus, encoder or layer; another process writes it.
     """
     workspace = context.workspace
     make = f"lookalike scan FOLDER --corpus {config.corpus}"
@@ -155,26 +178,32 @@ def embed(config: EmbedConfig, context: Context) -> dict[str, Any]:
     )
     encoder = workspace.open_encoder(config.encoder)
     folder = workspace.folder("embeddings", config.set_name)
-    form = {"layer": config.layer, "thumbnail_edge": config.thumbnail_edge}
-    key = digest([encoder.encoder_id, form, FORMAT])
+    key = digest([encoder.encoder_id, config.form, FORMAT])
     shards = plan_shards(catalog, key=key, shard_rows=config.shard_rows)
     if not shards:
         raise ValueError(
             f"corpus {config.corpus!r}: none of its pictures can be read ({catalog.counts()}). "
             "Look at the catalog's error column, mend the files and scan again."
         )
+    profile = context.where.profile_settings()
     arguments = {
-        **form,
+        **config.form,
         "location": workspace.location,
         "name": config.set_name,
         "encoder": config.encoder,
-        "num_threads": max(1, int(context.where.profile_settings().cpus_per_actor)),
+        "device": "cuda" if profile.gpus_per_actor else "cpu",
+        "num_threads": max(1, profile.cpus_per_actor),
     }
     job = ShardJob(
         f"embed {config.set_name}", folder, shards, EmbedWork, arguments, config.error_budget
     )
     body = _body(config, catalog, encoder, key)
-    door = _publish_if_new(folder, job.run(context), body)
+    with sole_writer(folder, "embedding into this set"):
+        previous = _published(folder)
+        _require_same_lineage(previous, body, folder)
+        records = job.run(context)
+        door = _publish_if_new(folder, previous, records, body)
+        job.clear(door, previous or door)
     return {
         "embeddings": config.set_name,
         "embeddings_id": door["id"],
@@ -182,8 +211,15 @@ def embed(config: EmbedConfig, context: Context) -> dict[str, Any]:
         "layer": config.layer,
         "dim": body["dim"],
         "pictures": door["rows"],
+        "bad_pictures": _bad_pictures(EmbeddingStore(folder, door), catalog),
         "path": str(folder),
     }
+
+
+def _bad_pictures(store: EmbeddingStore, catalog: Catalog) -> list[dict[str, str]]:
+    bad = store.bad_rows(SHOWN)
+    rows = catalog.rows([picture_id for picture_id, _ in bad])
+    return [{"file": row.uri, "status": status} for row, (_, status) in zip(rows, bad, strict=True)]
 
 
 def _body(config: EmbedConfig, catalog: Catalog, encoder: Encoder, key: str) -> dict[str, Any]:
@@ -209,15 +245,41 @@ def _body(config: EmbedConfig, catalog: Catalog, encoder: Encoder, key: str) -> 
     }
 
 
+def _published(folder: Folder) -> dict[str, Any] | None:
+    """The door as it is; None where there is none, or one that is to be replaced."""
+    try:
+        return open_door(folder, "embeddings", verify="sizes")
+    except MissingArtifactError:
+        return None
+    except CorruptArtifactError as error:
+        logger.warning("the embedding set is damaged and will be mended: %s", error)
+        return None
+
+
+def _require_same_lineage(
+    previous: dict[str, Any] | None, body: dict[str, Any], folder: Folder
+) -> None:
+    """Refuse to replace a set of another corpus, encoder or layer; newer versions are welcome."""
+    if previous is None:
+        return
+    was = {**previous["parents"], **previous["config"]}
+    now = {**body["parents"], **body["config"]}
+    for field in ("corpus", "corpus_uid", "encoder", "layer"):
+        if was[field] != now[field]:
+            raise ValueError(
+                f"{folder}: this embedding set was made with {field} {was[field]!r}, not "
+                f"{now[field]!r}, and will not be replaced. Choose another --name."
+            )
+
+
 def _publish_if_new(
-    folder: Folder, records: list[dict[str, Any]], body: dict[str, Any]
+    folder: Folder,
+    previous: dict[str, Any] | None,
+    records: list[dict[str, Any]],
+    body: dict[str, Any],
 ) -> dict[str, Any]:
     """Publish, unless the door names the same files already."""
-    try:
-        door = open_door(folder, "embeddings", verify="sizes")
-    except (MissingArtifactError, CorruptArtifactError):  # sizes differ where a shard was redone
-        door = None
     files = {name: stated for record in records for name, stated in record["files"].items()}
-    if door is not None and door["files"] == files:
-        return door
+    if previous is not None and previous["files"] == files:
+        return previous
     return publish_embeddings(folder, records, body)

@@ -23,7 +23,7 @@ from cluster.shards import ShardRow, read_picture
 from cluster.workspace import check_name
 from encoders.baseline import raw_pixel_vectors
 from encoders.distort import distort
-from encoders.encoder import Encoder
+from encoders.encoder import Encoder, preferred_device
 from encoders.picture import (
     DECODE_EDGE,
     PictureError,
@@ -73,7 +73,20 @@ class EvaluateConfig:
         check_name(self.encoder, what="encoder")
         for name in ("num_pictures", "num_queries", "num_draws", "knn_k"):
             if getattr(self, name) < 1:
-                raise ValueError(f"{name} {getattr(self, name)}: has to be at least 1")
+                raise ValueError(
+                    f"{name} {getattr(self, name)}: has to be at least 1. Leave --"
+                    f"{name.replace('_', '-')} out for the usual number."
+                )
+        if not self.labels_per_class or min(self.labels_per_class) < 1:
+            raise ValueError(
+                f"labels_per_class {self.labels_per_class}: numbers of at least 1. "
+                "5 20 is usual: --labels-per-class 5 20"
+            )
+        if not 0 <= self.error_budget <= 1:
+            raise ValueError(
+                f"error_budget {self.error_budget}: has to be 0 to 1; 0.25 stops the job when a "
+                "quarter of the pictures fails."
+            )
 
 
 def evaluate(config: EvaluateConfig, context: Context) -> dict[str, Any]:
@@ -108,6 +121,7 @@ def evaluate(config: EvaluateConfig, context: Context) -> dict[str, Any]:
     return {
         "corpus": config.corpus,
         "encoder": config.encoder,
+        "corpus_id": catalog.corpus_id,
         "encoder_id": encoder.encoder_id,
         "num_pictures": len(ids),
         "num_queries": len(query_ids),
@@ -118,7 +132,9 @@ def evaluate(config: EvaluateConfig, context: Context) -> dict[str, Any]:
 
 def _sources(encoder: Encoder, seed: int) -> dict[str, Callable[[Pixels], Vectors]]:
     """What turns pixels into vectors, by the name of its column: trained layers first."""
-    untrained = Encoder.initialise(encoder.config, seed)
+    device = preferred_device()
+    encoder.to(device)
+    untrained = Encoder.initialise(encoder.config, seed).to(device)
     trained = {
         "trained" if layer == "backbone" else f"trained {layer}": partial(
             encoder.embed, layer=layer

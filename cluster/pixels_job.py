@@ -7,9 +7,12 @@ position without copying.
 
 from __future__ import annotations
 
+import logging
+import os
+import stat
 import tempfile
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from functools import partial
@@ -21,12 +24,26 @@ import pyarrow as pa
 
 from cluster.catalog import Catalog
 from cluster.context import Context
-from cluster.shards import Shard, ShardJob, ShardRow, plan_shards, read_picture
+from cluster.shard_job import ShardJob
+from cluster.shards import OUT_OF_REACH, Shard, ShardRow, plan_shards, read_picture
 from cluster.workspace import Workspace
 from encoders.picture import PictureError, PreprocessConfig, open_picture, to_square
-from index.artifact import Folder, digest, library_versions, open_door, publish
+from index.artifact import (
+    CorruptArtifactError,
+    FileRecord,
+    Folder,
+    MissingArtifactError,
+    Verify,
+    digest,
+    library_versions,
+    open_door,
+    publish,
+)
+from index.lock import sole_writer
 
 __all__ = ["PixelCache", "PixelWork", "build_pixels"]
+
+logger = logging.getLogger(__name__)
 
 SHARD_BYTES = 64 << 20
 MAX_SHARD_ROWS = 4096
@@ -38,24 +55,30 @@ class PixelCache:
 
     Args:
         folder: where it lies.
+        door: content of ``pixels.json``.
         ids: int64 ``[N]``, ascending.
         parts: uint8 ``[n, S, S, 3]`` each, together N pictures in the order of ``ids``.
     """
 
-    def __init__(self, folder: Folder, ids: np.ndarray, parts: list[np.ndarray]) -> None:
+    def __init__(
+        self, folder: Folder, door: Mapping[str, Any], ids: np.ndarray, parts: list[np.ndarray]
+    ) -> None:
         self.folder = folder
+        self.id = str(door["id"])
+        self.plan = str(door["plan"])
+        self.failed = {name: n for name, n in door["rows"].items() if name != "ok"}
         self.ids = ids
         self._parts = parts
         self._starts = np.cumsum([0, *(len(part) for part in parts)])
 
     @classmethod
-    def open(cls, folder: Folder) -> PixelCache:
-        """Open and verify; an object store's parts are copied to this machine first."""
-        door = open_door(folder, "pixels", verify="sizes")
+    def open(cls, folder: Folder, *, verify: Verify = "sizes") -> PixelCache:
+        """Open; ``verify`` as for `open_door`. An object store's parts are copied here first."""
+        door = open_door(folder, "pixels", verify=verify)
         size = int(door["config"]["size"])
         ids, parts = [np.zeros(0, np.int64)], []
-        for name in door["files"]:
-            with pa.memory_map(str(_on_this_machine(folder, name))) as source:
+        for name, stated in door["files"].items():
+            with pa.memory_map(str(_on_this_machine(folder, name, stated))) as source:
                 table = pa.ipc.open_file(source).read_all()
             for batch in table.to_batches():
                 ids.append(batch["id"].to_numpy())
@@ -63,7 +86,7 @@ class PixelCache:
                 parts.append(
                     pixels.reshape(-1, size, size, 3)[batch["pixels"].offset :][: len(batch)]
                 )
-        return cls(folder, np.concatenate(ids), parts)
+        return cls(folder, door, np.concatenate(ids), parts)
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -77,21 +100,30 @@ class PixelCache:
         ]
         return np.stack(pictures)
 
-    def batches(self, rows: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """(ids, pictures) in order, ``rows`` at a time."""
-        for start in range(0, len(self), rows):
-            positions = np.arange(start, min(start + rows, len(self)))
-            yield self.ids[positions], self.read(positions)
 
-
-def _on_this_machine(folder: Folder, name: str) -> Path:
+def _on_this_machine(folder: Folder, name: str, stated: FileRecord) -> Path:
+    """A local path of the file; of an object store's, a checked copy that only we may touch."""
     if folder.is_local:
         return folder.local_path(name)
-    copy = Path(tempfile.gettempdir()) / "lookalike-pixels" / digest([str(folder), name])
-    if not copy.exists():
-        copy.parent.mkdir(parents=True, exist_ok=True)
-        Folder.at(copy.parent).write_atomic(copy.name, folder.read_bytes(name))
-    return copy
+    copies = Folder.at(Path(tempfile.gettempdir()) / f"lookalike-pixels-{os.getuid()}")
+    owned = copies.local_path()
+    owned.mkdir(mode=0o700, exist_ok=True)
+    found = owned.lstat()
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid():
+        raise ValueError(
+            f"{owned}: belongs to another user, so pixels cannot be copied to this machine "
+            "safely. Remove it, or set TMPDIR to a folder of your own."
+        )
+    owned.chmod(0o700)
+    copy = stated["sha256"]
+    if copies.size_bytes(copy) != stated["bytes"] or copies.sha256(copy) != copy:
+        copies.write_atomic(copy, folder.read_bytes(name))
+    if copies.sha256(copy) != copy:
+        raise CorruptArtifactError(
+            f"{folder}/{name}: its content changed since it was published (sha256 differs). "
+            "Remove the pixels folder; it is only a cache, and is built again."
+        )
+    return owned / copy
 
 
 class PixelWork:
@@ -127,8 +159,9 @@ class PixelWork:
         table = pa.table(
             {"id": pa.array(ids, pa.int64()), "pixels": pa.array(pixels, pa.binary(width))}
         )
-        file = f"shards/{shard.name}.arrow"
-        written = self._folder.write_hashed(file, partial(_write_arrow, table))
+        file, written = self._folder.write_by_content(
+            f"shards/{shard.name}-{{sha256}}.arrow", partial(_write_arrow, table)
+        )
         return {
             "rows": len(shard.rows),
             "ok": len(ids),
@@ -154,36 +187,68 @@ def _write_arrow(table: pa.Table, path: str) -> None:
 def build_pixels(
     catalog: Catalog, preprocess: PreprocessConfig, context: Context, *, error_budget: float
 ) -> PixelCache:
-    """Open the corpus' pixel cache of this size, finishing whatever of it is missing."""
+    """Open the corpus' pixel cache of this size, finishing or mending whatever of it is missing.
+
+    Raises:
+        ErrorBudgetError: too many pictures failed.
+        ValueError: none of the pictures can be read; another process builds this cache.
+    """
     name = f"{catalog.door['name']}-{preprocess.size}{'' if preprocess.fit == 'crop' else '-pad'}"
     folder = context.workspace.folder("pixels", name)
     shard_rows = max(64, min(MAX_SHARD_ROWS, SHARD_BYTES // (preprocess.size**2 * 3)))
     config = {**asdict(preprocess), "format": FORMAT, "shard_rows": shard_rows}
     shards = plan_shards(catalog, key=digest(config), shard_rows=shard_rows)
-    identity = digest([config, [shard.name for shard in shards]])
-    if (
-        folder.exists("pixels.json")
-        and open_door(folder, "pixels", verify="sizes")["id"] == identity
-    ):
-        return PixelCache.open(folder)
+    if not shards:
+        raise ValueError(
+            f"corpus {catalog.door['name']!r}: none of its pictures can be read "
+            f"({catalog.counts()}). Mend the files and scan again."
+        )
+    plan = digest([config, [shard.name for shard in shards]])
+    if (ready := _ready(folder, plan)) is not None:
+        return ready
     arguments = {
         "location": context.workspace.location,
         "name": name,
         "preprocess": asdict(preprocess),
-        "num_threads": max(1, int(context.where.profile_settings().cpus_per_actor)),
+        "num_threads": max(1, context.where.profile_settings().cpus_per_actor),
     }
     job = ShardJob(f"pixels {name}", folder, shards, PixelWork, arguments, error_budget)
-    records = job.run(context)
+    with sole_writer(folder, "building these pixels"):
+        door = _publish(folder, job.run(context), plan, config, catalog)
+        # Workers of a run that is under way have the files of the door before mapped already.
+        job.clear(door)
+    return PixelCache.open(folder)
+
+
+def _ready(folder: Folder, plan: str) -> PixelCache | None:
+    """The published cache if it is this one, undamaged, and of pictures that were all in reach."""
+    try:
+        cache = PixelCache.open(folder, verify="full")
+    except MissingArtifactError:
+        return None
+    except CorruptArtifactError as error:
+        logger.warning("the pixel cache is damaged and will be mended: %s", error)
+        return None
+    return cache if cache.plan == plan and not OUT_OF_REACH & set(cache.failed) else None
+
+
+def _publish(
+    folder: Folder,
+    records: list[dict[str, Any]],
+    plan: str,
+    config: dict[str, Any],
+    catalog: Catalog,
+) -> dict[str, Any]:
     rows: Counter[str] = Counter()
     for record in records:
         rows.update({"ok": record["ok"], **record["failed"]})
+    files = {file: stated for record in records for file, stated in record["files"].items()}
     body = {
-        "id": identity,
+        "id": digest([config, {name: stated["sha256"] for name, stated in files.items()}]),
+        "plan": plan,
         "config": config,
         "parents": {"corpus_id": catalog.corpus_id},
         "rows": dict(rows),
         "versions": library_versions("pillow", "pyarrow"),
     }
-    files = {file: stated for record in records for file, stated in record["files"].items()}
-    publish(folder, "pixels", body, files)
-    return PixelCache.open(folder)
+    return publish(folder, "pixels", body, files)

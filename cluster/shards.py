@@ -1,11 +1,13 @@
-"""Work cut into shards, each finished exactly once: the protocol behind pixels and embeddings.
+"""Work cut into shards, each finished exactly once: what pixels and embeddings are written by.
 
 1. A *plan* cuts the corpus into shards by id, so that a grown corpus changes only its last shards.
-2. A shard's name carries a digest of what goes in (the job's key and the rows' id, size and time)
-and so of what comes out. 3. A worker writes the shard's files, then its *commit record*, one small
-JSON; the record's rename is the commit point. 4. What has a valid record is never done again; what
-has none is done from the start, by whichever run comes next. Two runs at once waste work but write
-the same names.
+2. A shard's name carries a digest of what goes in: the job's key and the rows' id, place, size and
+time. 3. A worker writes the shard's files, whose names carry a digest of what came out, then its
+*commit record*, one small JSON; the record's rename is the commit point. 4. What has a valid record
+is never done again; what has none is done from the start, by whichever run comes next.
+
+So no file that a published door names is ever overwritten with other content, and two runs at once
+(where no lock keeps them apart) waste work but do no harm.
 """
 
 from __future__ import annotations
@@ -14,26 +16,24 @@ import json
 import logging
 import os
 import time
-from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Protocol, cast
+from typing import Any, Protocol
 
 import pyarrow as pa
 
 from cluster.catalog import Catalog
-from cluster.context import Context
-from index.artifact import Folder, digest, write_json
+from index.artifact import Folder, Verify, digest, write_json
 
 __all__ = [
-    "ErrorBudgetError",
+    "OUT_OF_REACH",
+    "SHARD_FOLDER",
     "Shard",
     "ShardActor",
     "ShardError",
-    "ShardJob",
     "ShardRow",
     "ShardWork",
+    "attempts_file",
     "commit",
     "committed",
     "plan_shards",
@@ -43,14 +43,9 @@ __all__ = [
 logger = logging.getLogger(__name__)
 
 SHARD_FOLDER = "shards"
-BUDGET_AFTER_ROWS = 200
 MAX_ATTEMPTS = 3
-# Failures that are not the picture's: its shard is done again by the next run.
-OUT_OF_REACH = {"changed", "missing"}
-
-
-class ErrorBudgetError(ValueError):
-    """So many pictures failed that something other than the pictures must be wrong."""
+OUT_OF_REACH = frozenset(["changed", "missing"])
+"""Failures that are not the picture's: its shard is done again by the next run."""
 
 
 class ShardError(ValueError):
@@ -126,20 +121,26 @@ def commit(folder: Folder, shard: Shard, record: dict[str, Any]) -> dict[str, An
     return content
 
 
-def committed(folder: Folder, shard: Shard) -> dict[str, Any] | None:
+def committed(folder: Folder, shard: Shard, verify: Verify = "sizes") -> dict[str, Any] | None:
     """The shard's commit record if it is whole and its files are there, else None.
 
     Nor does it count while pictures were out of reach: a disk that was not mounted comes back.
+
+    Args:
+        folder: the artefact's folder.
+        shard: what should be done.
+        verify: ``full`` compares the files' sha256, ``sizes`` only their sizes.
     """
     name = f"{SHARD_FOLDER}/{shard.name}.json"
     if not folder.exists(name):
         return None
     try:
         record = json.loads(folder.read_bytes(name))
-        whole = all(
+        whole = not OUT_OF_REACH & set(record["failed"]) and all(
             folder.size_bytes(file) == expected["bytes"]
+            and (verify == "sizes" or folder.sha256(file) == expected["sha256"])
             for file, expected in record["files"].items()
-        ) and not OUT_OF_REACH & set(record["failed"])
+        )
     except (ValueError, KeyError, TypeError, AttributeError):
         logger.warning("%s/%s: unreadable commit record, the shard is done again", folder, name)
         return None
@@ -153,7 +154,8 @@ def read_picture(row: ShardRow) -> tuple[str, bytes]:
         (status, bytes): ``ok``, or ``missing`` or ``changed`` with no bytes.
     """
     try:
-        with Path(row.uri).open("rb") as file:
+        # Without waiting, since a pipe may lie there by now.
+        with open(row.uri, "rb", opener=_open_at_once) as file:
             found = os.fstat(file.fileno())
             if (found.st_size, found.st_mtime_ns) != (row.bytes, row.mtime_ns):
                 return "changed", b""
@@ -161,6 +163,10 @@ def read_picture(row: ShardRow) -> tuple[str, bytes]:
     except OSError as error:
         logger.info("%s: %s", row.uri, error)
         return "missing", b""
+
+
+def _open_at_once(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NONBLOCK)
 
 
 class ShardWork(Protocol):
@@ -209,17 +215,18 @@ class ShardActor:
         record = self._work(shard)
         seconds = round(time.monotonic() - started_s, 3)
         done = commit(self._folder, shard, {**record, "seconds": seconds})
-        self._folder.remove(_attempts_file(shard))
+        self._folder.remove(attempts_file(shard))
         return done
 
 
-def _attempts_file(shard: Shard) -> str:
+def attempts_file(shard: Shard) -> str:
+    """Where an actor counts how often it began this shard; gone once the shard is committed."""
     return f"{SHARD_FOLDER}/{shard.name}.attempts"
 
 
 def _count_attempt(folder: Folder, shard: Shard) -> None:
     """Refuse a shard that has taken several workers down with it; Ray would try it for ever."""
-    name = _attempts_file(shard)
+    name = attempts_file(shard)
     attempts = int(folder.read_bytes(name)) if folder.exists(name) else 0
     if attempts >= MAX_ATTEMPTS:
         raise ValueError(
@@ -229,107 +236,3 @@ def _count_attempt(folder: Folder, shard: Shard) -> None:
             "lower --shard-rows."
         )
     folder.write_atomic(name, str(attempts + 1).encode())
-
-
-@dataclass(frozen=True, slots=True)
-class ShardJob:
-    """A plan and who works on it.
-
-    Args:
-        title: shown beside the progress.
-        folder: the artefact's folder.
-        shards: the whole plan.
-        make_work: class of the `ShardWork`.
-        arguments: its keyword arguments.
-        error_budget: share of failed pictures at which the job stops.
-    """
-
-    title: str
-    folder: Folder
-    shards: list[Shard]
-    make_work: Callable[..., ShardWork]
-    arguments: dict[str, Any]
-    error_budget: float
-
-    def run(self, context: Context) -> list[dict[str, Any]]:
-        """Finish what is missing; returns every shard's record in plan order.
-
-        Raises:
-            ErrorBudgetError: too many pictures failed. What is committed stays.
-            ShardError: a worker could not read or write something other than a picture.
-        """
-        records = {shard.number: committed(self.folder, shard) for shard in self.shards}
-        pending = [shard for shard in self.shards if records[shard.number] is None]
-        if pending:
-            self._finish(pending, records, context)
-        return [record for record in records.values() if record is not None]
-
-    def _finish(
-        self, pending: list[Shard], records: dict[int, dict[str, Any] | None], context: Context
-    ) -> None:
-        num_rows = sum(len(shard.rows) for shard in self.shards)
-        (self.folder / SHARD_FOLDER).make()
-        for shard in pending:
-            # Attempts of a run that was killed say nothing about the pictures.
-            self.folder.remove(_attempts_file(shard))
-        tally = _Tally(self.error_budget, self.title)
-        with context.progress(self.title, num_rows, "pictures") as line:
-            line.start_at(num_rows - sum(len(shard.rows) for shard in pending))
-            for record in _distribute(self, pending, context):
-                if "error" in record:
-                    raise ShardError(record["error"], record["errno"])
-                records[record["number"]] = record
-                tally.add(record)
-                line.advance(record["rows"], tally.note)
-
-
-class _Tally:
-    """Counts failures and stops the job when they are more than the budget allows."""
-
-    def __init__(self, budget: float, title: str) -> None:
-        self._budget = budget
-        self._title = title
-        self._rows = 0
-        self._failed: Counter[str] = Counter()
-
-    @property
-    def note(self) -> str:
-        return ", ".join(f"{count} {status}" for status, count in self._failed.items())
-
-    def add(self, record: Mapping[str, Any]) -> None:
-        self._rows += record["rows"]
-        self._failed.update(record["failed"])
-        failed = self._failed.total()
-        if self._rows >= BUDGET_AFTER_ROWS and failed > self._budget * self._rows:
-            raise ErrorBudgetError(
-                f"{self._title}: {failed} of {self._rows} pictures failed ({self.note}), more than "
-                f"the {self._budget:.0%} allowed. If they moved or changed, run lookalike scan "
-                "again; if the pictures are fine to lose, raise --error-budget."
-            )
-
-
-def _distribute(job: ShardJob, pending: list[Shard], context: Context) -> Iterator[dict[str, Any]]:
-    """Records of the pending shards as Ray Data's actors finish them."""
-    with context.ray() as profile:
-        import ray
-
-        table = pa.table({"shard": [shard.to_json() for shard in pending]})
-        actors = min(profile.embed_actors, len(pending))
-        done = ray.data.from_arrow([table.slice(i, 1) for i in range(len(pending))]).map_batches(
-            ShardActor,
-            batch_size=1,
-            batch_format="pyarrow",
-            compute=ray.data.ActorPoolStrategy(size=actors),
-            num_cpus=profile.cpus_per_actor,
-            num_gpus=profile.gpus_per_actor,
-            label_selector=profile.data_labels,
-            fn_constructor_kwargs={
-                "location": context.workspace.location,
-                "folder_path": job.folder.path,
-                "make_work": job.make_work,
-                "arguments": job.arguments,
-            },
-        )
-        for batch in done.iter_batches(batch_size=1, batch_format="pyarrow", prefetch_batches=0):
-            records = cast("pa.Table", batch)["record"]
-            yield from map(json.loads, records.to_pylist())

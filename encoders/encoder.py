@@ -19,7 +19,15 @@ from encoders.backbone import Backbone, BackboneConfig, build_backbone
 from encoders.heads import ProjectorConfig, build_projector
 from encoders.picture import PREPROCESS_RULE, PreprocessConfig, open_picture, to_square
 
-__all__ = ["Encoder", "EncoderConfig", "Layer", "embed_picture", "fresh_modules", "normalise"]
+__all__ = [
+    "Encoder",
+    "EncoderConfig",
+    "Layer",
+    "embed_picture",
+    "fresh_modules",
+    "normalise",
+    "preferred_device",
+]
 
 Layer = Literal["backbone", "projector"]
 
@@ -153,6 +161,11 @@ class Encoder:
                 f"layer {layer!r} is not in this encoder, which has {', '.join(self.layers)}. "
                 "Embed one of those, or train an encoder with a projector."
             )
+
+
+def preferred_device() -> torch.device:
+    """The GPU that this process may use, else the CPU."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def fresh_modules(config: EncoderConfig, seed: int) -> tuple[Backbone, nn.Sequential]:

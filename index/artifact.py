@@ -31,6 +31,7 @@ from typing import Any, Literal, NoReturn, TypedDict
 from pyarrow import fs as pafs
 
 __all__ = [
+    "TEMPORARY",
     "ArtifactError",
     "CorruptArtifactError",
     "FileRecord",
@@ -48,6 +49,8 @@ __all__ = [
 
 SCHEMA_VERSION = 1
 CHUNK_BYTES = 1 << 20
+TEMPORARY = ".tmp-"
+"""Start of the names of files that are being written; what a kill leaves is cleared later."""
 
 Verify = Literal["full", "sizes"]
 
@@ -89,10 +92,23 @@ class Folder:
 
     @classmethod
     def at(cls, location: str | Path) -> Folder:
-        """The folder at a local path or at a URI such as ``s3://bucket/prefix``."""
+        """The folder at a local path or at a URI such as ``s3://bucket/prefix``.
+
+        Raises:
+            ValueError: a URI that cannot be opened; its keys and options are not repeated.
+        """
         text = str(location)
         if "://" in text:
-            filesystem, path = pafs.FileSystem.from_uri(text)
+            try:
+                filesystem, path = pafs.FileSystem.from_uri(text)
+            except ValueError as error:
+                shown = _without_secrets(text)
+                reason = str(error).replace(text, shown)
+                raise ValueError(
+                    f"{shown}: cannot be opened ({reason}). Allowed are a path and a URI such as "
+                    "s3://BUCKET/PREFIX?region=REGION, its special characters percent-encoded. "
+                    "Correct it."
+                ) from None  # pyarrow's own error repeats the URI
             return cls(filesystem, path.rstrip("/"))
         return cls(pafs.LocalFileSystem(), str(Path(text).expanduser().resolve()))
 
@@ -169,30 +185,38 @@ class Folder:
         On an object store, where a put is atomic, the content of the temporary file is put.
         """
         require_inside(name)
-        if self.is_local:
-            target = Path(self.path) / name
-            target.parent.mkdir(parents=True, exist_ok=True)
-            _replace_durably(target, write)
-            return
-        with tempfile.TemporaryDirectory() as scratch:
-            path = Path(scratch) / "file"
-            write(str(path))
-            self._put(name, path)
+        self._write(write, lambda _: name)
 
     def write_hashed(self, name: str, write: Callable[[str], object]) -> FileRecord:
         """As ``write_with``, and say the size and sha256 of what was written, for ``publish``."""
+        return self.write_by_content(name, write)[1]
+
+    def write_by_content(self, name: str, write: Callable[[str], object]) -> tuple[str, FileRecord]:
+        """As ``write_hashed``, with ``{sha256}`` in the name replaced by 12 digits of the sha256.
+
+        So what a published door names is never overwritten with anything else.
+
+        Returns:
+            The file's name and record.
+        """
         records: list[FileRecord] = []
 
-        def write_and_hash(path: str) -> None:
-            write(path)
-            written = Path(path)
-            local = Folder(pafs.LocalFileSystem(), str(written.parent))
-            records.append(
-                FileRecord(bytes=written.stat().st_size, sha256=local.sha256(written.name))
-            )
+        def name_it(path: Path) -> str:
+            sha256 = Folder(pafs.LocalFileSystem(), str(path.parent)).sha256(path.name)
+            records.append(FileRecord(bytes=path.stat().st_size, sha256=sha256))
+            return name.replace("{sha256}", sha256[:12])
 
-        self.write_with(name, write_and_hash)
-        return records[0]
+        return self._write(write, name_it), records[0]
+
+    def _write(self, write: Callable[[str], object], name_it: Callable[[Path], str]) -> str:
+        if self.is_local:
+            return _write_durably(Path(self.path), write, name_it)
+        with tempfile.TemporaryDirectory() as scratch:
+            path = Path(scratch) / "file"
+            write(str(path))
+            name = require_inside(name_it(path))
+            self._put(name, path)
+        return name
 
     def _put(self, name: str, source: Path) -> None:
         target = f"{self.path}/{name}"
@@ -203,12 +227,29 @@ class Folder:
                 stream.write(piece)
 
 
-def _replace_durably(target: Path, write: Callable[[str], object]) -> None:
-    temporary = target.with_name(f".{target.name}.tmp-{uuid.uuid4().hex}")
+def _without_secrets(uri: str) -> str:
+    """The URI without keys and options: no more of it than is surely no secret.
+
+    >>> _without_secrets("s3://KEY:SECRET@bucket/prefix?region=eu-west-1")
+    's3://bucket/prefix'
+    """
+    scheme, _, rest = uri.partition("://")
+    place, _, options = rest.partition("?")
+    return f"{scheme}://{'...' if '@' in options else place.rpartition('@')[2]}"
+
+
+def _write_durably(
+    folder: Path, write: Callable[[str], object], name_it: Callable[[Path], str]
+) -> str:
+    folder.mkdir(parents=True, exist_ok=True)
+    temporary = folder / f"{TEMPORARY}{uuid.uuid4().hex}"
     try:
         write(str(temporary))
         with temporary.open("rb") as written:
             os.fsync(written.fileno())
+        name = require_inside(name_it(temporary))
+        target = folder / name
+        target.parent.mkdir(parents=True, exist_ok=True)
         temporary.replace(target)
     finally:
         temporary.unlink(missing_ok=True)
@@ -217,6 +258,7 @@ def _replace_durably(target: Path, write: Callable[[str], object]) -> None:
         os.fsync(directory)
     finally:
         os.close(directory)
+    return name
 
 
 def require_inside(name: str) -> str:

@@ -100,7 +100,8 @@ def _common_dim(folder: Folder, shards: Sequence[Mapping[str, Any]]) -> int:
 
 
 def _shard_summary(shard: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: shard[key] for key in ("name", "rows", "ok", "first_id", "last_id")}
+    kept = ("name", "rows", "ok", "first_id", "last_id", "vectors", "thumbnails")
+    return {key: shard[key] for key in kept}
 
 
 class EmbeddingStore:
@@ -132,7 +133,8 @@ class EmbeddingStore:
 
     def iter_stored(self, batch_rows: int = 4096) -> Iterator[tuple[Ids, Float16s]]:
         """Stream ids and vectors as stored, float16 [n, D]."""
-        for batch in self._iter(["id", "status", "vector"], batch_rows):
+        columns = ["id", "status", "vector"]
+        for batch in self._iter(columns, batch_rows, self.door["shards"]):
             ok = batch.filter(pc.equal(batch.column("status"), "ok"))
             if not ok.num_rows:
                 continue
@@ -144,19 +146,18 @@ class EmbeddingStore:
                 )
             yield ok.column("id").to_numpy(), flat.to_numpy().reshape(-1, self.dim)
 
-    def ids_and_vectors(self) -> tuple[Ids, Floats]:
-        """All ids [N] and vectors float32 [N, D] at once; memory grows with the corpus."""
-        batches = list(self.iter_batches())
-        if not batches:
-            return np.empty(0, np.int64), np.empty((0, self.dim), np.float32)
-        return np.concatenate([b[0] for b in batches]), np.concatenate([b[1] for b in batches])
-
-    def statuses(self) -> Iterator[tuple[int, str]]:
-        """Stream (id, status) of every row, also of those without a vector."""
-        for batch in self._iter(["id", "status"], 65_536):
-            yield from zip(
-                batch.column("id").to_pylist(), batch.column("status").to_pylist(), strict=True
+    def bad_rows(self, limit: int) -> list[tuple[int, str]]:
+        """(id, status) of the first rows without a vector, at most ``limit``."""
+        failed = [shard for shard in self.door["shards"] if shard["ok"] < shard["rows"]]
+        found: list[tuple[int, str]] = []
+        for batch in self._iter(["id", "status"], 65_536, failed):
+            bad = batch.filter(pc.not_equal(batch.column("status"), "ok")).slice(0, limit)
+            found += zip(
+                bad.column("id").to_pylist(), bad.column("status").to_pylist(), strict=True
             )
+            if len(found) >= limit:
+                break
+        return found[:limit]
 
     def thumbnail(self, picture_id: int) -> bytes | None:
         """The thumbnail of a picture; None when it has none or is not in the set.
@@ -166,7 +167,7 @@ class EmbeddingStore:
         position = int(np.searchsorted(self._firsts, picture_id, side="right")) - 1
         if position < 0:
             return None
-        ids, batches = self._shard_thumbnails(self.door["shards"][position]["name"])
+        ids, batches = self._shard_thumbnails(self.door["shards"][position]["thumbnails"])
         row = int(np.searchsorted(ids, picture_id))
         if row == len(ids) or ids[row] != picture_id:
             return None
@@ -179,7 +180,7 @@ class EmbeddingStore:
             if name not in self._thumbnails:
                 if not self.folder.is_local and len(self._thumbnails) >= MAX_REMOTE_SHARDS:
                     del self._thumbnails[next(iter(self._thumbnails))]
-                self._thumbnails[name] = self._read_thumbnails(f"shards/{name}.thumbs.arrow")
+                self._thumbnails[name] = self._read_thumbnails(name)
             return self._thumbnails[name]
 
     def _read_thumbnails(self, file_name: str) -> tuple[Ids, list[pa.RecordBatch]]:
@@ -191,8 +192,10 @@ class EmbeddingStore:
         batches = [reader.get_batch(i) for i in range(reader.num_record_batches)]
         return np.concatenate([batch.column("id").to_numpy() for batch in batches]), batches
 
-    def _iter(self, columns: list[str], batch_rows: int) -> Iterator[pa.RecordBatch]:
-        for shard in self.door["shards"]:
-            path = f"{self.folder.path}/shards/{shard['name']}.parquet"
+    def _iter(
+        self, columns: list[str], batch_rows: int, shards: Iterable[Mapping[str, Any]]
+    ) -> Iterator[pa.RecordBatch]:
+        for shard in shards:
+            path = f"{self.folder.path}/{shard['vectors']}"
             with self.folder.fs.open_input_file(path) as source:
                 yield from pq.ParquetFile(source).iter_batches(batch_rows, columns=columns)

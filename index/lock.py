@@ -6,7 +6,7 @@ import contextlib
 import fcntl
 from collections.abc import Iterator
 
-from index.artifact import Folder
+from index.artifact import TEMPORARY, Folder
 
 __all__ = ["sole_writer"]
 
@@ -15,7 +15,8 @@ __all__ = ["sole_writer"]
 def sole_writer(folder: Folder, task: str) -> Iterator[None]:
     """Hold a folder for writing; the lock ends with the process, however it ends.
 
-    An object store has no locks; there, nothing is held.
+    Temporary files that a killed writer left in the folder are cleared. An object store has no
+    locks and no temporary files; there, nothing is held.
 
     Args:
         folder: what is written to; made if it is not there.
@@ -34,4 +35,5 @@ def sole_writer(folder: Folder, task: str) -> Iterator[None]:
             raise ValueError(
                 f"{folder}: another process is {task}. Wait until it has finished, or stop it."
             ) from error
+        folder.remove_others(TEMPORARY, keep=())
         yield

@@ -1,7 +1,9 @@
 """One shard of an embedding set: its rows, its two immutable files and its commit record.
 
-``shards/NAME.parquet`` holds id, status, content_hash and vector; ``shards/NAME.thumbs.arrow`` id
-and thumbnail, uncompressed, so that it can be memory-mapped.
+``shards/NAME-SHA12.parquet`` holds id, status, content_hash and vector;
+``shards/NAME-SHA12.thumbs.arrow`` id and thumbnail, uncompressed, so that it can be memory-mapped.
+The names carry the start of the content's sha256: a shard done again, with pictures that were out
+of reach before, leaves the files alone that a published door names.
 
 Shapes: N pictures of a shard, D embedding.
 """
@@ -38,6 +40,8 @@ class ShardRecord(TypedDict):
     first_id: int
     last_id: int
     vector_sum: list[float]
+    vectors: str
+    thumbnails: str
     files: dict[str, FileRecord]
 
 
@@ -84,18 +88,16 @@ def write_shard(
         raise ValueError(f"{len(thumbnails)} thumbnails for {len(batch.ids)} rows of shard {name}")
     statuses, vectors = _checked_vectors(batch)
     table = _shard_table(batch, statuses, vectors)
-    parquet, thumbs = f"shards/{name}.parquet", f"shards/{name}.thumbs.arrow"
-    files = {
-        parquet: folder.write_hashed(
-            parquet,
-            lambda path: pq.write_table(
-                table, path, compression="zstd", use_dictionary=["status"], row_group_size=4096
-            ),
+    parquet, parquet_record = folder.write_by_content(
+        f"shards/{name}-{{sha256}}.parquet",
+        lambda path: pq.write_table(
+            table, path, compression="zstd", use_dictionary=["status"], row_group_size=4096
         ),
-        thumbs: folder.write_hashed(
-            thumbs, lambda path: _write_thumbnails(path, batch.ids, thumbnails)
-        ),
-    }
+    )
+    thumbs, thumbs_record = folder.write_by_content(
+        f"shards/{name}-{{sha256}}.thumbs.arrow",
+        lambda path: _write_thumbnails(path, batch.ids, thumbnails),
+    )
     counts = Counter(statuses)
     return ShardRecord(
         name=name,
@@ -106,7 +108,9 @@ def write_shard(
         first_id=int(batch.ids[0]),
         last_id=int(batch.ids[-1]),
         vector_sum=[float(x) for x in vectors.sum(axis=0, dtype=np.float64)],
-        files=files,
+        vectors=parquet,
+        thumbnails=thumbs,
+        files={parquet: parquet_record, thumbs: thumbs_record},
     )
 
 

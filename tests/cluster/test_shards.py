@@ -5,24 +5,26 @@ from __future__ import annotations
 import errno
 import io
 import json
+import os
 import resource
+import stat
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from pyarrow import fs as pafs
 from rich.console import Console
 
 from cluster.catalog import Catalog
 from cluster.context import Context
-from cluster.pixels_job import PixelWork, build_pixels
+from cluster.pixels_job import PixelCache, PixelWork, build_pixels
 from cluster.scan_job import ScanConfig, scan
+from cluster.shard_job import ErrorBudgetError, ShardJob
 from cluster.shards import (
-    ErrorBudgetError,
     Shard,
     ShardActor,
     ShardError,
-    ShardJob,
     ShardRow,
     commit,
     committed,
@@ -31,7 +33,7 @@ from cluster.shards import (
 )
 from cluster.workspace import Workspace
 from encoders.picture import PreprocessConfig
-from index.artifact import Folder
+from index.artifact import Folder, publish
 
 SIZE = 16
 
@@ -122,30 +124,40 @@ def test_a_shard_whose_pictures_were_out_of_reach_is_done_again(
     assert committed(folder, shard) == back
 
 
-@pytest.mark.parametrize("damage", ["torn record", "no file", "short file"])
+@pytest.mark.parametrize("damage", ["torn record", "no file", "short file", "flipped bit"])
 def test_a_damaged_shard_counts_as_not_done(
     context: Context, catalog: Catalog, damage: str
 ) -> None:
     worker, folder = actor(context)
     (shard,) = plan_shards(catalog, key="k", shard_rows=100)
-    worker(shard_table([shard]))
-    record, data = (folder.local_path(f"shards/{shard.name}.{end}") for end in ("json", "arrow"))
+    (file,) = json.loads(worker(shard_table([shard]))["record"][0].as_py())["files"]
+    record, data = folder.local_path(f"shards/{shard.name}.json"), folder.local_path(file)
     if damage == "torn record":
         record.write_bytes(record.read_bytes()[:20])
     elif damage == "no file":
         data.unlink()
-    else:
+    elif damage == "short file":
         data.write_bytes(data.read_bytes()[:-1])
-    assert committed(folder, shard) is None
+    else:
+        content = bytearray(data.read_bytes())
+        content[len(content) // 2] ^= 1
+        data.write_bytes(content)
+        assert committed(folder, shard) is not None
+    assert committed(folder, shard, "full") is None
 
 
 def test_the_same_shard_done_twice_gives_the_same_bytes(context: Context, catalog: Catalog) -> None:
     worker, folder = actor(context)
     (shard,) = plan_shards(catalog, key="k", shard_rows=100)
-    worker(shard_table([shard]))
-    first = folder.read_bytes(f"shards/{shard.name}.arrow")
-    worker(shard_table([shard]))
-    assert folder.read_bytes(f"shards/{shard.name}.arrow") == first
+    first = json.loads(worker(shard_table([shard]))["record"][0].as_py())
+    again = json.loads(worker(shard_table([shard]))["record"][0].as_py())
+    assert again["files"] == first["files"]
+    assert (folder / "shards").names() == [Path(*first["files"]).name, f"{shard.name}.json"]
+
+
+def test_a_pipe_where_a_picture_was_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "a.png")
+    assert read_picture(ShardRow(0, str(tmp_path / "a.png"), 10, 5)) == ("changed", b"")
 
 
 def test_a_shard_that_keeps_killing_its_worker_is_refused(
@@ -202,13 +214,63 @@ def test_pixels_skip_bad_pictures_and_stop_when_too_many_are_bad(
 
 
 @pytest.mark.ray
+def test_pixels_that_were_damaged_or_out_of_reach_are_mended_by_the_next_run(
+    context: Context, pictures: Any, local_ray: Any
+) -> None:
+    folder = pictures(20, size=SIZE, formats=("png",))
+    scan(ScanConfig(folder=str(folder), corpus="mine"), context)
+    catalog = Catalog.open(context.workspace.folder("corpora", "mine"))
+    away = next(folder.rglob("*.png"))
+    away.rename(away.with_suffix(".away"))
+    preprocess = PreprocessConfig(size=SIZE)
+    without = build_pixels(catalog, preprocess, context, error_budget=0.5)
+    assert (len(without), without.failed) == (19, {"missing": 1})
+    away.with_suffix(".away").rename(away)
+    whole = build_pixels(catalog, preprocess, context, error_budget=0.5)
+    assert (len(whole), whole.failed) == (20, {})
+    assert whole.id != without.id
+    (file,) = whole.folder.local_path("shards").glob("*.arrow")
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+    mended = build_pixels(catalog, preprocess, context, error_budget=0.5)
+    assert mended.id == whole.id
+    assert PixelCache.open(mended.folder, verify="full").id == whole.id
+
+
+def test_pixels_in_an_object_store_are_copied_here_checked_and_kept_private(
+    context: Context, catalog: Catalog, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "temporary"))
+    (tmp_path / "temporary").mkdir()
+    worker, here = actor(context)
+    (shard,) = plan_shards(catalog, key="k", shard_rows=100)
+    record = json.loads(worker(shard_table([shard]))["record"][0].as_py())
+    store = Folder(pafs._MockFileSystem(), "bucket").make()
+    for file in record["files"]:
+        store.write_atomic(file, here.read_bytes(file))
+    body = {"id": "i", "plan": "p", "config": {"size": SIZE}, "rows": {"ok": 20}}
+    publish(store, "pixels", body, record["files"])
+    assert len(PixelCache.open(store)) == 20
+    (private,) = (tmp_path / "temporary").iterdir()
+    assert stat.S_IMODE(private.stat().st_mode) == 0o700
+    (copy,) = (path for path in private.iterdir() if path.is_file())
+    copy.write_bytes(copy.read_bytes()[:-8])
+    assert len(PixelCache.open(store)) == 20
+    private.chmod(0o777)
+    PixelCache.open(store)
+    assert stat.S_IMODE(private.stat().st_mode) == 0o700
+
+
+@pytest.mark.ray
 def test_what_a_worker_raises_comes_out_as_it_was_raised(
     context: Context, catalog: Catalog, local_ray: Any
 ) -> None:
-    _, folder = actor(context)
+    worker, folder = actor(context)
     (shard,) = plan_shards(catalog, key="k", shard_rows=100)
-    in_the_way = folder.local_path(f"shards/{shard.name}.arrow")
-    in_the_way.mkdir(parents=True)
+    (file,) = json.loads(worker(shard_table([shard]))["record"][0].as_py())["files"]
+    folder.remove(file)
+    folder.local_path(file).mkdir()
     arguments = {
         "location": context.workspace.location,
         "name": "mine",

@@ -26,6 +26,11 @@ def write(folder, vectors, name="00000-aa", *, first_id=0, thumbnails=None, **co
     return write_shard(folder, name, batch, thumbnails=thumbnails or [None] * len(batch.ids))
 
 
+def everything(store):
+    batches = [*store.iter_batches(), (np.empty(0, np.int64), np.empty((0, store.dim)))]
+    return tuple(np.concatenate(column) for column in zip(*batches, strict=True))
+
+
 def normal(rows, dim=16, seed=0):
     return np.random.default_rng(seed).normal(size=(rows, dim))
 
@@ -43,7 +48,7 @@ def test_vectors_come_back_normalised_with_their_ids(folder):
     records = [write(folder, rows[:20]), write(folder, rows[20:], "00001-bb", first_id=50)]
     door = publish_embeddings(folder, reversed(records), BODY)
     store = EmbeddingStore.open(folder)
-    ids, vectors = store.ids_and_vectors()
+    ids, vectors = everything(store)
     np.testing.assert_array_equal(ids, [*range(20), *range(50, 60)])
     expected = rows / np.linalg.norm(rows, axis=1, keepdims=True)
     np.testing.assert_allclose(vectors, expected, atol=1e-3)
@@ -70,16 +75,16 @@ def test_rows_without_a_usable_vector_get_a_status_and_no_vector(folder):
     door = publish_embeddings(folder, [record], BODY)
     assert door["rows"] == {"ok": 2, "non_finite": 3, "unreadable": 1}
     store = EmbeddingStore.open(folder)
-    np.testing.assert_array_equal(store.ids_and_vectors()[0], [0, 4])
-    assert dict(store.statuses()) == {
-        0: "ok", 1: "non_finite", 2: "non_finite", 3: "non_finite", 4: "ok", 5: "unreadable",
-    }  # fmt: skip
+    np.testing.assert_array_equal(everything(store)[0], [0, 4])
+    bad = [(1, "non_finite"), (2, "non_finite"), (3, "non_finite"), (5, "unreadable")]
+    assert store.bad_rows(10) == bad
+    assert store.bad_rows(2) == bad[:2]
 
 
 def test_vectors_beyond_the_range_of_float16_survive(folder):
     rows = normal(4) * np.array([[1e30], [1e-30], [7e4], [1]])
     publish_embeddings(folder, [write(folder, rows)], BODY)
-    vectors = EmbeddingStore.open(folder).ids_and_vectors()[1]
+    vectors = everything(EmbeddingStore.open(folder))[1]
     cosines = (vectors * rows).sum(axis=1) / np.linalg.norm(rows, axis=1)
     np.testing.assert_allclose(cosines, 1, atol=1e-3)
 
@@ -87,7 +92,7 @@ def test_vectors_beyond_the_range_of_float16_survive(folder):
 def test_a_set_in_which_everything_failed_opens_and_is_empty(folder):
     record = write(folder, np.zeros((3, 8)), statuses=["missing"] * 3)
     publish_embeddings(folder, [record], BODY)
-    ids, vectors = EmbeddingStore.open(folder).ids_and_vectors()
+    ids, vectors = everything(EmbeddingStore.open(folder))
     assert len(ids) == 0
     assert vectors.shape == (0, 8)
 
@@ -95,6 +100,15 @@ def test_a_set_in_which_everything_failed_opens_and_is_empty(folder):
 def test_writing_a_shard_again_gives_the_same_bytes(folder):
     first = write(folder, normal(10), thumbnails=[b"t"] * 10)
     assert write(folder, normal(10), thumbnails=[b"t"] * 10) == first
+
+
+def test_a_shard_done_again_with_other_content_leaves_the_published_files_alone(folder):
+    publish_embeddings(folder, [write(folder, normal(10))], BODY)
+    again = write(folder, normal(10, seed=1))
+    store = EmbeddingStore.open(folder)
+    publish_embeddings(folder, [again], BODY)
+    assert len(everything(store)[0]) == 10
+    assert not np.array_equal(everything(store)[1], everything(EmbeddingStore.open(folder))[1])
 
 
 def test_the_identity_follows_the_content(folder):
@@ -130,8 +144,8 @@ def test_thumbnails_are_found_by_id_from_many_threads(folder):
 
 
 def test_parquet_is_readable_without_us(tmp_path):
-    write(Folder.at(tmp_path), normal(4))
-    table = pq.read_table(tmp_path / "shards" / "00000-aa.parquet")
+    record = write(Folder.at(tmp_path), normal(4))
+    table = pq.read_table(tmp_path / record["vectors"])
     assert table.column_names == ["id", "status", "content_hash", "vector"]
     assert len(table["vector"][0].as_py()) == 16
 
@@ -180,12 +194,13 @@ def test_nothing_published_means_missing(folder):
         EmbeddingStore.open(folder)
 
 
-@pytest.mark.parametrize("suffix", ["parquet", "thumbs.arrow"])
-def test_a_flipped_bit_in_a_shard_is_noticed(folder, suffix):
-    publish_embeddings(folder, [write(folder, normal(5), thumbnails=[b"t"] * 5)], BODY)
-    name = f"shards/00000-aa.{suffix}"
+@pytest.mark.parametrize("part", ["vectors", "thumbnails"])
+def test_a_flipped_bit_in_a_shard_is_noticed(folder, part):
+    record = write(folder, normal(5), thumbnails=[b"t"] * 5)
+    publish_embeddings(folder, [record], BODY)
+    name = record[part]
     data = bytearray(folder.read_bytes(name))
     data[len(data) // 2] ^= 4
     folder.write_atomic(name, bytes(data))
-    with pytest.raises(CorruptArtifactError, match=suffix):
+    with pytest.raises(CorruptArtifactError, match=name):
         EmbeddingStore.open(folder)

@@ -1,0 +1,176 @@
+"""The driver of sharded work: what is missing is spread over Ray Data actors, failures are counted.
+
+The protocol itself is in `cluster.shards`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, cast
+
+import pyarrow as pa
+
+from cluster.context import Context
+from cluster.shards import (
+    SHARD_FOLDER,
+    Shard,
+    ShardActor,
+    ShardError,
+    ShardWork,
+    attempts_file,
+    committed,
+)
+from index.artifact import Folder
+
+__all__ = ["ErrorBudgetError", "ShardJob"]
+
+BUDGET_AFTER_ROWS = 200
+
+
+class ErrorBudgetError(ValueError):
+    """So many pictures failed that something other than the pictures must be wrong."""
+
+
+@dataclass(frozen=True, slots=True)
+class ShardJob:
+    """A plan and who works on it.
+
+    Args:
+        title: shown beside the progress.
+        folder: the artefact's folder.
+        shards: the whole plan.
+        make_work: class of the `ShardWork`.
+        arguments: its keyword arguments.
+        error_budget: share of failed pictures at which the job stops.
+    """
+
+    title: str
+    folder: Folder
+    shards: list[Shard]
+    make_work: Callable[..., ShardWork]
+    arguments: dict[str, Any]
+    error_budget: float
+
+    def run(self, context: Context) -> list[dict[str, Any]]:
+        """Finish what is missing; returns every shard's record in plan order.
+
+        When nothing is missing, all files are read and compared with their sha256, so that running
+        a finished job again mends what was damaged. Call it as `index.lock.sole_writer`.
+
+        Raises:
+            ErrorBudgetError: too many pictures failed. What is committed stays.
+            ShardError: a worker could not read or write something other than a picture.
+        """
+        records = {shard.number: committed(self.folder, shard) for shard in self.shards}
+        if None not in records.values():
+            records = {shard.number: committed(self.folder, shard, "full") for shard in self.shards}
+        pending = [shard for shard in self.shards if records[shard.number] is None]
+        done = [record for record in records.values() if record is not None]
+        tally = _Tally(self.error_budget, self.title, done)
+        if pending:
+            self._finish(pending, records, tally, context)
+        tally.check()
+        return [record for record in records.values() if record is not None]
+
+    def _finish(
+        self,
+        pending: list[Shard],
+        records: dict[int, dict[str, Any] | None],
+        tally: _Tally,
+        context: Context,
+    ) -> None:
+        num_rows = sum(len(shard.rows) for shard in self.shards)
+        (self.folder / SHARD_FOLDER).make()
+        for shard in pending:
+            # Attempts of a run that was killed say nothing about the pictures.
+            self.folder.remove(attempts_file(shard))
+        with context.progress(self.title, num_rows, "pictures") as line:
+            line.start_at(num_rows - sum(len(shard.rows) for shard in pending))
+            for record in _distribute(self, pending, context):
+                if "error" in record:
+                    raise ShardError(record["error"], record["errno"])
+                records[record["number"]] = record
+                tally.add(record)
+                line.advance(record["rows"], tally.note)
+
+    def clear(self, *doors: Mapping[str, Any]) -> None:
+        """Delete the files of shards that neither the plan nor any of the doors names.
+
+        Give the door that was replaced as well as the new one: somebody may have it open.
+        """
+        named = {file for door in doors for file in door["files"]}
+        named |= {f"{SHARD_FOLDER}/{shard.name}.json" for shard in self.shards}
+        keep = {name.removeprefix(f"{SHARD_FOLDER}/") for name in named}
+        (self.folder / SHARD_FOLDER).remove_others("", keep=keep)
+
+
+class _Tally:
+    """Counts failures and stops the job when they are more than the budget allows.
+
+    Args:
+        budget: share of the pictures that may fail.
+        title: of the job.
+        done: records of the shards that earlier runs committed.
+    """
+
+    def __init__(self, budget: float, title: str, done: Iterable[Mapping[str, Any]]) -> None:
+        self._budget = budget
+        self._title = title
+        self._rows = 0
+        self._failed: Counter[str] = Counter()
+        for record in done:
+            self._count(record)
+
+    @property
+    def note(self) -> str:
+        return ", ".join(f"{count} {status}" for status, count in self._failed.items())
+
+    def add(self, record: Mapping[str, Any]) -> None:
+        """Count one more shard; early enough that little time is lost, not at the first picture."""
+        self._count(record)
+        if self._rows >= BUDGET_AFTER_ROWS:
+            self.check()
+
+    def _count(self, record: Mapping[str, Any]) -> None:
+        self._rows += record["rows"]
+        self._failed.update(record["failed"])
+
+    def check(self) -> None:
+        """Raise `ErrorBudgetError` if too large a share of what was counted failed."""
+        failed = self._failed.total()
+        if failed > self._budget * self._rows:
+            raise ErrorBudgetError(
+                f"{self._title}: {failed} of {self._rows} pictures failed ({self.note}), more than "
+                f"the {self._budget:.0%} allowed. If they moved or changed, run lookalike scan "
+                "again; if the pictures are fine to lose, raise --error-budget."
+            )
+
+
+def _distribute(job: ShardJob, pending: list[Shard], context: Context) -> Iterator[dict[str, Any]]:
+    """Records of the pending shards as Ray Data's actors finish them."""
+    with context.ray() as profile:
+        import ray
+
+        table = pa.table({"shard": [shard.to_json() for shard in pending]})
+        actors = min(profile.embed_actors, len(pending))
+        done = ray.data.from_arrow([table.slice(i, 1) for i in range(len(pending))]).map_batches(
+            ShardActor,
+            batch_size=1,
+            batch_format="pyarrow",
+            compute=ray.data.ActorPoolStrategy(size=actors),
+            num_cpus=profile.cpus_per_actor,
+            num_gpus=profile.gpus_per_actor,
+            label_selector=profile.data_labels,
+            fn_constructor_kwargs={
+                "location": context.workspace.location,
+                "folder_path": job.folder.path,
+                "make_work": job.make_work,
+                "arguments": job.arguments,
+            },
+        )
+        for batch in done.iter_batches(batch_size=1, batch_format="pyarrow", prefetch_batches=0):
+            records = cast("pa.Table", batch)["record"]
+            yield from map(json.loads, records.to_pylist())

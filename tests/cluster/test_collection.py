@@ -1,0 +1,50 @@
+"""An index with everything behind it, and refusals where it no longer fits together."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from cluster.collection import Collection
+from index.artifact import ArtifactError, MissingArtifactError
+
+
+def test_a_picture_of_the_corpus_finds_itself_first(library: Any) -> None:
+    collection = Collection.open(library.workspace, library.index)
+    row = collection.picture(7)
+    hits = collection.search_picture(Path(row.uri).read_bytes(), 3)
+    assert hits.ids[0, 0] == 7
+    others = collection.search_ids([7], 3)
+    assert 7 not in others.ids[0]
+    np.testing.assert_array_equal(collection.ids(), np.arange(30))
+
+
+def test_a_corpus_made_anew_under_the_same_name_is_refused(library: Any) -> None:
+    shutil.rmtree(library.folder("corpora", "digits").local_path())
+    next(library.pictures.rglob("*.png")).unlink()
+    library.rescan()
+    collection = Collection.open(library.workspace, library.index)
+    with pytest.raises(
+        ArtifactError, match=r"made anew since index 'digits-tiny' was built.*embed"
+    ):
+        collection.picture(7)
+
+
+def test_embeddings_of_another_corpus_do_not_lend_their_thumbnails(
+    library: Any, make_encoder: Any, make_vectors: Any
+) -> None:
+    collection = Collection.open(library.workspace, library.index)
+    shutil.rmtree(library.folder("corpora", "digits").local_path())
+    library.rescan()
+    make_vectors(library.workspace, make_encoder(library.workspace))
+    with pytest.raises(ArtifactError, match="made anew"):
+        collection.thumbnail(7)
+
+
+def test_a_missing_index_says_how_to_make_one(library: Any) -> None:
+    with pytest.raises(MissingArtifactError, match=r"Existing: digits-tiny.*lookalike index"):
+        Collection.open(library.workspace, "nothing")
