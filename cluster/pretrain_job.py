@@ -10,30 +10,37 @@ command goes on where the last run ended, with any number of workers.
 
 from __future__ import annotations
 
-import contextlib
-import threading
+import logging
 import time
-import uuid
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Annotated, Any, cast
+from typing import Annotated, Any
 
 import numpy as np
 import tyro
+from numpy.typing import NDArray
 
 from cluster.catalog import Catalog
-from cluster.context import Context, ProgressLine
-from cluster.pixels_job import build_pixels
-from cluster.pretrain_worker import WorkerPlan, train_worker
-from cluster.runlog import read_metrics, read_run, write_run
-from cluster.workspace import check_name
+from cluster.context import Context
+from cluster.pixels_job import PixelCache, build_pixels
+from cluster.pretrain_worker import WorkerPlan, pixels_identity, publish_encoder
+from cluster.ray_train import fit
+from cluster.runlog import load_newest_checkpoint, read_metrics, read_run, save_labels, write_run
+from cluster.workspace import Workspace, check_name
 from encoders.pretrain_config import PretrainConfig
-from index.artifact import Folder, digest, library_versions
+from encoders.training import Pretraining
+from index.artifact import (
+    CorruptArtifactError,
+    Folder,
+    MissingArtifactError,
+    digest,
+    library_versions,
+    open_door,
+)
 from index.lock import sole_writer
 
 __all__ = ["PretrainJobConfig", "PretrainingStoppedError", "pretrain"]
 
-POLL_S = 1.0
+logger = logging.getLogger(__name__)
 
 
 class PretrainingStoppedError(ValueError):
@@ -67,17 +74,34 @@ class PretrainJobConfig:
         """Check names and ranges."""
         check_name(self.corpus, what="corpus")
         check_name(self.name, what="encoder")
-        for field_name in ("checkpoint_every", "log_every", "probe_every"):
-            if getattr(self, field_name) < 1:
-                raise ValueError(f"{field_name} {getattr(self, field_name)}: has to be at least 1")
+        for field_name, least in _LEAST.items():
+            value = getattr(self, field_name)
+            if value < least:
+                raise ValueError(
+                    f"{field_name} is {value}; it has to be {least} or more. "
+                    "Leave it out for the default."
+                )
+        if not 0 <= self.error_budget <= 1:
+            raise ValueError(
+                f"error_budget is {self.error_budget}; it has to be a share from 0 to 1. "
+                "Use 0.25 to stop when a quarter of the pictures cannot be decoded."
+            )
+
+
+_LEAST = {"checkpoint_every": 1, "log_every": 1, "probe_every": 1, "max_failures": 0}
 
 
 def pretrain(config: PretrainJobConfig, context: Context) -> dict[str, Any]:
     """Train, or finish training, and publish the encoder.
 
+    A run that is done is not started again: whatever was scanned since, its report comes back, and
+    an encoder that is damaged or gone is published again.
+
     Raises:
         MissingArtifactError: there is no such corpus.
-        ValueError: a run of this name was started with another configuration.
+        CorruptArtifactError: ``run.json`` is damaged.
+        ValueError: a run of this name learns from something else or with other settings, the
+            workers cannot share a batch, or another process trains this run.
         PretrainingStoppedError: the run stopped itself.
     """
     workspace = context.workspace
@@ -86,40 +110,89 @@ def pretrain(config: PretrainJobConfig, context: Context) -> dict[str, Any]:
         workspace.require("corpora", config.corpus, door="corpus.json", make=make)
     )
     folder = workspace.folder("runs", config.name)
-    has_labels = catalog.ok["label"].null_count < len(catalog.ok)
-    config.training.check_labels(np.zeros(1, np.int64) if has_labels else None)
-    config_id = digest([config.training.settings(), catalog.corpus_id])
-    if _is_done(folder, config, config_id, context):
-        return _report(config, context, resumed_at=None)
-    with sole_writer(folder, "training this run"):
-        outcome = _train(config, catalog, config_id, context)
-    return _report(config, context, resumed_at=outcome["resumed_at"])
+    resumed_at = None
+    if not _is_done(_run_of(config, folder), config, workspace):
+        with sole_writer(folder, "training this run"):
+            run = _run_of(config, folder)
+            resumed_at = _publish_again(run, config, context)
+            if resumed_at is None:
+                resumed_at = _train(run, config, catalog, context)
+    return _report(config, catalog, context, resumed_at)
+
+
+def _run_of(config: PretrainJobConfig, folder: Folder) -> dict[str, Any]:
+    """Content of ``run.json``, or nothing; refuses a run of another corpus or other settings."""
+    run = read_run(folder)
+    if not run:
+        return {}
+    changed = config.training.differences(run.get("config", {}))
+    if run.get("corpus") != config.corpus:
+        changed.insert(0, f"corpus was {run.get('corpus')!r}, is {config.corpus!r}")
+    if changed:
+        raise ValueError(
+            f"run {config.name!r} in {folder}: started with another configuration; different: "
+            f"{', '.join(changed)}. Give this one a new --name, or the old settings to go on."
+        )
+    return run
+
+
+def _is_done(run: dict[str, Any], config: PretrainJobConfig, workspace: Workspace) -> bool:
+    """Whether the run came to its end and its encoder is there, whole."""
+    if run.get("state") != "done":
+        return False
+    try:
+        workspace.open_encoder(config.name)
+    except (MissingArtifactError, CorruptArtifactError) as error:
+        logger.warning("%s; it is made again from the run's last checkpoint", error)
+        return False
+    return True
+
+
+def _publish_again(run: dict[str, Any], config: PretrainJobConfig, context: Context) -> int | None:
+    """Publish a finished run's encoder from its last checkpoint, which needs no pictures.
+
+    Returns:
+        The checkpoint's step, or None when there is training left to do.
+    """
+    if run.get("state") != "done":
+        return None
+    state = load_newest_checkpoint(context.workspace.folder("runs", config.name), run["config_id"])
+    if state is None or state["training"]["step"] < run["num_steps"]:
+        return None
+    training = Pretraining(config.training, num_pictures=run["num_pictures"])
+    training.load_state_dict(state["training"])
+    publish_encoder(
+        context.workspace,
+        config.name,
+        training,
+        seconds=state["seconds"],
+        corpus_id=run["corpus_id"],
+    )
+    return training.step_index
 
 
 def _train(
-    config: PretrainJobConfig, catalog: Catalog, config_id: str, context: Context
-) -> dict[str, Any]:
-    """Start or go on with the run; returns what rank 0 returned."""
-    folder = context.workspace.folder("runs", config.name)
+    run: dict[str, Any], config: PretrainJobConfig, catalog: Catalog, context: Context
+) -> int | None:
+    """Start or go on with the run; returns the step at which it went on."""
+    _refuse_other_scan(run, config, catalog)
+    num_workers = context.where.profile_settings().num_workers
+    # Before an hour goes into the cache; again after it, when unreadable pictures are left out.
+    config.training.check_share(len(catalog.ok), num_workers)
+    has_labels = catalog.ok["label"].null_count < len(catalog.ok)
+    config.training.check_labels(np.zeros(1, np.int64) if has_labels else None)
     cache = build_pixels(
         catalog, config.training.preprocess, context, error_budget=config.error_budget
     )
-    plan = WorkerPlan(
-        location=context.workspace.location,
-        name=config.name,
-        corpus=config.corpus,
-        pixels_path=cache.folder.path,
-        config_id=config_id,
-        training=config.training,
-        checkpoint_every=config.checkpoint_every,
-        log_every=config.log_every,
-        probe_every=config.probe_every,
-        num_threads=max(1, int(context.where.profile_settings().cpus_per_worker)),
-    )
-    _begin(folder, plan, num_pictures=len(cache), corpus_id=catalog.corpus_id)
+    config.training.check_share(len(cache), num_workers)
+    door = open_door(cache.folder, "pixels", verify="sizes")
+    _refuse_other_pictures(run, config, pixels_identity(door), len(cache))
+    plan = _plan(config, catalog, cache, door, context)
+    folder = context.workspace.folder("runs", config.name)
+    num_steps = config.training.num_steps(len(cache))
+    _begin(folder, config, plan, door["rows"], num_pictures=len(cache))
     try:
-        with _watched(folder, config.training.num_steps(len(cache)), context):
-            outcome = _fit(plan, config, folder, context)
+        outcome = fit(plan, context, num_steps=num_steps, max_failures=config.max_failures)
     except BaseException as error:
         state = "stopped" if isinstance(error, KeyboardInterrupt) else "failed"
         write_run(folder, state=state, error=str(error))
@@ -128,18 +201,86 @@ def _train(
         write_run(folder, state="stopped", error=outcome["stopped"])
         raise PretrainingStoppedError(outcome["stopped"])
     write_run(folder, state="done", finished_at=time.time())
-    return outcome
+    resumed_at: int | None = outcome["resumed_at"]
+    return resumed_at
 
 
-def _begin(folder: Folder, plan: WorkerPlan, *, num_pictures: int, corpus_id: str) -> None:
+def _refuse_other_scan(run: dict[str, Any], config: PretrainJobConfig, catalog: Catalog) -> None:
+    if run and run["corpus_id"] != catalog.corpus_id:
+        raise ValueError(
+            f"run {config.name!r}: began on an earlier scan of corpus {config.corpus!r}, which is "
+            "no more; a run learns from one scan from its first step to its last. "
+            "Give --name a new name to learn from the corpus as it is now."
+        )
+
+
+def _refuse_other_pictures(
+    run: dict[str, Any], config: PretrainJobConfig, pixels_id: str, num_pictures: int
+) -> None:
+    if run and run.get("pixels_id", pixels_id) != pixels_id:
+        raise ValueError(
+            f"run {config.name!r}: began on {run['num_pictures']} pictures; the {num_pictures} "
+            "that can be read now are not the same. A run learns from one set to its end. "
+            "Bring the files back as they were, or give --name a new name."
+        )
+
+
+def _plan(
+    config: PretrainJobConfig,
+    catalog: Catalog,
+    cache: PixelCache,
+    door: dict[str, Any],
+    context: Context,
+) -> WorkerPlan:
+    """Pin what the run learns from, and keep its labels in the run's folder."""
+    codes = _label_codes(catalog, cache.ids)
+    config.training.check_labels(codes)
+    labels = None
+    if codes is not None:
+        labels = save_labels(context.workspace.folder("runs", config.name), cache.ids, codes)
+    return WorkerPlan(
+        location=context.workspace.location,
+        name=config.name,
+        corpus_id=catalog.corpus_id,
+        pixels_path=cache.folder.path,
+        pixels_id=pixels_identity(door),
+        labels=labels,
+        config_id=digest([config.training.settings(), catalog.corpus_id]),
+        training=config.training,
+        checkpoint_every=config.checkpoint_every,
+        log_every=config.log_every,
+        probe_every=config.probe_every,
+        num_threads=max(1, int(context.where.profile_settings().cpus_per_worker)),
+    )
+
+
+def _label_codes(catalog: Catalog, ids: NDArray[np.int64]) -> NDArray[np.int64] | None:
+    """Positions of the pictures' labels among all labels, sorted; -1 for none, None without any."""
+    labels = catalog.labels(ids)
+    names = sorted({label for label in labels if label is not None})
+    code_of = {name: code for code, name in enumerate(names)}
+    codes = [-1 if label is None else code_of[label] for label in labels]
+    return np.array(codes, dtype=np.int64) if names else None
+
+
+def _begin(
+    folder: Folder,
+    config: PretrainJobConfig,
+    plan: WorkerPlan,
+    rows: dict[str, int],
+    *,
+    num_pictures: int,
+) -> None:
     write_run(
         folder,
         state="running",
         config=plan.training.settings(),
         config_id=plan.config_id,
-        corpus=plan.corpus,
-        corpus_id=corpus_id,
+        corpus=config.corpus,
+        corpus_id=plan.corpus_id,
+        pixels_id=plan.pixels_id,
         num_pictures=num_pictures,
+        failed={status: count for status, count in rows.items() if status != "ok"},
         num_steps=plan.training.num_steps(num_pictures),
         started_at=time.time(),
         error=None,
@@ -147,106 +288,23 @@ def _begin(folder: Folder, plan: WorkerPlan, *, num_pictures: int, corpus_id: st
     )
 
 
-def _is_done(folder: Folder, config: PretrainJobConfig, config_id: str, context: Context) -> bool:
-    """Whether the run is finished; refuses to continue a run of another configuration."""
-    run = read_run(folder)
-    if run and run["config_id"] != config_id:
-        was, now = run["config"], config.training.settings()
-        changed = [name for name in now if was.get(name) != _as_json(now[name])]
-        what = ", ".join(changed) or "the corpus (it was scanned again)"
-        raise ValueError(
-            f"run {config.name!r} in {folder}: started with another configuration; "
-            f"different: {what}. Give this one a new --name, or the old settings to go on."
-        )
-    encoder = context.workspace.folder("encoders", config.name)
-    return bool(run) and run["state"] == "done" and encoder.exists("card.json")
-
-
-def _as_json(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _as_json(item) for key, item in value.items()}
-    return [_as_json(item) for item in value] if isinstance(value, (list, tuple)) else value
-
-
-def _fit(
-    plan: WorkerPlan, config: PretrainJobConfig, folder: Folder, context: Context
+def _report(
+    config: PretrainJobConfig, catalog: Catalog, context: Context, resumed_at: int | None
 ) -> dict[str, Any]:
-    """Run the workers under Ray Train; returns what rank 0 returned."""
-    with context.ray() as profile:
-        import ray.train
-        from ray.train.torch import TorchConfig, TorchTrainer
-
-        # Ray's stubs still describe the classes that version 2 of Ray Train replaces at run time.
-        train: Any = ray.train
-
-        attempts = folder / "ray"
-        resources: dict[str, float] = {"CPU": profile.cpus_per_worker}
-        if profile.gpus_per_worker:
-            resources["GPU"] = profile.gpus_per_worker
-        trainer = TorchTrainer(
-            cast("Callable[[dict[Any, Any]], None]", train_worker),
-            train_loop_config={"plan": plan},
-            scaling_config=train.ScalingConfig(
-                num_workers=profile.num_workers,
-                use_gpu=profile.gpus_per_worker > 0,
-                resources_per_worker=resources,
-                label_selector=profile.train_labels,
-            ),
-            # A new name each time: Ray must not resume from its own state, which a kill can tear.
-            run_config=train.RunConfig(
-                name=uuid.uuid4().hex[:12],
-                storage_path=attempts.path,
-                storage_filesystem=attempts.fs,
-                failure_config=train.FailureConfig(max_failures=config.max_failures),
-                logging_config=train.LoggingConfig("ERROR"),
-            ),
-            torch_config=TorchConfig(timeout_s=300),
-        )
-        result: Any = trainer.fit()
-        attempts.fs.delete_dir(attempts.path)
-        return dict(result.return_value)
-
-
-@contextlib.contextmanager
-def _watched(folder: Folder, num_steps: int, context: Context) -> Iterator[None]:
-    """Show the run's progress from its metrics while Ray Train blocks this thread."""
-    with context.progress(f"pretrain {folder.path.rsplit('/', 1)[-1]}", num_steps, "steps") as line:
-        finished = threading.Event()
-        follower = threading.Thread(target=_follow, args=(folder, line, finished), daemon=True)
-        follower.start()
-        try:
-            yield
-        finally:
-            finished.set()
-            follower.join()
-
-
-def _follow(folder: Folder, line: ProgressLine, finished: threading.Event) -> None:
-    shown = 0
-    while not finished.wait(POLL_S):
-        metrics = read_metrics(folder)
-        if not metrics or metrics[-1]["step"] == shown:
-            continue
-        newest = metrics[-1]
-        if not shown:
-            line.start_at(metrics[0]["step"] if len(metrics) == 1 else newest["step"])
-        shown = newest["step"]
-        knn = next((item["knn"] for item in reversed(metrics) if "knn" in item), None)
-        note = f"loss {newest['loss']:.3f}" + (f"  kNN {knn:.1%}" if knn is not None else "")
-        line.set(shown, note)
-
-
-def _report(config: PretrainJobConfig, context: Context, resumed_at: int | None) -> dict[str, Any]:
     folder = context.workspace.folder("runs", config.name)
-    metrics = read_metrics(folder)
+    run, metrics = read_run(folder), read_metrics(folder)
     encoder = context.workspace.open_encoder(config.name)
+    earlier = run["corpus_id"] != catalog.corpus_id
     return {
         "encoder": config.name,
         "encoder_id": encoder.encoder_id,
+        "pictures": run["num_pictures"],
+        "failed": run.get("failed", {}),
         "steps": metrics[-1]["step"] if metrics else 0,
         "loss": metrics[-1]["loss"] if metrics else None,
         "knn": next((item["knn"] for item in reversed(metrics) if "knn" in item), None),
         "resumed_at": resumed_at,
+        "note": "trained on an earlier scan of the corpus" if earlier else None,
         "path": str(context.workspace.folder("encoders", config.name)),
         "run": str(folder),
     }

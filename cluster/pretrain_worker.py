@@ -6,39 +6,54 @@ Every rank walks the same steps and reads its own rows of each global batch. Ran
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
-from cluster.catalog import Catalog
 from cluster.pixels_job import PixelCache
-from cluster.runlog import MetricsLog, load_newest_checkpoint, save_checkpoint
+from cluster.runlog import MetricsLog, load_labels, load_newest_checkpoint, save_checkpoint
 from cluster.workspace import Workspace
 from encoders.card import encoder_body, encoder_files
-from encoders.encoder import Encoder
+from encoders.health import CollapseError, NonFiniteError
 from encoders.pretrain_config import PretrainConfig
 from encoders.probe import knn_accuracy
 from encoders.training import Pretraining
-from index.artifact import Folder, library_versions, publish
+from index.artifact import FileRecord, Folder, digest, library_versions, open_door, publish
 
-__all__ = ["WorkerPlan", "publish_encoder", "train_worker"]
+__all__ = [
+    "TrainingDataChangedError",
+    "WorkerPlan",
+    "pixels_identity",
+    "publish_encoder",
+    "train_worker",
+]
 
 KEEP_CHECKPOINTS = 2
 PROBE_PICTURES = 2048
 PROBE_K = 5
 
 
+class TrainingDataChangedError(ValueError):
+    """What lies in the workspace is not what the run began to learn from."""
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class WorkerPlan:
-    """All that a worker needs to know; small, since it travels to each."""
+    """All that a worker needs to know; small, since it travels to each.
+
+    It pins what the run learns from: a worker, also one that Ray starts anew after days, takes the
+    pixels of this identity and the labels of this file, or refuses.
+    """
 
     location: str
     name: str
-    corpus: str
+    corpus_id: str
     pixels_path: str
+    pixels_id: str
+    labels: FileRecord | None
     config_id: str
     training: PretrainConfig
     checkpoint_every: int
@@ -60,9 +75,8 @@ def train_worker(loop_config: dict[str, Any]) -> dict[str, Any]:
     torch.set_num_threads(plan.num_threads)
     try:
         return _Worker(plan, get_device(), rank=ray.train.get_context().get_world_rank()).run()
-    except ValueError as error:
-        # A batch that cannot be divided, a collapse, a loss that is not finite: all ranks see the
-        # same, and no restart mends it.
+    except (CollapseError, NonFiniteError) as error:
+        # All ranks see the same figures, and no restart mends them.
         return {"resumed_at": None, "stopped": str(error)}
 
 
@@ -72,9 +86,8 @@ class _Worker:
         self.rank = rank
         self.workspace = Workspace.at(plan.location)
         self.folder = self.workspace.folder("runs", plan.name)
-        self.cache = PixelCache.open(Folder(self.workspace.root.fs, plan.pixels_path))
-        self.labels = _labels(self.workspace, plan.corpus, self.cache.ids)
-        self.has_labels = bool((self.labels >= 0).any())
+        self.cache = _open_pixels(Folder(self.workspace.root.fs, plan.pixels_path), plan)
+        self.labels = None if plan.labels is None else load_labels(self.folder, plan.labels)
         self.training = Pretraining(plan.training, num_pictures=len(self.cache), device=device)
         state = load_newest_checkpoint(self.folder, plan.config_id)
         self.resumed_at: int | None = None
@@ -92,15 +105,24 @@ class _Worker:
     def run(self) -> dict[str, Any]:
         training = self.training
         log = MetricsLog(self.folder, training.step_index) if self.rank == 0 else None
-        while training.step_index < training.num_steps:
-            rows = training.next_rows()
-            labels = self.labels[rows] if self.has_labels else None
-            metrics = training.train_step(self.cache.read(rows), self.cache.ids[rows], labels)
+        try:
+            while training.step_index < training.num_steps:
+                rows = training.next_rows()
+                labels = None if self.labels is None else self.labels[rows]
+                metrics = training.train_step(self.cache.read(rows), self.cache.ids[rows], labels)
+                if log is not None:
+                    self._record(log, metrics)
+        finally:
             if log is not None:
-                self._record(log, metrics)
-        if log is not None:
-            log.flush()
-            self._publish()
+                log.flush()
+        if self.rank == 0:
+            publish_encoder(
+                self.workspace,
+                self.plan.name,
+                training,
+                seconds=self.seconds,
+                corpus_id=self.plan.corpus_id,
+            )
         return {"resumed_at": self.resumed_at, "stopped": None}
 
     def _record(self, log: MetricsLog, metrics: dict[str, Any]) -> None:
@@ -124,6 +146,8 @@ class _Worker:
 
     def _probe(self) -> float | None:
         """KNN accuracy of a fixed sample, a quarter queried against the rest; None unlabelled."""
+        if self.labels is None:
+            return None
         labelled = np.flatnonzero(self.labels >= 0)
         if len(labelled) < 8 or len(np.unique(self.labels[labelled])) < 2:
             return None
@@ -133,53 +157,49 @@ class _Worker:
         labels = self.labels[sample]
         return knn_accuracy(vectors[cut:], labels[cut:], vectors[:cut], labels[:cut], k=PROBE_K)
 
-    def _publish(self) -> None:
-        summary = {
-            "run": self.plan.name,
-            "steps": self.training.num_steps,
-            "seconds": round(self.seconds, 1),
-            "num_pictures": len(self.cache),
-        }
-        publish_encoder(
-            self.workspace,
-            self.plan.name,
-            self.training.encoder(),
-            training={"recipe": self.plan.training.settings(), **summary},
-            parents={
-                "corpus_id": Catalog.open(
-                    self.workspace.folder("corpora", self.plan.corpus)
-                ).corpus_id
-            },
+
+def pixels_identity(door: Mapping[str, Any]) -> str:
+    """What a pixel cache of this door holds: how its pictures were made, and their sha256."""
+    return digest([door["id"], door["files"]])
+
+
+def _open_pixels(folder: Folder, plan: WorkerPlan) -> PixelCache:
+    cache = PixelCache.open(folder)
+    # Afterwards, since the cache may be built again at any time.
+    found = pixels_identity(open_door(folder, "pixels", verify="sizes"))
+    if found != plan.pixels_id:
+        raise TrainingDataChangedError(
+            f"pixels {found[:12]} in {folder}: run {plan.name!r} learns from "
+            f"{plan.pixels_id[:12]}, and from one set of pictures to its end. Somebody scanned "
+            "the corpus again and built its pixels anew: start a run under another --name."
         )
-
-
-def _labels(workspace: Workspace, corpus: str, ids: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Label codes of the pictures in order of the labels' names, -1 where the corpus has none."""
-    labels = Catalog.open(workspace.folder("corpora", corpus)).labels(ids)
-    names = sorted({label for label in labels if label is not None})
-    code_of = {name: code for code, name in enumerate(names)}
-    codes = [-1 if label is None else code_of[label] for label in labels]
-    return np.array(codes, dtype=np.int64)
+    return cache
 
 
 def publish_encoder(
-    workspace: Workspace,
-    name: str,
-    encoder: Encoder,
-    *,
-    training: dict[str, Any],
-    parents: dict[str, str],
+    workspace: Workspace, name: str, training: Pretraining, *, seconds: float, corpus_id: str
 ) -> dict[str, Any]:
-    """Publish an encoder artefact; returns its card."""
+    """Publish the encoder that training has made; returns its card."""
     folder = workspace.folder("encoders", name).make()
+    encoder = training.encoder()
     files = encoder_files(encoder)
     for file, data in files.items():
         folder.write_atomic(file, data)
     body = {
         **encoder_body(encoder),
-        "training": training,
-        "parents": parents,
+        "training": {
+            "recipe": training.config.settings(),
+            "run": name,
+            "steps": training.num_steps,
+            "seconds": round(seconds, 1),
+            "num_pictures": training.num_pictures,
+        },
+        "parents": {"corpus_id": corpus_id},
         "rows": {},
         "versions": library_versions("torch", "torchvision", "ray"),
     }
-    return publish(folder, "encoder", body, list(files), door="card.json")
+    card = publish(folder, "encoder", body, list(files), door="card.json")
+    for file in set(folder.names()) - set(files):
+        if file.endswith(".safetensors"):
+            folder.remove(file)
+    return card

@@ -7,17 +7,23 @@ never taken for whole.
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import logging
 import re
 from typing import Any
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import torch
+from numpy.typing import NDArray
 
 from index.artifact import (
     ArtifactError,
     CorruptArtifactError,
+    FileRecord,
     Folder,
     MissingArtifactError,
     library_versions,
@@ -29,16 +35,19 @@ from index.artifact import (
 __all__ = [
     "MetricsLog",
     "MetricsTail",
+    "load_labels",
     "load_newest_checkpoint",
     "read_metrics",
     "read_run",
     "save_checkpoint",
+    "save_labels",
     "write_run",
 ]
 
 logger = logging.getLogger(__name__)
 
 METRICS = "metrics.jsonl"
+LABELS = "labels.parquet"
 CHECKPOINT = re.compile(r"step-(\d{9})")
 
 
@@ -164,6 +173,27 @@ class MetricsLog:
     def _write_all(self) -> None:
         text = "".join(json.dumps(line) + "\n" for line in self._lines)
         self._folder.make().write_atomic(METRICS, text.encode())
+
+
+def save_labels(folder: Folder, ids: NDArray[np.int64], labels: NDArray[np.int64]) -> FileRecord:
+    """Keep what each picture was labelled when the run began, in the order of the pixels' ids."""
+    table = pa.table({"id": ids, "label": labels})
+    return folder.make().write_hashed(LABELS, lambda path: pq.write_table(table, path))
+
+
+def load_labels(folder: Folder, record: FileRecord) -> NDArray[np.int64]:
+    """The labels that `save_labels` kept.
+
+    Raises:
+        CorruptArtifactError: the file is not the one that was saved.
+    """
+    data = folder.read_bytes(LABELS)
+    if hashlib.sha256(data).hexdigest() != record["sha256"]:
+        raise CorruptArtifactError(
+            f"{folder}/{LABELS}: its content is not that of the labels this run began with "
+            "(sha256 differs). Run the same command again, which writes it anew."
+        )
+    return np.asarray(pq.read_table(pa.BufferReader(data))["label"].to_numpy())
 
 
 def save_checkpoint(

@@ -77,6 +77,11 @@ class Pretraining:
         return self.config.epochs * self.steps_per_epoch
 
     @property
+    def num_pictures(self) -> int:
+        """Rows of the corpus that it trains on."""
+        return self._order.num_pictures
+
+    @property
     def steps_per_epoch(self) -> int:
         """Optimiser steps of one pass over the corpus."""
         return self._order.steps_per_epoch
@@ -208,7 +213,7 @@ class Pretraining:
         """
         return {
             "config": self.config.settings(),
-            "num_pictures": self._order.num_pictures,
+            "num_pictures": self.num_pictures,
             "step": self._step,
             "method": self._method.state_dict(),
             "optimizer": self._optimizer.state_dict(),
@@ -222,8 +227,8 @@ class Pretraining:
             ValueError: it is of another configuration or corpus size.
         """
         changed = self.config.differences(state["config"])
-        if state["num_pictures"] != self._order.num_pictures:
-            was, now = state["num_pictures"], self._order.num_pictures
+        if state["num_pictures"] != self.num_pictures:
+            was, now = state["num_pictures"], self.num_pictures
             changed.append(f"num_pictures was {was}, is {now}")
         if changed:
             raise ValueError(
