@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
 import tyro
 
+from cluster.catalog import CatalogRow
 from cluster.collection import Collection
 from cluster.context import Context
 from cluster.workspace import check_name
+from index.search import Hits
 
-__all__ = ["SearchConfig", "search"]
+__all__ = ["CHANGED", "SearchConfig", "flags_of", "search"]
+
+CHANGED = "changed_since_index"
+"""Flag of an answer that shows a picture whose file is not, by the last scan, the one indexed."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -36,7 +42,8 @@ def search(config: SearchConfig, context: Context) -> dict[str, Any]:
     """Search the index with a picture file.
 
     Returns:
-        ``hits``: rank, id, cosine score and file of each; ``flags`` say when an answer is short.
+        ``hits``: rank, id, cosine score, file and status of each; ``flags`` say when an answer is
+        short, or shows pictures that changed since the index was built.
 
     Raises:
         FileNotFoundError: the query is not there.
@@ -59,9 +66,21 @@ def search(config: SearchConfig, context: Context) -> dict[str, Any]:
         "version": collection.version,
         "query": str(path),
         "took_ms": round(took_ms, 1),
-        "flags": sorted(hits.flags),
+        "flags": flags_of(hits, rows),
         "hits": [
-            {"rank": rank, "id": row.id, "score": round(float(score), 4), "file": row.uri}
+            {
+                "rank": rank,
+                "id": row.id,
+                "score": round(float(score), 4),
+                "file": row.uri,
+                "status": row.status,
+            }
             for rank, (row, score) in enumerate(zip(rows, hits.scores[0], strict=True), start=1)
         ],
     }
+
+
+def flags_of(hits: Hits, rows: Sequence[CatalogRow]) -> list[str]:
+    """What to know about an answer: the search's own flags, and `CHANGED` by the catalog's rows."""
+    changed = {CHANGED} if any(row.status != "ok" for row in rows) else set()
+    return sorted(hits.flags | changed)

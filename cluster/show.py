@@ -12,6 +12,13 @@ from rich.text import Text
 __all__ = ["show"]
 
 
+FLAGS = {
+    "changed_since_index": "files in brackets are not those that were indexed. Embed and index "
+    "again to search what is there now.",
+    "short": "the index holds no more pictures than these.",
+}
+
+
 def show(verb: str, report: dict[str, Any], console: Console) -> None:
     """Print a verb's report; file names are shown as they are, never read as markup."""
     SHOWN.get(verb, _show_fields)(report, console)
@@ -27,7 +34,7 @@ def _show_fields(report: dict[str, Any], console: Console) -> None:
 
 def _words(value: Any) -> str:
     if isinstance(value, dict):
-        return ", ".join(f"{name} {_words(item)}" for name, item in value.items())
+        return ", ".join(f"{name} {_words(item)}" for name, item in value.items()) or "none"
     if isinstance(value, list):
         return ", ".join(map(_words, value)) or "none"
     return (
@@ -49,10 +56,15 @@ def _show_search(report: dict[str, Any], console: Console) -> None:
     ):
         table.add_column(title, justify=justify, overflow="fold")  # type: ignore[arg-type]
     for hit in report["hits"]:
-        table.add_row(str(hit["rank"]), f"{hit['score']:.3f}", str(hit["id"]), Text(hit["file"]))
+        file = Text(hit["file"])
+        if hit["status"] != "ok":
+            file.append(f"  ({hit['status']})", style="yellow")
+        table.add_row(str(hit["rank"]), f"{hit['score']:.3f}", str(hit["id"]), file)
     console.print(table)
     notes = f"{len(report['hits'])} pictures in {report['took_ms']:.0f} ms, {report['version']}"
-    console.print(Text(", ".join([notes, *report["flags"]]), style="dim"))
+    console.print(Text(notes, style="dim"))
+    for flag in report["flags"]:
+        console.print(Text(f"{flag}: {FLAGS[flag]}", style="yellow"), soft_wrap=True)
 
 
 def _show_evaluate(report: dict[str, Any], console: Console) -> None:

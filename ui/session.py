@@ -12,6 +12,7 @@ import numpy as np
 
 from cluster.catalog import CatalogRow
 from cluster.collection import Collection
+from cluster.search_job import flags_of
 from cluster.workspace import Workspace
 from index.artifact import ArtifactError, MissingArtifactError
 from index.search import Hits
@@ -54,7 +55,7 @@ class SearchAnswer:
         asked: results asked for.
         returned: results found; fewer when the corpus holds fewer.
         took_ms: time from picture to results.
-        flags: what the index says about the answer, such as ``short``.
+        flags: ``short``, or ``changed_since_index`` when a file is not the one that was indexed.
         hits: the results.
     """
 
@@ -74,6 +75,7 @@ class Session:
         self.workspace = workspace
         self.config = config
         self._open: dict[str, tuple[bytes, Collection]] = {}
+        self._locks: dict[str, threading.Lock] = {}
         self._lock = threading.Lock()
 
     def collection(self, name: str) -> Collection:
@@ -92,6 +94,9 @@ class Session:
             )
         current = folder.read_bytes("CURRENT")
         with self._lock:
+            opening = self._locks.setdefault(name, threading.Lock())
+        # Opening reads all of an index to verify it, so one lock a name: the others answer on.
+        with opening:
             known_version, collection = self._open.get(name, (None, None))
             if collection is None or known_version != current:
                 collection = Collection.open(self.workspace, name)
@@ -187,7 +192,7 @@ class Session:
             asked=k,
             returned=len(results),
             took_ms=round(took_ms, 3),
-            flags=sorted(hits.flags),
+            flags=flags_of(hits, rows),
             hits=results,
         )
 

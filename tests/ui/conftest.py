@@ -119,7 +119,12 @@ def _embed(workspace: Workspace, encoder: Encoder) -> None:
     catalog = Catalog.open(workspace.folder("corpora", "shapes"))
     form = {"layer": "backbone", "thumbnail_edge": 96}
     work = EmbedWork(
-        location=workspace.location, name=INDEX, encoder="fresh", num_threads=1, **form
+        location=workspace.location,
+        name=INDEX,
+        encoder="fresh",
+        num_threads=1,
+        device="cpu",
+        **form,
     )
     records = [work(shard) for shard in plan_shards(catalog, key="test", shard_rows=1000)]
     body = {

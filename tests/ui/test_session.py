@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
 import shutil
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
 
+from cluster.catalog import Catalog, CatalogRow
+from cluster.collection import Collection
 from cluster.workspace import Workspace
 from encoders.picture import PictureError
 from index.artifact import MissingArtifactError
@@ -121,6 +126,46 @@ def test_a_damaged_index_is_not_offered_and_does_not_hide_the_others(
     vectors.write_bytes(bytes(data))
     assert [item["name"] for item in session.indexes()] == [shapes.index]
     assert "damaged" in caplog.text
+
+
+def test_an_answer_with_a_file_that_changed_says_so(
+    session: Session, shapes: Any, workspace: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert session.search_id(shapes.index, 0, 5).flags == []
+    rows = Catalog.rows
+
+    def vanished(catalog: Catalog, ids: Any) -> list[CatalogRow]:
+        return [dataclasses.replace(row, status="vanished") for row in rows(catalog, ids)]
+
+    monkeypatch.setattr(Catalog, "rows", vanished)
+    assert session.search_id(shapes.index, 0, 5).flags == ["changed_since_index"]
+
+
+def test_an_index_that_opens_slowly_holds_up_no_other(
+    session: Session, shapes: Any, workspace: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = workspace.folder("indexes", shapes.index).local_path()
+    shutil.copytree(whole, workspace.folder("indexes", "slow").local_path())
+    opened, go_on = [], threading.Event()
+    really_open = Collection.open
+
+    def open_slowly(where: Workspace, name: str) -> Collection:
+        opened.append(name)
+        if name == "slow":
+            assert go_on.wait(timeout=30)
+        return really_open(where, name)
+
+    monkeypatch.setattr(Collection, "open", open_slowly)
+    with ThreadPoolExecutor(3) as pool:
+        slow = [pool.submit(session.collection, "slow") for _ in range(2)]
+        fast = pool.submit(session.collection, shapes.index)
+        try:
+            assert fast.result(timeout=30).name == shapes.index
+            assert not any(future.done() for future in slow)
+        finally:
+            go_on.set()
+        assert slow[0].result(timeout=30) is slow[1].result(timeout=30)
+    assert sorted(opened) == sorted([shapes.index, "slow"]), "each is opened once"
 
 
 def test_the_configured_index_opens_first(workspace: Workspace, shapes: Any) -> None:
