@@ -21,7 +21,7 @@ from cluster.shard_job import ShardJob
 from cluster.shards import Shard, ShardRow, plan_shards, read_picture
 from cluster.workspace import Workspace, check_name
 from encoders.encoder import Encoder
-from encoders.picture import PictureError, open_picture, thumbnail, to_square
+from encoders.picture import thumbnail, to_square
 from index.artifact import (
     CorruptArtifactError,
     Folder,
@@ -143,16 +143,12 @@ class EmbedWork:
         return write_shard(self._folder, shard.name, batch, thumbnails=thumbnails)
 
     def _decode(self, row: ShardRow) -> _Decoded:
-        status, data = read_picture(row)
-        content_hash = hashlib.sha256(data).digest()
-        if status != "ok":
-            return _Decoded(status, content_hash, None, None)
-        try:
-            image = open_picture(data)
-            square = to_square(image, self._encoder.config.preprocess)
-            return _Decoded("ok", content_hash, square, thumbnail(image, self._edge))
-        except PictureError as error:
-            return _Decoded(error.status, content_hash, None, None)
+        picture = read_picture(row)
+        content_hash = hashlib.sha256(picture.data).digest()
+        if picture.image is None:
+            return _Decoded(picture.status, content_hash, None, None)
+        square = to_square(picture.image, self._encoder.config.preprocess)
+        return _Decoded("ok", content_hash, square, thumbnail(picture.image, self._edge))
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,13 +24,7 @@ from cluster.workspace import check_name
 from encoders.baseline import raw_pixel_vectors
 from encoders.distort import distort
 from encoders.encoder import Encoder, preferred_device
-from encoders.picture import (
-    DECODE_EDGE,
-    PictureError,
-    PreprocessConfig,
-    open_picture,
-    to_square,
-)
+from encoders.picture import DECODE_EDGE, PreprocessConfig, to_square
 from index.measure import FewLabelAccuracy, Proportion, few_label_accuracy, find_the_original
 from index.measure import knn_accuracy as leave_one_out_knn
 
@@ -168,13 +162,8 @@ def _distorted(
 
 
 def _square(row: ShardRow, preprocess: PreprocessConfig) -> Pixels | None:
-    status, data = read_picture(row)
-    if status != "ok":
-        return None
-    try:
-        return to_square(open_picture(data), preprocess)
-    except PictureError:
-        return None
+    image = read_picture(row).image
+    return None if image is None else to_square(image, preprocess)
 
 
 def _originals(

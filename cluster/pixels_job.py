@@ -27,7 +27,7 @@ from cluster.context import Context
 from cluster.shard_job import ShardJob
 from cluster.shards import OUT_OF_REACH, Shard, ShardRow, plan_shards, read_picture
 from cluster.workspace import Workspace
-from encoders.picture import PictureError, PreprocessConfig, open_picture, to_square
+from encoders.picture import PreprocessConfig, to_square
 from index.artifact import (
     CorruptArtifactError,
     FileRecord,
@@ -170,13 +170,9 @@ class PixelWork:
         }
 
     def _decode(self, row: ShardRow) -> tuple[str, np.ndarray | None]:
-        status, data = read_picture(row)
-        if status != "ok":
-            return status, None
-        try:
-            return "ok", to_square(open_picture(data), self._preprocess)
-        except PictureError as error:
-            return error.status, None
+        picture = read_picture(row)
+        square = None if picture.image is None else to_square(picture.image, self._preprocess)
+        return picture.status, square
 
 
 def _write_arrow(table: pa.Table, path: str) -> None:

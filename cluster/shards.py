@@ -18,16 +18,19 @@ import os
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import pyarrow as pa
+from PIL import Image
 
 from cluster.catalog import Catalog
+from encoders.picture import PictureError, open_picture
 from index.artifact import Folder, Verify, digest, write_json
 
 __all__ = [
     "OUT_OF_REACH",
     "SHARD_FOLDER",
+    "ReadPicture",
     "Shard",
     "ShardActor",
     "ShardError",
@@ -147,22 +150,33 @@ def committed(folder: Folder, shard: Shard, verify: Verify = "sizes") -> dict[st
     return dict(record) if whole else None
 
 
-def read_picture(row: ShardRow) -> tuple[str, bytes]:
-    """Read a picture's bytes if the file is the one that was scanned.
+class ReadPicture(NamedTuple):
+    """What came of reading one picture: ``image`` is there if and only if ``status`` is ``ok``."""
 
-    Returns:
-        (status, bytes): ``ok``, or ``missing`` or ``changed`` with no bytes.
+    status: str
+    data: bytes
+    image: Image.Image | None
+
+
+def read_picture(row: ShardRow) -> ReadPicture:
+    """Read and decode a picture if its file is the one that was scanned; never raises for it.
+
+    The status is ``ok``, ``missing``, ``changed``, or that of a `PictureError`.
     """
     try:
         # Without waiting, since a pipe may lie there by now.
         with open(row.uri, "rb", opener=_open_at_once) as file:
             found = os.fstat(file.fileno())
             if (found.st_size, found.st_mtime_ns) != (row.bytes, row.mtime_ns):
-                return "changed", b""
-            return "ok", file.read()
+                return ReadPicture("changed", b"", None)
+            data = file.read()
     except OSError as error:
         logger.info("%s: %s", row.uri, error)
-        return "missing", b""
+        return ReadPicture("missing", b"", None)
+    try:
+        return ReadPicture("ok", data, open_picture(data))
+    except PictureError as error:
+        return ReadPicture(error.status, data, None)
 
 
 def _open_at_once(path: str, flags: int) -> int:

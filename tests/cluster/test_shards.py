@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 from pyarrow import fs as pafs
 from rich.console import Console
 
@@ -32,7 +33,7 @@ from cluster.shards import (
     read_picture,
 )
 from cluster.workspace import Workspace
-from encoders.picture import PreprocessConfig
+from encoders.picture import PreprocessConfig, open_picture
 from index.artifact import Folder, publish
 
 SIZE = 16
@@ -157,7 +158,7 @@ def test_the_same_shard_done_twice_gives_the_same_bytes(context: Context, catalo
 
 def test_a_pipe_where_a_picture_was_is_not_waited_for(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "a.png")
-    assert read_picture(ShardRow(0, str(tmp_path / "a.png"), 10, 5)) == ("changed", b"")
+    assert read_picture(ShardRow(0, str(tmp_path / "a.png"), 10, 5)) == ("changed", b"", None)
 
 
 def test_a_shard_that_keeps_killing_its_worker_is_refused(
@@ -174,17 +175,24 @@ def test_a_shard_that_keeps_killing_its_worker_is_refused(
 
 def test_a_file_that_changed_since_the_scan_is_not_read(tmp_path: Path) -> None:
     path = tmp_path / "a.png"
-    path.write_bytes(b"picture")
+    Image.new("RGB", (3, 2)).save(path)
+    data = path.read_bytes()
     found = path.stat()
     row = ShardRow(0, str(path), found.st_size, found.st_mtime_ns)
-    assert read_picture(row) == ("ok", b"picture")
+    assert read_picture(row) == ("ok", data, open_picture(data))
     path.write_bytes(b"another")
-    assert read_picture(ShardRow(0, str(path), found.st_size, found.st_mtime_ns - 1)) == (
-        "changed",
-        b"",
-    )
+    older = ShardRow(0, str(path), found.st_size, found.st_mtime_ns - 1)
+    assert read_picture(older) == ("changed", b"", None)
     path.unlink()
-    assert read_picture(row) == ("missing", b"")
+    assert read_picture(row) == ("missing", b"", None)
+
+
+def test_a_file_that_is_no_picture_gets_its_status(tmp_path: Path) -> None:
+    path = tmp_path / "a.png"
+    path.write_bytes(b"words")
+    found = path.stat()
+    row = ShardRow(0, str(path), found.st_size, found.st_mtime_ns)
+    assert read_picture(row) == ("unreadable", b"words", None)
 
 
 def test_a_commit_record_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
