@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from cluster.catalog import Catalog
 from cluster.context import Context
 from cluster.pixels_job import PixelCache, build_pixels
-from cluster.pretrain_worker import WorkerPlan, pixels_identity, publish_encoder
+from cluster.pretrain_worker import WorkerPlan, publish_encoder
 from cluster.ray_train import fit
 from cluster.runlog import load_newest_checkpoint, read_metrics, read_run, save_labels, write_run
 from cluster.workspace import Workspace, check_name
@@ -34,7 +34,6 @@ from index.artifact import (
     MissingArtifactError,
     digest,
     library_versions,
-    open_door,
 )
 from index.lock import sole_writer
 
@@ -185,12 +184,11 @@ def _train(
         catalog, config.training.preprocess, context, error_budget=config.error_budget
     )
     config.training.check_share(len(cache), num_workers)
-    door = open_door(cache.folder, "pixels", verify="sizes")
-    _refuse_other_pictures(run, config, pixels_identity(door), len(cache))
-    plan = _plan(config, catalog, cache, door, context)
+    _refuse_other_pictures(run, config, cache)
+    plan = _plan(config, catalog, cache, context)
     folder = context.workspace.folder("runs", config.name)
     num_steps = config.training.num_steps(len(cache))
-    _begin(folder, config, plan, door["rows"], num_pictures=len(cache))
+    _begin(folder, config, plan, cache)
     try:
         outcome = fit(plan, context, num_steps=num_steps, max_failures=config.max_failures)
     except BaseException as error:
@@ -215,22 +213,18 @@ def _refuse_other_scan(run: dict[str, Any], config: PretrainJobConfig, catalog: 
 
 
 def _refuse_other_pictures(
-    run: dict[str, Any], config: PretrainJobConfig, pixels_id: str, num_pictures: int
+    run: dict[str, Any], config: PretrainJobConfig, cache: PixelCache
 ) -> None:
-    if run and run.get("pixels_id", pixels_id) != pixels_id:
+    if run and run.get("pixels_id", cache.id) != cache.id:
         raise ValueError(
-            f"run {config.name!r}: began on {run['num_pictures']} pictures; the {num_pictures} "
+            f"run {config.name!r}: began on {run['num_pictures']} pictures; the {len(cache)} "
             "that can be read now are not the same. A run learns from one set to its end. "
             "Bring the files back as they were, or give --name a new name."
         )
 
 
 def _plan(
-    config: PretrainJobConfig,
-    catalog: Catalog,
-    cache: PixelCache,
-    door: dict[str, Any],
-    context: Context,
+    config: PretrainJobConfig, catalog: Catalog, cache: PixelCache, context: Context
 ) -> WorkerPlan:
     """Pin what the run learns from, and keep its labels in the run's folder."""
     codes = _label_codes(catalog, cache.ids)
@@ -243,7 +237,7 @@ def _plan(
         name=config.name,
         corpus_id=catalog.corpus_id,
         pixels_path=cache.folder.path,
-        pixels_id=pixels_identity(door),
+        pixels_id=cache.id,
         labels=labels,
         config_id=digest([config.training.settings(), catalog.corpus_id]),
         training=config.training,
@@ -263,14 +257,7 @@ def _label_codes(catalog: Catalog, ids: NDArray[np.int64]) -> NDArray[np.int64] 
     return np.array(codes, dtype=np.int64) if names else None
 
 
-def _begin(
-    folder: Folder,
-    config: PretrainJobConfig,
-    plan: WorkerPlan,
-    rows: dict[str, int],
-    *,
-    num_pictures: int,
-) -> None:
+def _begin(folder: Folder, config: PretrainJobConfig, plan: WorkerPlan, cache: PixelCache) -> None:
     write_run(
         folder,
         state="running",
@@ -279,9 +266,9 @@ def _begin(
         corpus=config.corpus,
         corpus_id=plan.corpus_id,
         pixels_id=plan.pixels_id,
-        num_pictures=num_pictures,
-        failed={status: count for status, count in rows.items() if status != "ok"},
-        num_steps=plan.training.num_steps(num_pictures),
+        num_pictures=len(cache),
+        failed=cache.failed,
+        num_steps=plan.training.num_steps(len(cache)),
         started_at=time.time(),
         error=None,
         versions=library_versions("torch", "ray"),

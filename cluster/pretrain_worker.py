@@ -6,7 +6,6 @@ Every rank walks the same steps and reads its own rows of each global batch. Ran
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,12 +20,11 @@ from encoders.health import CollapseError, NonFiniteError
 from encoders.pretrain_config import PretrainConfig
 from encoders.probe import knn_accuracy
 from encoders.training import Pretraining
-from index.artifact import FileRecord, Folder, digest, library_versions, open_door, publish
+from index.artifact import FileRecord, Folder, library_versions, publish
 
 __all__ = [
     "TrainingDataChangedError",
     "WorkerPlan",
-    "pixels_identity",
     "publish_encoder",
     "train_worker",
 ]
@@ -158,18 +156,11 @@ class _Worker:
         return knn_accuracy(vectors[cut:], labels[cut:], vectors[:cut], labels[:cut], k=PROBE_K)
 
 
-def pixels_identity(door: Mapping[str, Any]) -> str:
-    """What a pixel cache of this door holds: how its pictures were made, and their sha256."""
-    return digest([door["id"], door["files"]])
-
-
 def _open_pixels(folder: Folder, plan: WorkerPlan) -> PixelCache:
     cache = PixelCache.open(folder)
-    # Afterwards, since the cache may be built again at any time.
-    found = pixels_identity(open_door(folder, "pixels", verify="sizes"))
-    if found != plan.pixels_id:
+    if cache.id != plan.pixels_id:
         raise TrainingDataChangedError(
-            f"pixels {found[:12]} in {folder}: run {plan.name!r} learns from "
+            f"pixels {cache.id[:12]} in {folder}: run {plan.name!r} learns from "
             f"{plan.pixels_id[:12]}, and from one set of pictures to its end. Somebody scanned "
             "the corpus again and built its pixels anew: start a run under another --name."
         )
