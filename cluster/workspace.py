@@ -91,7 +91,8 @@ class Workspace:
         """
         folder = self.folder(kind, name)
         if not folder.exists(door):
-            known = ", ".join(self.names(kind)) or "none"
+            made = (other for other in self.names(kind) if self.folder(kind, other).exists(door))
+            known = ", ".join(made) or "none"
             raise MissingArtifactError(
                 f"{name!r} in {self.root}/{kind}: not there. Existing: {known}. Make it: {make}"
             )

@@ -137,3 +137,9 @@ def test_what_is_no_name_is_no_artefact(tmp_path: Path) -> None:
     for name in ("mine", ".lock", "a b"):
         (tmp_path / "corpora" / name).mkdir(parents=True)
     assert Workspace(Folder.at(tmp_path)).names("corpora") == ["mine"]
+
+
+def test_what_is_missing_names_what_is_there_but_nothing_half_made(library: Any) -> None:
+    library.folder("encoders", "begun").make().write_atomic("model.safetensors", b"")
+    with pytest.raises(MissingArtifactError, match=r"Existing: tiny\. Make it: lookalike pretrain"):
+        library.workspace.open_encoder("other")
