@@ -6,6 +6,8 @@ an index. 3. It publishes a new version beside the old and moves ``CURRENT``.
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Any
 
@@ -13,11 +15,18 @@ import tyro
 
 from cluster.context import Context
 from cluster.workspace import check_name
+from index.artifact import CorruptArtifactError, Folder, MissingArtifactError
 from index.build import build_index
 from index.choose import IndexConfig
 from index.embeddings import EmbeddingStore
+from index.versions import open_current
 
 __all__ = ["IndexJobConfig", "index_embeddings"]
+
+logger = logging.getLogger(__name__)
+
+LINEAGE = {"corpus_uid": "corpus", "encoder": "encoder", "embeddings": "name"}
+"""What all versions of an index have in common, and how it is called."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -37,6 +46,8 @@ class IndexJobConfig:
 
     def __post_init__(self) -> None:
         """Check the names."""
+        check_name(self.corpus, what="corpus")
+        check_name(self.encoder, what="encoder")
         check_name(self.embeddings_name, what="embedding set")
         check_name(self.index_name, what="index")
 
@@ -57,6 +68,7 @@ def index_embeddings(config: IndexJobConfig, context: Context) -> dict[str, Any]
     Raises:
         MissingArtifactError: there is no such embedding set.
         CorruptArtifactError: one of its files is damaged.
+        ValueError: the set is of another corpus or encoder; the index's name is in use for another.
     """
     workspace = context.workspace
     make = f"lookalike embed --corpus {config.corpus} --encoder {config.encoder}"
@@ -64,7 +76,10 @@ def index_embeddings(config: IndexJobConfig, context: Context) -> dict[str, Any]
         "embeddings", config.embeddings_name, door="embeddings.json", make=make
     )
     folder = workspace.folder("indexes", config.index_name)
-    door = build_index(EmbeddingStore.open(source), folder, config.build)
+    store = EmbeddingStore.open(source)
+    _require_asked_for(config, store, make)
+    _require_same_lineage(config, folder, store.parents)
+    door = build_index(store, folder, config.build)
     return {
         "index": config.index_name,
         "version": door["version"],
@@ -78,3 +93,34 @@ def index_embeddings(config: IndexJobConfig, context: Context) -> dict[str, Any]
         "bytes_per_vector": door["bytes_per_vector"],
         "path": str(folder),
     }
+
+
+def _require_asked_for(config: IndexJobConfig, store: EmbeddingStore, make: str) -> None:
+    """The embedding set has to be of the corpus and encoder that were named."""
+    of = (store.parents["corpus"], store.parents["encoder"])
+    if of != (config.corpus, config.encoder):
+        raise ValueError(
+            f"embedding set {config.embeddings_name!r}: is of corpus {of[0]!r} and encoder "
+            f"{of[1]!r}, not of {config.corpus!r} and {config.encoder!r}. Name those, or make the "
+            f"set of these: {make} --name OTHER"
+        )
+
+
+def _require_same_lineage(
+    config: IndexJobConfig, folder: Folder, parents: Mapping[str, str]
+) -> None:
+    """An index of this name may only be a version of the same: newer pictures, newer training."""
+    try:
+        _, door = open_current(folder, verify="sizes")
+    except (MissingArtifactError, CorruptArtifactError) as error:
+        logger.info("no index in service yet: %s", error)
+        return
+    was = door["parents"]
+    other = [what for part, what in LINEAGE.items() if was[part] != parents[part]]
+    if other:
+        raise ValueError(
+            f"index {config.index_name!r}: is that of embedding set {was['embeddings']!r}, corpus "
+            f"{was['corpus']!r} and encoder {was['encoder']!r}. Embedding set "
+            f"{parents['embeddings']!r} is of another {' and '.join(other)}, and would change what "
+            f"the name means to those who use it. Choose another --name, or delete {folder}."
+        )

@@ -20,7 +20,13 @@ from index.part import Part, train_template
 from index.rank import Ranker
 from index.tune import card, draw_samples, tune
 from index.vectors import Floats, Ids, VectorFile, VectorWriter
-from index.versions import finished_version, new_version, open_current, set_current
+from index.versions import (
+    finished_version,
+    new_version,
+    open_current,
+    remove_others,
+    set_current,
+)
 
 __all__ = ["build_index"]
 
@@ -62,8 +68,11 @@ def build_index(store: EmbeddingStore, folder: Folder, config: IndexConfig) -> d
             door = _build_version(store, folder / version, index_id, config)
         else:
             version, door = finished
-        if finished is None or _version_in_service(folder) != version:
+        before = _version_in_service(folder)
+        if before != version:
             set_current(folder, version, door)
+            if before is not None:
+                remove_others(folder, keep={version, before})
     return {**door, "version": version, "reused": finished is not None}
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from index.artifact import (
@@ -26,6 +26,7 @@ __all__ = [
     "finished_version",
     "new_version",
     "open_current",
+    "remove_others",
     "set_current",
     "version_names",
 ]
@@ -75,6 +76,16 @@ def new_version(folder: Folder) -> str:
         if not folder.exists(f"{name}/index.json"):
             shutil.rmtree(folder.local_path(name))
     return f"v{int(names[-1][1:]) + 1 if names else 1:06d}"
+
+
+def remove_others(folder: Folder, *, keep: Collection[str]) -> None:
+    """Delete the versions that are not to be kept. Call as `sole_writer`.
+
+    On Linux and macOS, whoever has one open reads on in its memory-mapped files.
+    """
+    for name in set(version_names(folder)) - set(keep):
+        (folder / name).remove("index.json")  # first: killed half-way, it is no version any more
+        shutil.rmtree(folder.local_path(name))
 
 
 def finished_version(folder: Folder, index_id: str) -> tuple[str, dict[str, Any]] | None:
