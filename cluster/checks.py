@@ -41,6 +41,7 @@ __all__ = [
     "find_chromium",
     "intruders",
     "marker",
+    "why_taken",
 ]
 
 Level = Literal["ok", "warn", "fail"]
@@ -148,11 +149,20 @@ def intruders(rooms: Iterable[str] = ROOMS, home: Path = CHECKOUT) -> dict[str, 
     return found
 
 
-def check_engines(program: str = ENGINES_PROGRAM) -> Check:
+def check_engines(program: str = ENGINES_PROGRAM, timeout_s: float = 120) -> Check:
     """Whether torch and faiss load together and compute, and with what hardware."""
-    done = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, timeout=120, check=False
-    )
+    command = [sys.executable, "-c", program]
+    try:
+        done = subprocess.run(
+            command, capture_output=True, text=True, timeout=timeout_s, check=False
+        )
+    except subprocess.TimeoutExpired:
+        return Check(
+            "engines",
+            "fail",
+            f"torch and faiss have not loaded within {timeout_s:g} s. Look for a hung GPU driver "
+            "or a slow disk, and for what else keeps this machine busy; then try again.",
+        )
     if done.returncode != 0:
         last = (done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1]
         return Check(
@@ -250,17 +260,22 @@ def check_token(file: Path) -> Check:
 
 def check_port(port: int) -> Check:
     """Whether the browser app can listen on its port."""
+    if reason := why_taken(port):
+        return Check(
+            "port", "warn", f"{port} is taken ({reason}). Use: lookalike ui --port {port + 1}"
+        )
+    return Check("port", "ok", f"{port} is free")
+
+
+def why_taken(port: int) -> str | None:
+    """Why nothing can listen on a port of this machine, or None when something can."""
     with socket.socket() as listener:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             listener.bind(("127.0.0.1", port))
         except OSError as error:
-            return Check(
-                "port",
-                "warn",
-                f"{port} is taken ({error.strerror}). Use: lookalike ui --port {port + 1}",
-            )
-    return Check("port", "ok", f"{port} is free")
+            return error.strerror
+    return None
 
 
 def check_browser() -> Check:

@@ -7,22 +7,27 @@ is known.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import importlib
 import json
 import logging
 import os
+import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any
 
 if TYPE_CHECKING:
     from cluster.context import Context
+    from cluster.where import Where
+    from index.artifact import Folder
 
 __all__ = ["VERBS", "Options", "Verb", "main"]
 
 DEFAULT_WORKSPACE = "./workspace"
+ADDRESS = re.compile(r"--address(=|$)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,12 +39,14 @@ class Verb:
         module: imported when the verb is used.
         config: name of its config dataclass.
         job: name of its function.
+        uses_ray: whether it may start Ray, and so takes the address of a cluster to join.
     """
 
     help: str
     module: str
     config: str
     job: str
+    uses_ray: bool = False
 
 
 VERBS = {
@@ -51,9 +58,14 @@ VERBS = {
         "cluster.pretrain_job",
         "PretrainJobConfig",
         "pretrain",
+        uses_ray=True,
     ),
     "embed": Verb(
-        "turn every picture of a corpus into a vector", "cluster.embed_job", "EmbedConfig", "embed"
+        "turn every picture of a corpus into a vector",
+        "cluster.embed_job",
+        "EmbedConfig",
+        "embed",
+        uses_ray=True,
     ),
     "index": Verb(
         "make the vectors searchable at a measured recall",
@@ -66,6 +78,7 @@ VERBS = {
         "cluster.evaluate_job",
         "EvaluateConfig",
         "evaluate",
+        uses_ray=True,
     ),
     "search": Verb(
         "find the pictures most like one picture", "cluster.search_job", "SearchConfig", "search"
@@ -78,13 +91,18 @@ VERBS = {
     ),
     "ui": Verb("search, label and classify in the browser", "ui.app", "UiConfig", "serve"),
     "doctor": Verb(
-        "check this machine, the workspace and Ray", "cluster.doctor", "DoctorConfig", "doctor"
+        "check this machine, the workspace and Ray",
+        "cluster.doctor",
+        "DoctorConfig",
+        "doctor",
+        uses_ray=True,
     ),
     "demo": Verb(
         "walk the whole road on OpenMoji pictures, then open the browser app",
         "cluster.demo_job",
         "DemoConfig",
         "demo",
+        uses_ray=True,
     ),
 }
 
@@ -127,7 +145,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (ValueError, OSError) as error:
         if debug:
             raise
-        sys.stderr.write(f"error: {error}{_advice(error)}\n")
+        sys.stderr.write(f"error: {_sentences(error)}\n")
         return 1
     except Exception as error:
         if debug:
@@ -139,17 +157,31 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 1
 
 
-def _advice(error: Exception) -> str:
-    """What to do about an error of the disk, which says only what happened."""
-    number = getattr(error, "errno", None)
-    if number in (errno.ENOSPC, errno.EDQUOT):
-        return (
-            ". Nothing that was finished is lost: free some space there, or choose another "
-            "--workspace, and run the same command again."
-        )
-    if number in (errno.EACCES, errno.EPERM, errno.EROFS):
-        return ". It has to be writable: correct its permissions or choose another --workspace."
-    return ""
+def _sentences(error: Exception) -> str:
+    """What the error says, and then the notes that `_advised` put on it."""
+    notes = getattr(error, "__notes__", [])
+    return " ".join([str(error).rstrip(".") + ".", *notes]) if notes else str(error)
+
+
+@contextlib.contextmanager
+def _advised(root: Folder) -> Iterator[None]:
+    """Add what to do to an error of the disk, which says only what happened."""
+    try:
+        yield
+    except (ValueError, OSError) as error:
+        number = getattr(error, "errno", None)
+        inside = re.compile(rf"{re.escape(root.path)}(?![^/'\"\s])")
+        in_workspace = "/" not in str(error) or inside.search(str(error)) is not None
+        if number in (errno.ENOSPC, errno.EDQUOT):
+            other = ", or choose another --workspace," if in_workspace else ""
+            error.add_note(
+                f"Nothing that was finished is lost: free some space there{other} and run the same "
+                "command again."
+            )
+        elif number in (errno.EACCES, errno.EPERM, errno.EROFS):
+            other = "choose another --workspace" if in_workspace else "give another path"
+            error.add_note(f"This has to be allowed: correct the permissions there, or {other}.")
+        raise
 
 
 def overview() -> str:
@@ -172,50 +204,64 @@ def _run(name: str, arguments: list[str]) -> int:
     from cluster.workspace import Workspace
 
     verb = VERBS[name]
+    if not verb.uses_ray and (given := [word for word in arguments if ADDRESS.match(word)]):
+        others = ", ".join(name for name, verb in VERBS.items() if verb.uses_ray)
+        return _usage(
+            f"{name} {given[0]}: this verb uses no Ray, it runs here. Those that may join a "
+            f"cluster are {others}. Leave it out."
+        )
     module = importlib.import_module(verb.module)
     config_type = getattr(module, verb.config)
     if name == "pretrain":
         config_type, arguments = _recipe_config(config_type, arguments)
     try:
         config, where, options = _parse(name, config_type, arguments)
+        profile = where.profile_settings()
+        workspace = Workspace.at(options.workspace or profile.storage or DEFAULT_WORKSPACE)
     except ValueError as error:  # a value that the config itself refuses
         return _usage(str(error))
-    location = options.workspace or where.profile_settings().storage or DEFAULT_WORKSPACE
-    context = Context(Workspace.at(location), where, Console(stderr=True))
+    context = Context(workspace, where, Console(stderr=True))
     job: Callable[[Any, Context], dict[str, Any]] = getattr(module, verb.job)
-    report = job(config, context)
+    with _advised(workspace.root):
+        report = job(config, context)
     if options.json:
         sys.stdout.write(json.dumps(report, allow_nan=False) + "\n")
     else:
         show(name, report, Console())
     if name == "demo" and config.ui:
         sys.stdout.flush()
-        return _run(
-            "ui", ["--workspace", location, "--port", str(config.port), "--index", report["index"]]
-        )
+        _open_ui(config.port, report["index"], context)
     return 0 if report.get("ok", True) else 1
 
 
-def _parse(name: str, config_type: type, arguments: list[str]) -> tuple[Any, Any, Options]:
+def _open_ui(port: int, index: str, context: Context) -> None:
+    """The application on what demo built: same workspace, same profile, same log."""
+    ui = importlib.import_module(VERBS["ui"].module)
+    ui.serve(ui.UiConfig(port=port, index=index), context)
+
+
+def _parse(name: str, config_type: type, arguments: list[str]) -> tuple[Any, Where, Options]:
     import tyro
 
-    from cluster.where import Where
+    from cluster.where import StorageConfig, Where
+
+    where_type = Where if VERBS[name].uses_ray else StorageConfig
+
+    default = where_type()
 
     def command(
-        config: Annotated[config_type, tyro.conf.arg(name="")],  # type: ignore[valid-type]
-        where: Annotated[Where, tyro.conf.arg(name="")] = Where(),  # noqa: B008 - frozen
-        options: Annotated[Options, tyro.conf.arg(name="")] = Options(),
-    ) -> tuple[Any, Any, Options]:
-        return config, where, options
+        config: Any, where: Any = default, options: Options = Options()
+    ) -> tuple[Any, Where, Options]:
+        return config, where if isinstance(where, Where) else where.where(), options
 
     # tyro reads annotations as values, which `from __future__ import annotations` made into text.
     command.__annotations__ = {
         "config": Annotated[config_type, tyro.conf.arg(name="")],
-        "where": Annotated[Where, tyro.conf.arg(name="")],
+        "where": Annotated[where_type, tyro.conf.arg(name="")],
         "options": Annotated[Options, tyro.conf.arg(name="")],
-        "return": tuple[Any, Any, Options],
+        "return": tuple[Any, Where, Options],
     }
-    parsed: tuple[Any, Any, Options] = tyro.cli(
+    parsed: tuple[Any, Where, Options] = tyro.cli(
         command,
         prog=f"lookalike {name}" + (" RECIPE" if name == "pretrain" else ""),
         description=(config_type.__doc__ or "").strip(),

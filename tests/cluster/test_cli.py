@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import importlib
 import json
+import os
 import re
 import subprocess
 import sys
@@ -112,3 +114,95 @@ def test_a_read_only_workspace_is_a_plain_error(
     blocked.write_text("in the way of a folder")
     assert main(["scan", str(folder), "--corpus", "a", "--workspace", str(blocked)]) == 1
     assert capsys.readouterr().err.startswith("error: ")
+
+
+def write_profiles(folder: Path, storage: Path) -> Path:
+    path = folder / "mine.yaml"
+    path.write_text(f"metadata: {{lookalike: {{profiles: {{team: {{storage: '{storage}'}}}}}}}}")
+    return path
+
+
+NEEDS_NO_RAY = sorted(name for name, verb in VERBS.items() if not verb.uses_ray)
+
+
+def test_verbs_that_need_no_ray_are_these() -> None:
+    assert NEEDS_NO_RAY == ["classify", "index", "scan", "search", "ui"]
+
+
+@pytest.mark.parametrize("verb", NEEDS_NO_RAY)
+@pytest.mark.parametrize("address", [["--address", "auto"], ["--address=10.0.0.1:6379"]])
+def test_an_address_is_wrong_usage_where_no_ray_is_used(
+    verb: str, address: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([verb, *address]) == 2
+    said = capsys.readouterr().err
+    assert f"{verb} {address[0]}: this verb uses no Ray" in said
+    assert "pretrain, embed, evaluate, doctor, demo" in said
+
+
+@pytest.mark.parametrize("verb", sorted(set(VERBS) - set(NEEDS_NO_RAY)))
+def test_an_address_is_explained_where_ray_is_used(
+    verb: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        main([verb, "--help"])
+    assert "--address" in capsys.readouterr().out
+
+
+def test_the_profiles_storage_is_the_workspace_unless_one_is_given(
+    tmp_path: Path, pictures: object, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = pictures(3)  # type: ignore[operator]
+    config = write_profiles(tmp_path, tmp_path / "shared")
+    given = ["--profile", "team", "--ray-config", str(config), "--json"]
+    assert main(["scan", str(folder), "--corpus", "a", *given]) == 0
+    assert json.loads(capsys.readouterr().out)["path"] == str(tmp_path / "shared/corpora/a")
+    assert main(["scan", str(folder), "--corpus", "a", *given, "--workspace", str(tmp_path)]) == 0
+    assert json.loads(capsys.readouterr().out)["path"] == str(tmp_path / "corpora/a")
+
+
+@pytest.mark.parametrize("verb", [["scan", "."], ["embed", "--encoder", "b"]])
+def test_a_wrong_profile_is_refused_even_when_the_workspace_is_given(
+    verb: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = ["--corpus", "a", "--workspace", str(tmp_path), "--profile", "labtop"]
+    assert main([*verb, *given]) == 2
+    assert "Did you mean 'laptop'?" in capsys.readouterr().err
+
+
+def test_a_workspace_that_is_no_uri_is_wrong_usage(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["scan", ".", "--corpus", "a", "--workspace", "s4://key:secret@bucket"]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("error: s4://bucket: cannot be opened")
+    assert "secret" not in said
+
+
+@pytest.mark.parametrize(
+    ("number", "path", "words"),
+    [
+        (errno.EACCES, "w/corpora/a", "permissions there, or choose another --workspace."),
+        (errno.EROFS, "w", "or choose another --workspace"),
+        (errno.EACCES, "w-other/file", "correct the permissions there, or give another path."),
+        (errno.ENOSPC, "w/corpora/a", "or choose another --workspace, and run the same command"),
+        (errno.ENOSPC, None, "or choose another --workspace, and run the same command"),
+        (errno.ENOSPC, "elsewhere", "free some space there and run the same command"),
+        (errno.EIO, "w/corpora/a", "w/corpora/a'\n"),
+    ],
+)
+def test_an_error_of_the_disk_speaks_of_the_workspace_only_if_it_is_there(
+    number: int,
+    path: str | None,
+    words: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def ill(*_: object) -> None:
+        raise OSError(number, os.strerror(number), *([str(tmp_path / path)] if path else []))
+
+    monkeypatch.setattr("cluster.scan_job.scan", ill)
+    assert main(["scan", ".", "--corpus", "a", "--workspace", str(tmp_path / "w")]) == 1
+    said = capsys.readouterr().err
+    assert said.startswith(f"error: [Errno {number}] {os.strerror(number)}")
+    assert words in said
+    assert ("--workspace" in said) == ("--workspace" in words)

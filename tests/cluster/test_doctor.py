@@ -120,6 +120,23 @@ def test_a_crash_on_import_is_a_failed_check_and_not_the_end() -> None:
     assert "No module named 'no_such_engine'" in check.detail
 
 
+def test_engines_that_hang_are_a_failed_check_and_not_the_end() -> None:
+    check = checks.check_engines("import time; time.sleep(60)", timeout_s=0.2)
+    assert check.level == "fail"
+    assert "have not loaded within 0.2 s" in check.detail
+
+
+def test_an_address_and_no_ray_are_refused(root: Folder) -> None:
+    context = Context(Workspace(root), Where(address="10.0.0.1:6379"))
+    with pytest.raises(ValueError, match=r"address 10\.0\.0\.1:6379 with --no-ray"):
+        doctor(DoctorConfig(ray=False), context)
+
+
+def test_a_port_that_is_none_is_refused() -> None:
+    with pytest.raises(ValueError, match="port -1: allowed are 0 to 65535"):
+        DoctorConfig(port=-1)
+
+
 def test_torch_and_faiss_load_together() -> None:
     assert checks.check_engines().level == "ok"
 

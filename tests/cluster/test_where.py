@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from cluster.where import CHECKOUT, Profile, Where, load_profile, num_cores
+from cluster.where import CHECKOUT, Profile, StorageConfig, Where, load_profile, num_cores
 
 
 def write_profile(folder: Path, fields: str, name: str = "mine") -> Path:
@@ -100,3 +100,10 @@ def test_a_share_is_at_least_one_core_and_a_stated_number_stays() -> None:
 def test_pools_become_label_selectors() -> None:
     assert Profile(train_pool="train").train_labels == {"pool": "train"}
     assert Profile(train_pool="train").data_labels is None
+
+
+def test_a_verb_without_ray_takes_a_profile_for_its_storage_alone(tmp_path: Path) -> None:
+    path = write_profile(tmp_path, "storage: /shared", name="team")
+    where = StorageConfig(profile="team", ray_config=path).where()
+    assert where == Where(profile="team", ray_config=path)
+    assert where.profile_settings().storage == "/shared"
