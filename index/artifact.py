@@ -30,6 +30,8 @@ from typing import Any, Literal, NoReturn, TypedDict
 
 from pyarrow import fs as pafs
 
+from index.uri import open_uri
+
 __all__ = [
     "TEMPORARY",
     "ArtifactError",
@@ -92,24 +94,10 @@ class Folder:
 
     @classmethod
     def at(cls, location: str | Path) -> Folder:
-        """The folder at a local path or at a URI such as ``s3://bucket/prefix``.
-
-        Raises:
-            ValueError: a URI that cannot be opened; its keys and options are not repeated.
-        """
+        """The folder at a path or URI such as ``s3://bucket/prefix``; see `open_uri` for errors."""
         text = str(location)
         if "://" in text:
-            try:
-                filesystem, path = pafs.FileSystem.from_uri(text)
-            except ValueError as error:
-                shown = _without_secrets(text)
-                reason = str(error).replace(text, shown)
-                raise ValueError(
-                    f"{shown}: cannot be opened ({reason}). Allowed are a path and a URI such as "
-                    "s3://BUCKET/PREFIX?region=REGION, its special characters percent-encoded. "
-                    "Correct it."
-                ) from None  # pyarrow's own error repeats the URI
-            return cls(filesystem, path.rstrip("/"))
+            return cls(*open_uri(text))
         return cls(pafs.LocalFileSystem(), str(Path(text).expanduser().resolve()))
 
     def __truediv__(self, name: str) -> Folder:
@@ -225,17 +213,6 @@ class Folder:
         with source.open("rb") as data, self.fs.open_output_stream(target) as stream:
             while piece := data.read(CHUNK_BYTES):
                 stream.write(piece)
-
-
-def _without_secrets(uri: str) -> str:
-    """The URI without keys and options: no more of it than is surely no secret.
-
-    >>> _without_secrets("s3://KEY:SECRET@bucket/prefix?region=eu-west-1")
-    's3://bucket/prefix'
-    """
-    scheme, _, rest = uri.partition("://")
-    place, _, options = rest.partition("?")
-    return f"{scheme}://{'...' if '@' in options else place.rpartition('@')[2]}"
 
 
 def _write_durably(
