@@ -110,15 +110,13 @@ def _watched(folder: Folder, num_steps: int, context: Context) -> Iterator[None]
 def _follow(folder: Folder, line: ProgressLine, finished: threading.Event) -> None:
     tail = MetricsTail(folder)
     knn: float | None = None
-    started = False
+    earlier = tail.refresh()
+    line.start_at(earlier[-1]["step"] if earlier else 0)
     while not finished.wait(POLL_S):
         fresh = tail.refresh()
         if not fresh:
             continue
         newest = fresh[-1]
-        if not started:
-            line.start_at(newest["step"])
-            started = True
         knn = next((item["knn"] for item in reversed(fresh) if "knn" in item), knn)
         note = f"loss {newest['loss']:.3f}" + (f"  kNN {knn:.1%}" if knn is not None else "")
         line.set(newest["step"], note)
