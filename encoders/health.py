@@ -20,6 +20,7 @@ __all__ = [
     "effective_rank",
     "embedding_std",
     "health_metrics",
+    "possible_rank",
 ]
 
 # Singular values of more rows cost more and say no more.
@@ -27,7 +28,7 @@ MAX_ROWS = 1024
 
 
 class CollapseError(ValueError):
-    """Training was stopped: all pictures get nearly the same embedding."""
+    """Training was stopped: all pictures get nearly the same embedding, or use few directions."""
 
 
 class NonFiniteError(ValueError):
@@ -44,6 +45,8 @@ class HealthConfig:
     """A check fails below this embedding std (1: evenly over the sphere; 0: all the same)."""
     min_rank: float = 1.5
     """A check fails below this effective rank (1: all embeddings on one line)."""
+    min_rank_share: float = 0.06
+    """A check fails below this share of the greatest possible rank; 0 for pictures all alike."""
     patience: int = 5
     """Failed checks in a row that stop the run."""
     grace_steps: int = 100
@@ -55,10 +58,10 @@ class HealthConfig:
                 f"health every {self.every}, patience {self.patience} and grace_steps "
                 f"{self.grace_steps}: the first two must be 1 or more, the last 0 or more."
             )
-        if not (0 <= self.min_std < 1 and self.min_rank >= 0):
+        if not (0 <= self.min_std < 1 and self.min_rank >= 0 and 0 <= self.min_rank_share < 1):
             raise ValueError(
-                f"health min_std {self.min_std} must lie in [0, 1) and min_rank {self.min_rank} "
-                "must be 0 or more; 0 switches a rule off."
+                f"health min_std {self.min_std} and min_rank_share {self.min_rank_share} must lie "
+                f"in [0, 1) and min_rank {self.min_rank} must be 0 or more; 0 switches a rule off."
             )
 
 
@@ -80,6 +83,11 @@ def effective_rank(vectors_ND: Tensor) -> Tensor:
     shares = values / values.sum().clamp(min=1e-12)
     entropy: Tensor = torch.special.entr(shares).sum()
     return entropy.exp()
+
+
+def possible_rank(vectors_ND: Tensor) -> int:
+    """The greatest `effective_rank` that `health_metrics` can find on these rows."""
+    return min(len(vectors_ND), vectors_ND.shape[1], MAX_ROWS)
 
 
 @torch.no_grad()
@@ -130,30 +138,39 @@ class HealthWatch:
         self._failed_checks = 0
         self._failing_since = 0
 
-    def check(self, step: int, metrics: Mapping[str, float]) -> None:
+    def check(self, step: int, metrics: Mapping[str, float], possible: int | None) -> None:
         """Judge one check.
 
         Args:
             step: the optimiser step it was made after.
             metrics: ``embedding_std`` and ``effective_rank`` of `health_metrics`.
+            possible: what `possible_rank` says of the same rows; None leaves the rank out, for
+                a method that gathers each class in one direction.
 
         Raises:
             CollapseError: it is the last of ``patience`` failed checks in a row.
         """
         std, rank = metrics["embedding_std"], metrics["effective_rank"]
-        failed = std < self._config.min_std or rank < self._config.min_rank
-        if step < self._config.grace_steps or not failed:
+        least = max(self._config.min_rank, self._config.min_rank_share * (possible or 0))
+        same, few = std < self._config.min_std, possible is not None and rank < least
+        if step < self._config.grace_steps or not (same or few):
             self._failed_checks = 0
             return
         if self._failed_checks == 0:
             self._failing_since = step
         self._failed_checks += 1
         if self._failed_checks >= self._config.patience:
+            what = (
+                f"nearly all pictures get the same embedding. At step {step} its std is {std:.4f} "
+                f"(at least {self._config.min_std} is healthy, 1 is ideal)"
+                if same
+                else f"the embeddings of all pictures lie along few directions. At step {step} "
+                f"their effective rank is {rank:.1f} of {possible} possible (at least "
+                f"{least:.1f} is healthy; if the pictures differ no more, set "
+                "health.min_rank_share to 0)"
+            )
             raise CollapseError(
-                f"training collapsed: since step {self._failing_since} nearly all pictures get the "
-                f"same embedding. At step {step} its std is {std:.4f} (at least "
-                f"{self._config.min_std} is healthy, 1 is ideal) and its effective rank {rank:.1f} "
-                f"(at least {self._config.min_rank}). {self._advice}"
+                f"training collapsed: since step {self._failing_since} {what}. {self._advice}"
             )
 
     def state_dict(self) -> dict[str, int]:

@@ -26,7 +26,7 @@ from encoders.batchnorm import convert_batchnorm
 from encoders.collective import average, gather_rows, rank, world_size
 from encoders.encoder import Encoder, normalise
 from encoders.heads import build_projector
-from encoders.health import HealthWatch, NonFiniteError, health_metrics
+from encoders.health import HealthWatch, NonFiniteError, health_metrics, possible_rank
 from encoders.losses import mutual_information_bound
 from encoders.method import Batch, Method, MethodOutput, Parts
 from encoders.optim import build_optimizer, learning_rate, set_learning_rate
@@ -132,7 +132,9 @@ class Pretraining:
             views = gather_rows(output.embeddings_a), gather_rows(output.embeddings_b)
             figures = health_metrics(*views)
             metrics |= figures
-            self._watch.check(self._step, figures)
+            # A method that learns from labels may gather each class in one direction.
+            possible = None if self._method.needs_labels else possible_rank(views[0])
+            self._watch.check(self._step, figures, possible)
         return metrics
 
     def _batch(

@@ -11,6 +11,7 @@ from encoders.health import (
     effective_rank,
     embedding_std,
     health_metrics,
+    possible_rank,
 )
 from encoders.losses import unit_rows
 
@@ -66,33 +67,55 @@ def watch(**settings) -> HealthWatch:
 
 def test_a_collapse_stops_the_run_and_says_since_when_and_what_to_do():
     health = watch(patience=3, grace_steps=0)
-    health.check(20, WELL)
-    health.check(40, SICK)
-    health.check(60, SICK)
+    health.check(20, WELL, 128)
+    health.check(40, SICK, 128)
+    health.check(60, SICK, 128)
     with pytest.raises(CollapseError, match=r"since step 40 .* step 80 .*0\.0010.*Lower optim\.lr"):
-        health.check(80, SICK)
+        health.check(80, SICK, 128)
 
 
-def test_a_low_rank_alone_is_a_collapse():
-    with pytest.raises(CollapseError, match=r"effective rank 1\.2"):
-        watch(patience=1, grace_steps=0).check(20, WELL | {"effective_rank": 1.2})
+def test_a_low_rank_alone_is_a_collapse_whatever_the_dimension():
+    with pytest.raises(CollapseError, match=r"few directions.* rank is 1\.2 of 8 .*least 1\.5 is"):
+        watch(patience=1, grace_steps=0).check(20, WELL | {"effective_rank": 1.2}, 8)
+
+
+def test_few_of_many_possible_directions_are_a_collapse():
+    health = watch(patience=1, grace_steps=0, min_rank_share=0.1)
+    health.check(20, WELL | {"effective_rank": 13.0}, 128)
+    health.check(40, WELL | {"effective_rank": 5.0}, 48)
+    with pytest.raises(CollapseError, match=r"rank is 12\.0 of 128 .*at least 12\.8.*Lower optim"):
+        health.check(60, WELL | {"effective_rank": 12.0}, 128)
+
+
+def test_a_method_may_gather_two_classes_on_one_line_but_not_in_one_point():
+    health = watch(patience=1, grace_steps=0)
+    line = torch.eye(16)[:1].repeat(64, 1)
+    line[::2] *= -1
+    health.check(20, health_metrics(line, line), None)
+    with pytest.raises(CollapseError, match="the same embedding"):
+        health.check(40, health_metrics(line.abs(), line.abs()), None)
+
+
+@pytest.mark.parametrize(("num", "dim", "rank"), [(40, 8, 8), (8, 40, 8), (1500, 1200, 1024)])
+def test_the_possible_rank_is_bounded_by_rows_dimensions_and_what_is_looked_at(num, dim, rank):
+    assert possible_rank(torch.zeros(num, dim)) == rank
 
 
 def test_a_run_that_recovers_or_has_just_begun_goes_on():
     health = watch(patience=2, grace_steps=100)
     for step in (20, 40, 60, 80):
-        health.check(step, SICK)
+        health.check(step, SICK, 128)
     for step in range(100, 400, 40):
-        health.check(step, SICK)
-        health.check(step + 20, WELL)
+        health.check(step, SICK, 128)
+        health.check(step + 20, WELL, 128)
 
 
 def test_a_restored_watch_continues_counting():
     health, restored = (watch(patience=2, grace_steps=0) for _ in range(2))
-    health.check(20, SICK)
+    health.check(20, SICK, 128)
     restored.load_state_dict(health.state_dict())
     with pytest.raises(CollapseError, match="since step 20"):
-        restored.check(40, SICK)
+        restored.check(40, SICK, 128)
 
 
 @pytest.mark.parametrize("kind", [CollapseError, NonFiniteError])
@@ -105,7 +128,14 @@ def test_the_errors_survive_the_way_between_processes(kind):
 
 @pytest.mark.parametrize(
     "settings",
-    [{"every": 0}, {"patience": 0}, {"grace_steps": -1}, {"min_std": 1.0}, {"min_rank": -1}],
+    [
+        {"every": 0},
+        {"patience": 0},
+        {"grace_steps": -1},
+        {"min_std": 1.0},
+        {"min_rank": -1},
+        {"min_rank_share": 1.0},
+    ],
 )
 def test_rules_that_make_no_sense_are_refused(settings):
     with pytest.raises(ValueError, match=f"{next(iter(settings))} "):
