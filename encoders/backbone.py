@@ -11,7 +11,7 @@ from __future__ import annotations
 import importlib.util
 from collections import OrderedDict
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -188,5 +188,6 @@ def _timm_backbone(name: str) -> Backbone:
             "timm.list_models() lists them."
         )
     # Never the published weights: an encoder learns from the corpus, and nothing is downloaded.
-    net = timm.create_model(name, pretrained=False, num_classes=0)
-    return Backbone(net, int(net.num_features))
+    net: Any = timm.create_model(name, pretrained=False, num_classes=0)
+    # Not num_features: a MobileNet widens them once more before its classifier.
+    return Backbone(net, int(net.head_hidden_size))
