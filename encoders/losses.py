@@ -3,10 +3,11 @@
 Anchors are local, candidates are gathered from all ranks, and every function returns a scalar whose
 mean over the ranks is the loss of the global batch. With gradients averaged over the ranks, the
 result does not depend on how the batch was spread. Embeddings are normalised and compared in
-float32 whatever the autocast state; log-sum-exp keeps small temperatures finite.
+float32 whatever the autocast state; log-sum-exp keeps small temperatures finite. Memory grows with
+the number of embeddings and not with its square: only tiles of the similarities exist at a time.
 
 Shapes: N local pictures, D dimensions, A = 2N local anchors, C = 2N * ranks candidates, K queue
-rows. The two views of picture i are rows 2i and 2i+1.
+rows.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from encoders.blockwise import full_precision, log_sum_exp
 from encoders.collective import gather_rows, rank
 
 __all__ = [
@@ -57,8 +59,8 @@ def nt_xent(view_a_ND: Tensor, view_b_ND: Tensor, ids_N: Tensor, *, temperature:
     Args:
         view_a_ND: embeddings of the first views of this rank's pictures; any norm.
         view_b_ND: embeddings of the second views, row for row.
-        ids_N: int64 picture ids. Views of a picture that is twice in the global batch are not
-            negatives of each other.
+        ids_N: int64 picture ids, 0 or more. Views of a picture that is twice in the global batch
+            are not negatives of each other.
         temperature: > 0; cosine similarities are divided by it.
 
     Returns:
@@ -67,14 +69,15 @@ def nt_xent(view_a_ND: Tensor, view_b_ND: Tensor, ids_N: Tensor, *, temperature:
     Source: Chen et al. 2020 (SimCLR), eq. 1 and algorithm 1. Deviation: the mask of repeated
     pictures.
     """
-    with _full_precision(view_a_ND):
-        anchors_AD, candidates_CD = _two_views(view_a_ND, view_b_ND)
-        logits_AC = anchors_AD @ candidates_CD.T / temperature
-        partner_A = _own_columns(anchors_AD) ^ 1
-        same_picture_AC = _equal_to_gathered(ids_N)
-        # The anchor itself is of the same picture too, so this one mask removes it as well.
-        excluded_AC = same_picture_AC.scatter(1, partner_A[:, None], False)
-        return F.cross_entropy(logits_AC.masked_fill(excluded_AC, -math.inf), partner_A)
+    with full_precision(view_a_ND):
+        a_ND, b_ND = unit_rows(view_a_ND), unit_rows(view_b_ND)
+        anchors_AD, ids_A = torch.cat([a_ND, b_ND]), ids_N.repeat(2)
+        positive_A = (a_ND * b_ND).sum(1).repeat(2) / temperature
+        # The anchor itself and its partner are of the anchor's picture: neither is a negative.
+        negatives_A = log_sum_exp(
+            anchors_AD / temperature, gather_rows(anchors_AD), ids_A, gather_rows(ids_A)
+        )
+        return _cross_entropy(positive_A, negatives_A)
 
 
 def info_nce(
@@ -102,13 +105,13 @@ def info_nce(
 
     Source: van den Oord et al. 2018, eq. 4; He et al. 2020 (MoCo), eq. 1. Deviation: the masks.
     """
-    with _full_precision(queries_ND):
+    with full_precision(queries_ND):
         queries_ND, keys_ND = unit_rows(queries_ND), unit_rows(keys_ND)
-        positive_N1 = (queries_ND * keys_ND).sum(1, keepdim=True)
-        negative_NK = queries_ND @ negatives_KD.to(queries_ND.dtype).T
-        masked_NK = (ids_N[:, None] == negative_ids_K) | (negative_ids_K < 0)
-        logits = torch.cat([positive_N1, negative_NK.masked_fill(masked_NK, -math.inf)], dim=1)
-        return F.cross_entropy(logits / temperature, torch.zeros_like(ids_N))
+        positive_N = (queries_ND * keys_ND).sum(1) / temperature
+        negatives_N = log_sum_exp(
+            queries_ND / temperature, negatives_KD.to(queries_ND.dtype), ids_N, negative_ids_K
+        )
+        return _cross_entropy(positive_N, negatives_N)
 
 
 def sup_con(
@@ -135,21 +138,21 @@ def sup_con(
     Source: Khosla et al. 2020 (SupCon), eq. 2. Deviation: no factor of temperature / base
     temperature.
     """
-    with _full_precision(view_a_ND):
-        anchors_AD, candidates_CD = _two_views(view_a_ND, view_b_ND)
-        logits_AC = anchors_AD @ candidates_CD.T / temperature
-        labels_A = labels_N.repeat_interleave(2)
-        labels_C = gather_rows(labels_A)
-        labelled_A, labelled_C = labels_A != NO_LABEL, labels_C != NO_LABEL
-        own_AC = torch.zeros_like(logits_AC, dtype=torch.bool)
-        own_AC.scatter_(1, _own_columns(anchors_AD)[:, None], True)
-        # An unlabelled anchor's row stays unmasked: its value is thrown away, but must not be NaN.
-        masked_AC = labelled_A[:, None] & (own_AC | ~labelled_C)
-        log_sum_A = logits_AC.masked_fill(masked_AC, -math.inf).logsumexp(1)
-        positive_AC = (labels_A[:, None] == labels_C) & ~own_AC
-        positives_A = (logits_AC * positive_AC).sum(1) / positive_AC.sum(1).clamp(min=1)
-        loss_A = torch.where(labelled_A, log_sum_A - positives_A, 0)
-        labelled_per_rank = labelled_C.sum() * (len(labels_A) / len(labels_C))
+    with full_precision(view_a_ND):
+        anchors_AD = torch.cat([unit_rows(view_a_ND), unit_rows(view_b_ND)])
+        candidates_CD, labels_C = gather_rows(anchors_AD), gather_rows(labels_N.repeat(2))
+        places_C = torch.arange(len(labels_C), device=labels_C.device)
+        places_A = places_C[rank() * len(anchors_AD) :][: len(anchors_AD)]
+        # As ids, places leave out the anchor alone and keep the others of its class.
+        sums_A = log_sum_exp(
+            anchors_AD / temperature,
+            candidates_CD,
+            places_A,
+            places_C.masked_fill(labels_C == NO_LABEL, -1),
+        )
+        positives_A = _mean_of_class(anchors_AD, places_A, candidates_CD, labels_C) / temperature
+        loss_A = torch.where(labels_C[places_A] == NO_LABEL, 0, sums_A - positives_A)
+        labelled_per_rank = (labels_C != NO_LABEL).sum() * (len(anchors_AD) / len(labels_C))
         return loss_A.sum() / labelled_per_rank.clamp(min=1e-9)
 
 
@@ -163,7 +166,7 @@ def byol_loss(predictions_ND: Tensor, targets_ND: Tensor) -> Tensor:
 
     Source: Grill et al. 2020 (BYOL), eq. 2. Deviation: none; the caller adds the swapped term.
     """
-    with _full_precision(predictions_ND):
+    with full_precision(predictions_ND):
         cosines_N = (unit_rows(predictions_ND) * unit_rows(targets_ND.detach())).sum(1)
         return (2 - 2 * cosines_N).mean()
 
@@ -184,24 +187,23 @@ def mutual_information_bound(loss: float, num_candidates: float) -> float:
     return math.log(num_candidates) - loss
 
 
-def _full_precision(like: Tensor) -> torch.autocast:
-    """Autocast would compute similarities in bfloat16, whose 8 bits blur the hard negatives."""
-    return torch.autocast(like.device.type, enabled=False)
+def _cross_entropy(positive_N: Tensor, negatives_N: Tensor) -> Tensor:
+    """Mean of log(e^positive + e^negatives) - positive, exact near 0 too; 0 at negatives -inf."""
+    return -F.logsigmoid(positive_N - negatives_N).mean()
 
 
-def _two_views(view_a_ND: Tensor, view_b_ND: Tensor) -> tuple[Tensor, Tensor]:
-    """Unit anchors [A, D] of this rank and unit candidates [C, D] of all, views side by side."""
-    anchors_AD = torch.stack([unit_rows(view_a_ND), unit_rows(view_b_ND)], dim=1).flatten(0, 1)
-    return anchors_AD, gather_rows(anchors_AD)
+def _mean_of_class(
+    anchors_AD: Tensor, places_A: Tensor, candidates_CD: Tensor, labels_C: Tensor
+) -> Tensor:
+    """Mean cosine [A] of an anchor with the other candidates of its class.
 
-
-def _own_columns(anchors_AD: Tensor) -> Tensor:
-    """Where this rank's anchors stand among the candidates: int64 [A]."""
-    num_anchors = len(anchors_AD)
-    return torch.arange(num_anchors, device=anchors_AD.device) + rank() * num_anchors
-
-
-def _equal_to_gathered(values_N: Tensor) -> Tensor:
-    """Whether anchor and candidate have the same value: bool [A, C]."""
-    values_A = values_N.repeat_interleave(2)
-    return values_A[:, None] == gather_rows(values_A)
+    The mean of products is the product with the mean, so no matrix is needed. Every class has two
+    candidates or more: the views of one picture.
+    """
+    _, classes_C, counts = torch.unique(labels_C, return_inverse=True, return_counts=True)
+    sums = candidates_CD.new_zeros(len(counts), candidates_CD.shape[1])
+    # Not index_add, which adds in any order on a GPU.
+    sums = sums.index_put((classes_C,), candidates_CD, accumulate=True)
+    classes_A = classes_C[places_A]
+    others_AD: Tensor = (sums[classes_A] - anchors_AD) / (counts[classes_A, None] - 1)
+    return (anchors_AD * others_AD).sum(1)

@@ -2,7 +2,9 @@ import math
 
 import pytest
 import torch
+import torch.nn.functional as F
 
+from encoders import blockwise
 from encoders.collective import average, rank
 from encoders.losses import (
     byol_loss,
@@ -63,6 +65,64 @@ def naive_sup_con(a, b, labels, temperature) -> float:
         terms = [math.log(total) - cosine(x, y) / temperature for y, c in others if c == label]
         losses.append(sum(terms) / len(terms))
     return sum(losses) / len(losses) if losses else 0.0
+
+
+def dense_nt_xent(a, b, ids, temperature) -> torch.Tensor:
+    """The whole matrix, in float64."""
+    rows = unit_rows(torch.cat([a, b]).double())
+    partner = torch.arange(len(rows)).roll(len(a))
+    excluded = (ids.repeat(2)[:, None] == ids.repeat(2)).scatter(1, partner[:, None], False)
+    return F.cross_entropy((rows @ rows.T / temperature).masked_fill(excluded, -math.inf), partner)
+
+
+def dense_info_nce(q, k, ids, negatives, negative_ids, temperature) -> torch.Tensor:
+    q, k = unit_rows(q.double()), unit_rows(k.double())
+    excluded = (ids[:, None] == negative_ids) | (negative_ids < 0)
+    logits_of_negatives = (q @ negatives.double().T).masked_fill(excluded, -math.inf)
+    logits = torch.cat([(q * k).sum(1, keepdim=True), logits_of_negatives], 1) / temperature
+    return F.cross_entropy(logits, torch.zeros_like(ids))
+
+
+def dense_sup_con(a, b, labels, temperature) -> torch.Tensor:
+    labelled = labels.repeat(2) >= 0
+    rows, classes = unit_rows(torch.cat([a, b]).double())[labelled], labels.repeat(2)[labelled]
+    itself = torch.eye(len(rows), dtype=torch.bool)
+    logits = rows @ rows.T / temperature
+    log_p = logits - logits.masked_fill(itself, -math.inf).logsumexp(1, keepdim=True)
+    positive = (classes[:, None] == classes) & ~itself
+    return -((log_p * positive).sum(1) / positive.sum(1)).mean()
+
+
+@pytest.mark.parametrize("temperature", [0.05, 0.2, 1.0])
+@pytest.mark.parametrize("name", ["nt_xent", "info_nce", "sup_con"])
+def test_many_tiles_in_float32_equal_the_whole_matrix_in_float64(monkeypatch, name, temperature):
+    monkeypatch.setattr(blockwise, "TILE_EDGE", 64)
+    num = 150
+    ids = torch.arange(num) % 140  # ten pictures are twice in the batch
+    labels = torch.arange(num) % 7 - 1
+    negatives, negative_ids = unit_rows(views(200, torch.float32)[1]), torch.arange(200) - 20
+    found, expected = {
+        "nt_xent": (
+            lambda a, b: nt_xent(a, b, ids, temperature=temperature),
+            lambda a, b: dense_nt_xent(a, b, ids, temperature),
+        ),
+        "info_nce": (
+            lambda a, b: info_nce(a, b, ids, negatives, negative_ids, temperature=temperature),
+            lambda a, b: dense_info_nce(a, b, ids, negatives, negative_ids, temperature),
+        ),
+        "sup_con": (
+            lambda a, b: sup_con(a, b, labels, temperature=temperature),
+            lambda a, b: dense_sup_con(a, b, labels, temperature),
+        ),
+    }[name]
+    results = []
+    for loss_of in (found, expected):
+        leaves = [view.requires_grad_() for view in views(num, torch.float32)]
+        loss = loss_of(*leaves)
+        results.append((loss.detach(), *torch.autograd.grad(loss, leaves)))
+    for got, wanted in zip(*results, strict=True):
+        scale = wanted.abs().max().item()
+        torch.testing.assert_close(got.double(), wanted.double(), rtol=1e-5, atol=1e-5 * scale)
 
 
 def test_nt_xent_equals_a_loop():
@@ -195,7 +255,9 @@ def test_byol_sends_no_gradient_to_the_target():
     assert a.grad.abs().max() > 0
 
 
-def test_gradients_are_those_of_finite_differences():
+@pytest.mark.parametrize("edge", [3, blockwise.TILE_EDGE])
+def test_gradients_are_those_of_finite_differences(monkeypatch, edge):
+    monkeypatch.setattr(blockwise, "TILE_EDGE", edge)
     a, b = (view.requires_grad_() for view in views())
     negatives = unit_rows(views(3)[1]).detach()
     labels = torch.tensor([0, -1, 0, 1])
@@ -224,6 +286,33 @@ def test_autocast_does_not_change_a_loss():
     plain = nt_xent(a, b, IDS, temperature=TAU)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert torch.equal(nt_xent(a, b, IDS, temperature=TAU), plain)
+
+
+def test_autocast_around_backward_does_not_change_a_gradient():
+    gradients = []
+    for enabled in (False, True):
+        a, b = (view.requires_grad_() for view in views(dtype=torch.float32))
+        loss = nt_xent(a, b, IDS, temperature=TAU) + sup_con(a, b, LABELS, temperature=TAU)
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=enabled):
+            loss.backward()
+        gradients.append(torch.cat([a.grad, b.grad]))
+    assert torch.equal(*gradients)
+
+
+def test_a_loss_near_zero_keeps_its_digits():
+    """1 - p would round to 0 here; the loss is what the negatives weigh."""
+    basis = torch.eye(NUM)
+    expected = math.log1p((2 * NUM - 2) * math.exp(-1 / 0.05))
+    loss = nt_xent(basis, basis, IDS, temperature=0.05)
+    assert loss.item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_a_batch_of_one_picture_has_no_negatives_and_no_gradient():
+    a, b = (view[:1].requires_grad_() for view in views())
+    loss = nt_xent(a, b, IDS[:1], temperature=TAU)
+    loss.backward()
+    assert loss.item() == 0
+    assert a.grad.abs().max() == 0
 
 
 def test_a_zero_embedding_gives_a_finite_gradient():
@@ -259,8 +348,14 @@ def test_a_temperature_that_cannot_divide_is_refused(temperature):
         check_temperature(temperature)
 
 
-def gradients_of_losses() -> dict[str, tuple[list, list, float]]:
+def gradients_of_losses(edge: int) -> dict[str, tuple[list, list, float]]:
     """Gradients of every loss for all embeddings, from this rank's half of the batch."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(blockwise, "TILE_EDGE", edge)
+        return _gradients_of_losses()
+
+
+def _gradients_of_losses() -> dict[str, tuple[list, list, float]]:
     half = slice(2 * rank(), 2 * rank() + 2) if torch.distributed.is_initialized() else slice(None)
     labels = torch.tensor([0, 1, 0, -1])
     ids = torch.tensor([4, 9, 4, 6])
@@ -278,9 +373,10 @@ def gradients_of_losses() -> dict[str, tuple[list, list, float]]:
     return results
 
 
-def test_two_ranks_give_the_gradients_of_one_process(ranks):
-    expected = gradients_of_losses()
-    for found in ranks(gradients_of_losses):
+@pytest.mark.parametrize("edge", [3, blockwise.TILE_EDGE])
+def test_two_ranks_give_the_gradients_of_one_process(ranks, edge):
+    expected = gradients_of_losses(blockwise.TILE_EDGE)
+    for found in ranks(gradients_of_losses, edge):
         for name, parts in expected.items():
             for got, wanted in zip(found[name], parts, strict=True):
                 torch.testing.assert_close(torch.tensor(got), torch.tensor(wanted))
