@@ -89,6 +89,12 @@ VERBS = {
         "ClassifyConfig",
         "classify",
     ),
+    "export": Verb(
+        "write an encoder for programs without lookalike",
+        "cluster.export_job",
+        "ExportConfig",
+        "export",
+    ),
     "ui": Verb("search, label and classify in the browser", "ui.app", "UiConfig", "serve"),
     "doctor": Verb(
         "check this machine, the workspace and Ray",
