@@ -19,7 +19,7 @@ IDS_C = torch.tensor([2, 0, -1, 7, 7, 2, 5, 8, -1, 1, 6])
 
 @pytest.fixture
 def tile_edge(monkeypatch):
-    return lambda edge: monkeypatch.setattr(blockwise, "TILE_EDGE", edge)
+    return lambda edge: monkeypatch.setattr(blockwise, "TILE_EDGE_CPU", edge)
 
 
 def rows(num: int, seed: int, dtype: torch.dtype = torch.float64) -> torch.Tensor:
@@ -39,7 +39,7 @@ def dense(anchors, candidates, ids_a, ids_c) -> torch.Tensor:
 
 def value_and_gradients(function, anchors, candidates, *ids) -> tuple[torch.Tensor, ...]:
     sums = function(anchors, candidates, *ids)
-    weights = torch.linspace(-1, 2, len(sums), dtype=sums.dtype)
+    weights = torch.linspace(-1, 2, len(sums), dtype=sums.dtype, device=sums.device)
     return sums.detach(), *torch.autograd.grad((sums * weights).sum(), (anchors, candidates))
 
 
@@ -86,7 +86,7 @@ def test_neither_tiles_nor_the_order_of_candidates_matter(num_anchors, num_candi
     anchors, candidates = rows(num_anchors, seed), rows(num_candidates, seed + 1)
     order = torch.randperm(num_candidates, generator=generator)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(blockwise, "TILE_EDGE", edge)
+        patch.setattr(blockwise, "TILE_EDGE_CPU", edge)
         found = log_sum_exp(anchors, candidates[order], ids_a, ids_c[order])
     torch.testing.assert_close(found, dense(anchors, candidates, ids_a, ids_c))
 
@@ -132,6 +132,17 @@ def test_autocast_changes_neither_values_nor_gradients(tile_edge):
     with torch.autocast("cpu", dtype=torch.bfloat16):
         under = value_and_gradients(log_sum_exp, *sides(torch.float32), IDS_A, IDS_C)
     assert all(torch.equal(*pair) for pair in zip(plain, under, strict=True))
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_a_gpu_gives_the_values_and_gradients_of_the_cpu(monkeypatch):
+    monkeypatch.setattr(blockwise, "TILE_EDGE_GPU", 3)
+    on_gpu = [x.detach().cuda().requires_grad_() for x in sides()]
+    found = value_and_gradients(log_sum_exp, *on_gpu, IDS_A.cuda(), IDS_C.cuda())
+    expected = value_and_gradients(dense, *sides(), IDS_A, IDS_C)
+    for got, wanted in zip(found, expected, strict=True):
+        torch.testing.assert_close(got.cpu(), wanted, rtol=1e-12, atol=1e-12)
 
 
 def test_a_nan_is_not_hidden():

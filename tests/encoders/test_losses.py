@@ -96,7 +96,7 @@ def dense_sup_con(a, b, labels, temperature) -> torch.Tensor:
 @pytest.mark.parametrize("temperature", [0.05, 0.2, 1.0])
 @pytest.mark.parametrize("name", ["nt_xent", "info_nce", "sup_con"])
 def test_many_tiles_in_float32_equal_the_whole_matrix_in_float64(monkeypatch, name, temperature):
-    monkeypatch.setattr(blockwise, "TILE_EDGE", 64)
+    monkeypatch.setattr(blockwise, "TILE_EDGE_CPU", 64)
     num = 150
     ids = torch.arange(num) % 140  # ten pictures are twice in the batch
     labels = torch.arange(num) % 7 - 1
@@ -255,9 +255,9 @@ def test_byol_sends_no_gradient_to_the_target():
     assert a.grad.abs().max() > 0
 
 
-@pytest.mark.parametrize("edge", [3, blockwise.TILE_EDGE])
+@pytest.mark.parametrize("edge", [3, blockwise.TILE_EDGE_CPU])
 def test_gradients_are_those_of_finite_differences(monkeypatch, edge):
-    monkeypatch.setattr(blockwise, "TILE_EDGE", edge)
+    monkeypatch.setattr(blockwise, "TILE_EDGE_CPU", edge)
     a, b = (view.requires_grad_() for view in views())
     negatives = unit_rows(views(3)[1]).detach()
     labels = torch.tensor([0, -1, 0, 1])
@@ -351,7 +351,7 @@ def test_a_temperature_that_cannot_divide_is_refused(temperature):
 def gradients_of_losses(edge: int) -> dict[str, tuple[list, list, float]]:
     """Gradients of every loss for all embeddings, from this rank's half of the batch."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(blockwise, "TILE_EDGE", edge)
+        patch.setattr(blockwise, "TILE_EDGE_CPU", edge)
         return _gradients_of_losses()
 
 
@@ -373,9 +373,9 @@ def _gradients_of_losses() -> dict[str, tuple[list, list, float]]:
     return results
 
 
-@pytest.mark.parametrize("edge", [3, blockwise.TILE_EDGE])
+@pytest.mark.parametrize("edge", [3, blockwise.TILE_EDGE_CPU])
 def test_two_ranks_give_the_gradients_of_one_process(ranks, edge):
-    expected = gradients_of_losses(blockwise.TILE_EDGE)
+    expected = gradients_of_losses(blockwise.TILE_EDGE_CPU)
     for found in ranks(gradients_of_losses, edge):
         for name, parts in expected.items():
             for got, wanted in zip(found[name], parts, strict=True):
