@@ -17,7 +17,15 @@ import torch
 from torch import Tensor, nn
 from torchvision.models import resnet
 
-__all__ = ["Backbone", "BackboneConfig", "Stem", "build_backbone", "resolve_stem"]
+__all__ = [
+    "Backbone",
+    "BackboneConfig",
+    "Stem",
+    "build_backbone",
+    "resolve_stem",
+    "timm_facts",
+    "timm_options",
+]
 
 Stem = Literal["auto", "small", "stride2", "imagenet"]
 
@@ -108,10 +116,11 @@ def build_backbone(config: BackboneConfig, crop_size: int) -> Backbone:
     Weights come from torch's global generator.
 
     Raises:
-        ValueError: a timm model is asked for and timm is missing or does not know it.
+        ValueError: a timm model is asked for, and timm is missing, does not know it, or cannot
+            build it for this size.
     """
     if config.name.startswith(TIMM_PREFIX):
-        backbone = _timm_backbone(config.name.removeprefix(TIMM_PREFIX))
+        backbone = _timm_backbone(config.name.removeprefix(TIMM_PREFIX), crop_size)
     elif config.name == "narrow":
         backbone = _narrow_backbone(config, resolve_stem(config, crop_size))
     else:
@@ -174,7 +183,12 @@ def _basic_block(width_in: int, width_out: int, stride: int) -> nn.Module:
     return block
 
 
-def _timm_backbone(name: str) -> Backbone:
+def timm_facts(name: str) -> Any:
+    """What timm says of a model: ``input_size``, ``mean``, ``std``, ``fixed_input_size``, ...
+
+    Raises:
+        ValueError: timm is missing or does not know the model.
+    """
     if importlib.util.find_spec("timm") is None:
         raise ValueError(
             f"backbone {TIMM_PREFIX}{name} needs the timm package, which is not installed. "
@@ -182,12 +196,36 @@ def _timm_backbone(name: str) -> Backbone:
         )
     import timm
 
-    if not timm.is_model(name):
+    try:
+        return timm.get_pretrained_cfg(name, allow_unregistered=False)
+    except RuntimeError as error:
         raise ValueError(
-            f"backbone {TIMM_PREFIX}{name}: timm {timm.__version__} knows no model of this name. "
-            "timm.list_models() lists them."
-        )
-    # Never the published weights: an encoder learns from the corpus, and nothing is downloaded.
-    net: Any = timm.create_model(name, pretrained=False, num_classes=0)
+            f"backbone {TIMM_PREFIX}{name}: timm {timm.__version__} knows no model of this name "
+            f"({error}). timm.list_models() lists them."
+        ) from error
+
+
+def timm_options(name: str, crop_size: int) -> dict[str, Any]:
+    """What timm has to be told beside the name, to build a model for crops of this size.
+
+    Only models that work at one size, as most transformers do, have to know it.
+    """
+    facts = timm_facts(name)
+    fixed = facts.fixed_input_size and facts.input_size[-1] != crop_size
+    return {"img_size": crop_size} if fixed else {}
+
+
+def _timm_backbone(name: str, crop_size: int) -> Backbone:
+    options = timm_options(name, crop_size)
+    import timm
+
+    try:
+        # Never the published weights: an encoder learns from the corpus; nothing is downloaded.
+        net: Any = timm.create_model(name, pretrained=False, num_classes=0, **options)
+    except (AssertionError, RuntimeError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"backbone {TIMM_PREFIX}{name}: timm cannot build it for pictures of {crop_size} px "
+            f"({error or type(error).__name__}). Choose the size that it was made for, or another."
+        ) from error
     # Not num_features: a MobileNet widens them once more before its classifier.
     return Backbone(net, int(net.head_hidden_size))

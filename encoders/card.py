@@ -18,7 +18,7 @@ from encoders.encoder import Encoder, EncoderConfig, fresh_modules
 from encoders.heads import ProjectorConfig
 from encoders.picture import PREPROCESS_RULE, PreprocessConfig
 
-__all__ = ["encoder_body", "encoder_files", "load_encoder"]
+__all__ = ["config_of", "encoder_body", "encoder_files", "load_encoder"]
 
 BACKBONE_FILE = "model"
 PROJECTOR_FILE = "projector"
@@ -60,7 +60,7 @@ def load_encoder(body: Mapping[str, Any], files: Mapping[str, bytes]) -> Encoder
         ValueError: a file is missing or damaged, the card is of another version, or the identity
             computed from weights and config is not the card's.
     """
-    config = _config_of(body)
+    config = config_of(body)
     backbone, projector = fresh_modules(config, seed=0)
     _load_tensors(backbone.net, files, BACKBONE_FILE)
     if config.projector.num_layers:
@@ -80,7 +80,12 @@ def _tensor_bytes(module: nn.Module) -> bytes:
     return bytes(save(state))
 
 
-def _config_of(body: Mapping[str, Any]) -> EncoderConfig:
+def config_of(body: Mapping[str, Any]) -> EncoderConfig:
+    """The config that `encoder_body` stated.
+
+    Raises:
+        ValueError: it is not one of this version.
+    """
     rule = body.get("preprocess_rule")
     if rule != PREPROCESS_RULE:
         raise ValueError(

@@ -20,7 +20,7 @@ import torch
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from encoders.backbone import RESNETS, TIMM_PREFIX, resolve_stem
+from encoders.backbone import RESNETS, TIMM_PREFIX, resolve_stem, timm_options
 from encoders.card import encoder_body
 from encoders.encoder import EPSILON, Encoder, Layer
 
@@ -183,6 +183,7 @@ def _timm(encoder: Encoder, layer: Layer) -> dict[str, bytes]:
     preprocess = encoder.config.preprocess
     config = {
         "architecture": architecture,
+        "model_args": timm_options(architecture, preprocess.size),
         "num_classes": 0,
         "num_features": encoder.dim("backbone"),
         "pretrained_cfg": {

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from torch import nn
 from torchvision.models.resnet import BasicBlock
 
-from encoders.backbone import RESNETS, TIMM_PREFIX
+from encoders.backbone import RESNETS, TIMM_PREFIX, timm_options
 from encoders.encoder import Encoder, Layer
 from encoders.export import (
     BACKBONE_FILE,
@@ -135,7 +135,9 @@ def _network(encoder: Encoder, layer: Layer) -> str:
     name, net = encoder.config.backbone.name, encoder.backbone.net
     if name.startswith(TIMM_PREFIX):
         imports = "import timm\nimport torch"
-        build = f"net = timm.create_model({name.removeprefix(TIMM_PREFIX)!r}, num_classes=0)\n"
+        name = name.removeprefix(TIMM_PREFIX)
+        options = {"num_classes": 0, **timm_options(name, encoder.config.preprocess.size)}
+        build = f"net = timm.create_model({name!r}, **{options})\n"
     elif name in RESNETS:
         imports = "import torch\nimport torchvision"
         parts = ("conv1", "maxpool", "fc")

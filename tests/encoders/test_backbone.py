@@ -109,6 +109,16 @@ def test_a_timm_model_is_built_without_classifier_when_timm_is_there():
         assert features.shape == (2, feature_dim)
     with pytest.raises(ValueError, match="knows no model"):
         build_backbone(BackboneConfig(name="timm:no_such_model"), 64)
+    with pytest.raises(ValueError, match="Invalid pretrained tag"):
+        build_backbone(BackboneConfig(name="timm:resnet18.no_such_tag"), 64)
+
+
+def test_a_timm_transformer_is_built_for_the_crop():
+    pytest.importorskip("timm")
+    features, _ = output(BackboneConfig(name="timm:vit_tiny_patch16_224"), 48)
+    assert features.shape == (2, 192)
+    with pytest.raises(ValueError, match=r"cannot build it for pictures of 50 px .*patch_size"):
+        build_backbone(BackboneConfig(name="timm:xcit_nano_12_p16_224"), 50)
 
 
 @pytest.mark.parametrize(

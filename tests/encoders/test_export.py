@@ -175,7 +175,9 @@ def test_a_missing_package_is_named_with_the_extra_that_brings_it(monkeypatch, t
         ("safetensors", {"name": "resnet50", "stem": "imagenet"}),
         ("safetensors", {"name": "timm:resnet10t"}),
         ("timm", {"name": "resnet18", "stem": "imagenet"}),
+        ("safetensors", {"name": "timm:vit_tiny_patch16_224"}),
         ("timm", {"name": "timm:resnet10t"}),
+        ("timm", {"name": "timm:vit_tiny_patch16_224"}),
     ],
 )
 def test_the_lines_of_the_card_build_the_network_anew(to, backbone, tmp_path, monkeypatch, pixels):
