@@ -95,6 +95,12 @@ VERBS = {
         "ExportConfig",
         "export",
     ),
+    "import": Verb(
+        "make an encoder from weights of torchvision, timm or a file",
+        "cluster.import_job",
+        "ImportConfig",
+        "import_encoder",
+    ),
     "ui": Verb("search, label and classify in the browser", "ui.app", "UiConfig", "serve"),
     "doctor": Verb(
         "check this machine, the workspace and Ray",
