@@ -223,9 +223,9 @@ def _origin(workspace: Workspace, name: str) -> dict[str, str]:
     if imported := door.get("imported"):
         rows["imported from"] = ", ".join(f"{key} {value}" for key, value in imported.items())
     if training := door.get("training"):
+        method = training["recipe"]["method"].get("name", "pretraining")  # early cards lack it
         rows["trained by"] = (
-            f"{training['recipe']['method']['name']}, {training['steps']:,} steps on "
-            f"{training['num_pictures']:,} pictures"
+            f"{method}, {training['steps']:,} steps on {training['num_pictures']:,} pictures"
         )
     return rows
 

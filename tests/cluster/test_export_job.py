@@ -1,6 +1,7 @@
 """Exports that run without lookalike, or leave nothing behind."""
 
 import io
+import json
 import subprocess
 import sys
 
@@ -15,7 +16,7 @@ from cluster.context import Context
 from cluster.export_job import ExportConfig, export
 from cluster.workspace import Workspace
 from encoders.picture import to_square
-from index.artifact import CorruptArtifactError, Folder, open_door
+from index.artifact import CorruptArtifactError, Folder, open_door, publish
 
 # Run by an interpreter that finds neither our packages nor torch.
 ALONE = """
@@ -197,6 +198,39 @@ def test_without_any_corpus_photographs_check_the_export(tmp_path, make_encoder,
     config = ExportConfig(encoder="tiny", to="safetensors", out=tmp_path / "exported")
     report = export(config, context)
     assert (report["pictures"], report["checked_on"]) == (2, "photographs that scikit-learn brings")
+
+
+@pytest.mark.parametrize(
+    ("more", "row"),
+    [
+        (
+            {
+                "training": {
+                    "recipe": {"method": {"name": "byol"}},
+                    "steps": 9000,
+                    "num_pictures": 60,
+                }
+            },
+            "| trained by | byol, 9,000 steps on 60 pictures |",
+        ),
+        (
+            {"training": {"recipe": {"method": {}}, "steps": 9, "num_pictures": 60}},
+            "| trained by | pretraining, 9 steps on 60 pictures |",
+        ),
+        (
+            {"imported": {"source": "timm:resnet10t", "license": "apache-2.0"}},
+            "| imported from | source timm:resnet10t, license apache-2.0 |",
+        ),
+    ],
+)
+def test_the_card_says_where_the_weights_come_from(library, tmp_path, unchecked, more, row):
+    folder = library.folder("encoders", "tiny")
+    body = json.loads(folder.read_bytes("card.json"))
+    del body["door_sha256"]
+    publish(folder, "encoder", {**body, **more}, body["files"], door="card.json")
+    out = tmp_path / "exported"
+    export(ExportConfig(encoder="tiny", to="safetensors", out=out), library.context)
+    assert row in (out / "README.md").read_text()
 
 
 @pytest.mark.parametrize(
