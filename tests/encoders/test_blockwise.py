@@ -135,7 +135,6 @@ def test_autocast_changes_neither_values_nor_gradients(tile_edge):
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_a_gpu_gives_the_values_and_gradients_of_the_cpu(monkeypatch):
     monkeypatch.setattr(blockwise, "TILE_EDGE_GPU", 3)
     on_gpu = [x.detach().cuda().requires_grad_() for x in sides()]
