@@ -335,7 +335,6 @@ def test_two_workers_one_of_them_killed_train_the_same_encoder_as_one(
     killer.join()
     assert report["resumed_at"] > 0
     one, other = weights(context, "one"), weights(two, "two")
-    print("DRIFT", np.linalg.norm(one - other) / np.linalg.norm(one), report["resumed_at"])
     assert np.linalg.norm(one - other) < 1e-3 * np.linalg.norm(one)
     assert run_state(context, "two")["state"] == "done"
     assert not folder.exists("ray")
