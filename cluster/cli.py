@@ -102,6 +102,13 @@ VERBS = {
         "import_encoder",
     ),
     "ui": Verb("search, label and classify in the browser", "ui.app", "UiConfig", "serve"),
+    "verify": Verb(
+        "check that the number of workers does not change what is learnt",
+        "cluster.verify_job",
+        "VerifyConfig",
+        "verify",
+        uses_ray=True,
+    ),
     "doctor": Verb(
         "check this machine, the workspace and Ray",
         "cluster.doctor",

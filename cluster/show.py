@@ -36,7 +36,8 @@ def _words(value: Any) -> str:
     if isinstance(value, dict):
         return ", ".join(f"{name} {_words(item)}" for name, item in value.items()) or "none"
     if isinstance(value, list):
-        return ", ".join(map(_words, value)) or "none"
+        between = "\n" if value and isinstance(value[0], dict) else ", "
+        return between.join(map(_words, value)) or "none"
     return (
         f"{value:.4g}"
         if isinstance(value, float)
@@ -96,6 +97,26 @@ def _cell(cell: dict[str, float], best: float) -> Text:
     return Text(f"{100 * cell['value']:.1f} ±{100 * spread:.1f}", style=style)
 
 
+def _show_verify(report: dict[str, Any], console: Console) -> None:
+    table = Table(title=f"relative difference of weights after {report['steps']} steps", box=None)
+    last = report["workers"][-1]
+    table.add_column("")
+    for number in report["workers"]:
+        table.add_column(f"{number} workers", justify="right")
+    table.add_column(f"{last} again", justify="right")
+    for method, found in report["differences"].items():
+        table.add_row(method, *(f"{value:.1e}" if value else "0" for value in found.values()))
+    console.print(table)
+    limit = f"{report['tolerance']:g}"
+    verdict = (
+        f"exact: all below {limit}, and the repeated run the same to the bit"
+        if report["ok"]
+        else f"NOT exact: {limit} was exceeded, or the repeated run differs. Compare versions of "
+        "torch, and the processors, of the nodes."
+    )
+    console.print(Text(verdict, style="green" if report["ok"] else "bold red"))
+
+
 def _show_doctor(report: dict[str, Any], console: Console) -> None:
     table = Table(box=None, pad_edge=False)
     for title in ("check", "result", "what was found"):
@@ -126,4 +147,5 @@ SHOWN: dict[str, Callable[[dict[str, Any], Console], None]] = {
     "doctor": _show_doctor,
     "evaluate": _show_evaluate,
     "search": _show_search,
+    "verify": _show_verify,
 }
