@@ -65,7 +65,7 @@ class PixelCache:
     ) -> None:
         self.folder = folder
         self.id = str(door["id"])
-        self.plan = str(door["plan"])
+        self.plan = str(door.get("plan"))
         self.failed = {name: n for name, n in door["rows"].items() if name != "ok"}
         self.ids = ids
         self._parts = parts

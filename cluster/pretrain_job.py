@@ -174,6 +174,7 @@ def _train(
     run: dict[str, Any], config: PretrainJobConfig, catalog: Catalog, context: Context
 ) -> int | None:
     """Start or go on with the run; returns the step at which it went on."""
+    _refuse_taken_name(run, config, context)
     _refuse_other_scan(run, config, catalog)
     num_workers = context.where.profile_settings().num_workers
     # Before an hour goes into the cache; again after it, when unreadable pictures are left out.
@@ -201,6 +202,15 @@ def _train(
     write_run(folder, state="done", finished_at=time.time())
     resumed_at: int | None = outcome["resumed_at"]
     return resumed_at
+
+
+def _refuse_taken_name(run: dict[str, Any], config: PretrainJobConfig, context: Context) -> None:
+    encoder = context.workspace.folder("encoders", config.name)
+    if not run and encoder.exists("card.json"):
+        raise ValueError(
+            f"encoder {config.name!r} in {encoder}: is there, and this run did not make it: it was "
+            "imported, or its run was removed. Choose another --name, or remove that folder."
+        )
 
 
 def _refuse_other_scan(run: dict[str, Any], config: PretrainJobConfig, catalog: Catalog) -> None:

@@ -383,3 +383,11 @@ def test_a_killed_driver_s_run_goes_on_to_the_same_weights_to_the_bit(context: C
     assert steps == sorted(set(steps))
     assert steps[-1] == report["steps"] == 100
     np.testing.assert_array_equal(weights(context, "killed"), weights(context, "one"))
+
+
+def test_an_encoder_that_no_run_made_is_not_replaced(context: Context, make_encoder: Any) -> None:
+    made = make_encoder(context.workspace, "imported")
+    config = PretrainJobConfig(corpus="digits", name="imported", training=tiny(simclr_small()))
+    with pytest.raises(ValueError, match=r"'imported' in .* did not make it.*another --name"):
+        pretrain(config, context)
+    assert context.workspace.open_encoder("imported").encoder_id == made.encoder_id
