@@ -156,7 +156,10 @@ class Search extends Panel {
     this.heading.textContent = heading;
     this.shuffle.textContent = "Back to browsing";
     const short = body.returned < body.asked ? ` of ${body.asked} asked` : "";
-    this.notice.textContent = `${plural(body.returned, "picture")}${short} in ${body.took_ms.toFixed(body.took_ms < 10 ? 1 : 0)} ms`;
+    const changed = body.flags.includes("changed_since_index")
+      ? ". Some files have changed since they were indexed: scan, embed and index again"
+      : "";
+    this.notice.textContent = `${plural(body.returned, "picture")}${short} in ${body.took_ms.toFixed(body.took_ms < 10 ? 1 : 0)} ms${changed}`;
     const items = body.hits.map((hit) => ({
       ...hit,
       badge: `${hit.rank}`,
