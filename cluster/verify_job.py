@@ -69,9 +69,15 @@ class VerifyConfig:
             )
         if self.steps < 1:
             raise ValueError(f"steps {self.steps}: has to be at least 1. Usual is --steps 50")
+        most = max(self.workers)
+        if any(most % number for number in self.workers) or self.batch_size % (4 * most):
+            raise ValueError(
+                f"workers {self.workers} and batch_size {self.batch_size}: each number has to "
+                "divide the largest, and four times the largest the batch. "
+                "Usual is --workers 1 2 4 --batch-size 32"
+            )
         for training in _trainings(self).values():
-            for number in self.workers:
-                training.check_share(NUM_PICTURES, number)
+            training.check_share(NUM_PICTURES, most)
 
 
 def verify(config: VerifyConfig, context: Context) -> dict[str, Any]:
