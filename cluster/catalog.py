@@ -23,6 +23,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from cluster.workspace import Workspace
 from index.artifact import (
     ArtifactError,
     FileRecord,
@@ -33,7 +34,7 @@ from index.artifact import (
     publish,
 )
 
-__all__ = ["CATALOG_SCHEMA", "GONE", "Catalog", "CatalogRow", "CatalogWriter"]
+__all__ = ["CATALOG_SCHEMA", "GONE", "Catalog", "CatalogRow", "CatalogWriter", "open_corpus"]
 
 logger = logging.getLogger(__name__)
 
@@ -149,6 +150,12 @@ class Catalog:
         """The first pictures that are there and cannot be worked on."""
         statuses = ["ok", *GONE]
         return list(_as_rows(self.table.filter(~pc.field("status").isin(statuses)).slice(0, limit)))
+
+
+def open_corpus(workspace: Workspace, name: str) -> Catalog:
+    """A corpus of a workspace, by name; ``MissingArtifactError`` says how to make it."""
+    make = f"lookalike scan FOLDER --corpus {name}"
+    return Catalog.open(workspace.require("corpora", name, door="corpus.json", make=make))
 
 
 def _as_rows(table: pa.Table) -> Iterator[CatalogRow]:

@@ -10,7 +10,7 @@ from typing import cast
 
 import numpy as np
 
-from cluster.catalog import Catalog, CatalogRow
+from cluster.catalog import Catalog, CatalogRow, open_corpus
 from cluster.workspace import Workspace
 from encoders.encoder import Encoder, Layer, embed_picture
 from index.artifact import ArtifactError
@@ -54,10 +54,7 @@ class Collection:
     @cached_property
     def catalog(self) -> Catalog:
         """The corpus as it was last scanned; ``ArtifactError`` if it is another one by now."""
-        make = f"lookalike scan FOLDER --corpus {self.corpus_name}"
-        catalog = Catalog.open(
-            self._workspace.require("corpora", self.corpus_name, door="corpus.json", make=make)
-        )
+        catalog = open_corpus(self._workspace, self.corpus_name)
         self._require_same_corpus(catalog.uid, f"corpus {self.corpus_name!r}")
         return catalog
 

@@ -15,9 +15,9 @@ from typing import Any, Literal
 
 import numpy as np
 
-from cluster.catalog import Catalog
+from cluster.catalog import Catalog, open_corpus
 from cluster.context import Context
-from cluster.shard_job import ShardJob
+from cluster.shard_job import ShardJob, check_error_budget
 from cluster.shards import Shard, ShardRow, plan_shards, read_picture
 from cluster.workspace import Workspace, check_name
 from encoders.encoder import Encoder
@@ -72,10 +72,10 @@ class EmbedConfig:
         check_name(self.corpus, what="corpus")
         check_name(self.encoder, what="encoder")
         check_name(self.set_name, what="embedding set")
+        check_error_budget(self.error_budget)
         for name, least, most, advice in (
             ("thumbnail_edge", 16, 1024, "256 suits a grid of results"),
             ("shard_rows", 1, 1_000_000, "2048 costs little when a worker dies"),
-            ("error_budget", 0, 1, "0.25 stops the job when a quarter of the pictures fails"),
         ):
             value = getattr(self, name)
             if not least <= value <= most:
@@ -168,10 +168,7 @@ def embed(config: EmbedConfig, context: Context) -> dict[str, Any]:
         ValueError: the set belongs to another corpus, encoder or layer; another process writes it.
     """
     workspace = context.workspace
-    make = f"lookalike scan FOLDER --corpus {config.corpus}"
-    catalog = Catalog.open(
-        workspace.require("corpora", config.corpus, door="corpus.json", make=make)
-    )
+    catalog = open_corpus(workspace, config.corpus)
     encoder = workspace.open_encoder(config.encoder)
     folder = workspace.folder("embeddings", config.set_name)
     key = digest([encoder.encoder_id, config.form, FORMAT])

@@ -16,10 +16,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cluster.catalog import Catalog
+from cluster.catalog import Catalog, CatalogRow, open_corpus
 from cluster.context import Context
 from cluster.pixels_job import build_pixels
-from cluster.shards import ShardRow, read_picture
+from cluster.shard_job import check_error_budget
+from cluster.shards import read_picture
 from cluster.workspace import check_name
 from encoders.baseline import raw_pixel_vectors
 from encoders.distort import distort
@@ -76,11 +77,7 @@ class EvaluateConfig:
                 f"labels_per_class {self.labels_per_class}: numbers of at least 1. "
                 "5 20 is usual: --labels-per-class 5 20"
             )
-        if not 0 <= self.error_budget <= 1:
-            raise ValueError(
-                f"error_budget {self.error_budget}: has to be 0 to 1; 0.25 stops the job when a "
-                "quarter of the pictures fails."
-            )
+        check_error_budget(self.error_budget)
 
 
 def evaluate(config: EvaluateConfig, context: Context) -> dict[str, Any]:
@@ -91,10 +88,7 @@ def evaluate(config: EvaluateConfig, context: Context) -> dict[str, Any]:
         or ``sd`` (over draws); shares in [0, 1].
     """
     workspace = context.workspace
-    make = f"lookalike scan FOLDER --corpus {config.corpus}"
-    catalog = Catalog.open(
-        workspace.require("corpora", config.corpus, door="corpus.json", make=make)
-    )
+    catalog = open_corpus(workspace, config.corpus)
     encoder = workspace.open_encoder(config.encoder)
     preprocess = encoder.config.preprocess
     cache = build_pixels(catalog, preprocess, context, error_budget=config.error_budget)
@@ -143,9 +137,7 @@ def _distorted(
 ) -> tuple[NDArray[np.int64], Pixels]:
     """(ids, queries uint8 [Q, S, S, 3]) of the distorted copies; unreadable files are left out."""
     large = replace(preprocess, size=min(preprocess.size * QUERY_SCALE, DECODE_EDGE))
-    rows = [
-        ShardRow(row.id, row.uri, row.bytes or 0, row.mtime_ns or 0) for row in catalog.rows(ids)
-    ]
+    rows = catalog.rows(ids)
     with ThreadPoolExecutor() as pool:
         squares = list(pool.map(partial(_square, preprocess=large), rows))
     found = [
@@ -161,7 +153,7 @@ def _distorted(
     return kept, distort(pixels, kept, seed=seed, size=preprocess.size)
 
 
-def _square(row: ShardRow, preprocess: PreprocessConfig) -> Pixels | None:
+def _square(row: CatalogRow, preprocess: PreprocessConfig) -> Pixels | None:
     image = read_picture(row).image
     return None if image is None else to_square(image, preprocess)
 

@@ -20,9 +20,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from cluster.catalog import Catalog
+from cluster.catalog import open_corpus
 from cluster.context import Context
-from cluster.shards import ShardRow, read_picture
+from cluster.shards import read_picture
 from cluster.workspace import Workspace, check_name
 from encoders.encoder import Encoder, Layer
 from encoders.export import ExportFormat, export_files
@@ -159,19 +159,13 @@ def _pictures(
     squares = [
         to_square(Image.fromarray(photo), preprocess) for photo in load_sample_images().images
     ]
-    doors = (
-        name
-        for name in workspace.names("corpora")
-        if workspace.folder("corpora", name).exists("corpus.json")
-    )
-    corpus = config.corpus or next(doors, None)
+    corpus = config.corpus or next(iter(workspace.published("corpora", "corpus.json")), None)
     if corpus is None:
         return "photographs that scikit-learn brings", np.stack(squares)
-    make = f"lookalike scan FOLDER --corpus {corpus}"
-    catalog = Catalog.open(workspace.require("corpora", corpus, door="corpus.json", make=make))
+    catalog = open_corpus(workspace, corpus)
     ids = catalog.ok["id"].to_numpy()
     for row in catalog.rows(ids[:: max(1, len(ids) // NUM_PICTURES)][:NUM_PICTURES]):
-        found = read_picture(ShardRow(row.id, row.uri, row.bytes or 0, row.mtime_ns or 0))
+        found = read_picture(row)
         if found.image is not None:
             squares.append(to_square(found.image, preprocess))
     return f"corpus {corpus}, and two photographs", np.stack(squares)

@@ -10,10 +10,9 @@ import tyro
 
 from cluster.context import Context
 from cluster.workspace import check_name
-from encoders.card import encoder_body, encoder_files
 from encoders.encoder import Encoder
 from encoders.foreign import Foreign, foreign_encoder, from_file, from_timm, from_torchvision
-from index.artifact import Folder, library_versions, open_door, publish
+from index.artifact import Folder, library_versions, open_door
 
 __all__ = ["ImportConfig", "import_encoder"]
 
@@ -73,7 +72,13 @@ def import_encoder(config: ImportConfig, context: Context) -> dict[str, Any]:
     folder = context.workspace.folder("encoders", config.name)
     was_there = _is_published(folder, config, encoder)
     if not was_there:
-        _publish(folder, config, foreign, encoder)
+        # A path says where a file lay on one machine: its name and checksum tell more elsewhere.
+        source = foreign.name if config.source.endswith(SUFFIX) else config.source
+        facts = {
+            "imported": {"source": source, **foreign.origin},
+            "versions": library_versions("torch", "torchvision", "timm"),
+        }
+        context.workspace.publish_encoder(config.name, encoder, facts)
     return {
         "encoder": config.name,
         "encoder_id": encoder.encoder_id,
@@ -112,19 +117,3 @@ def _is_published(folder: Folder, config: ImportConfig, encoder: Encoder) -> boo
             f"{encoder.encoder_id[:12]}), and embeddings may count on it. Choose another --name."
         )
     return True
-
-
-def _publish(folder: Folder, config: ImportConfig, foreign: Foreign, encoder: Encoder) -> None:
-    files = encoder_files(encoder)
-    for name, data in files.items():
-        folder.make().write_atomic(name, data)
-    # A path says where a file lay on one machine: its name and checksum tell more elsewhere.
-    source = foreign.name if config.source.endswith(SUFFIX) else config.source
-    body = {
-        **encoder_body(encoder),
-        "imported": {"source": source, **foreign.origin},
-        "parents": {},
-        "rows": {},
-        "versions": library_versions("torch", "torchvision", "timm"),
-    }
-    publish(folder, "encoder", body, list(files), door=DOOR)

@@ -19,12 +19,13 @@ import numpy as np
 import tyro
 from numpy.typing import NDArray
 
-from cluster.catalog import Catalog
+from cluster.catalog import Catalog, open_corpus
 from cluster.context import Context
 from cluster.pixels_job import PixelCache, build_pixels
 from cluster.pretrain_worker import WorkerPlan, publish_encoder
 from cluster.ray_train import fit
 from cluster.runlog import load_newest_checkpoint, read_metrics, read_run, save_labels, write_run
+from cluster.shard_job import check_error_budget
 from cluster.workspace import Workspace, check_name
 from encoders.pretrain_config import PretrainConfig
 from encoders.training import Pretraining
@@ -80,11 +81,7 @@ class PretrainJobConfig:
                     f"{field_name} is {value}; it has to be {least} or more. "
                     "Leave it out for the default."
                 )
-        if not 0 <= self.error_budget <= 1:
-            raise ValueError(
-                f"error_budget is {self.error_budget}; it has to be a share from 0 to 1. "
-                "Use 0.25 to stop when a quarter of the pictures cannot be decoded."
-            )
+        check_error_budget(self.error_budget)
 
 
 _LEAST = {"checkpoint_every": 1, "log_every": 1, "probe_every": 1, "max_failures": 0}
@@ -104,10 +101,7 @@ def pretrain(config: PretrainJobConfig, context: Context) -> dict[str, Any]:
         PretrainingStoppedError: the run stopped itself.
     """
     workspace = context.workspace
-    make = f"lookalike scan FOLDER --corpus {config.corpus}"
-    catalog = Catalog.open(
-        workspace.require("corpora", config.corpus, door="corpus.json", make=make)
-    )
+    catalog = open_corpus(workspace, config.corpus)
     folder = workspace.folder("runs", config.name)
     resumed_at = None
     if not _is_done(_run_of(config, folder), config, workspace):

@@ -15,12 +15,11 @@ import torch
 from cluster.pixels_job import PixelCache
 from cluster.runlog import MetricsLog, load_labels, load_newest_checkpoint, save_checkpoint
 from cluster.workspace import Workspace
-from encoders.card import encoder_body, encoder_files
 from encoders.health import CollapseError, NonFiniteError
 from encoders.pretrain_config import PretrainConfig
 from encoders.probe import knn_accuracy
 from encoders.training import Pretraining
-from index.artifact import FileRecord, Folder, library_versions, publish
+from index.artifact import FileRecord, Folder, library_versions
 
 __all__ = [
     "TrainingDataChangedError",
@@ -171,13 +170,7 @@ def publish_encoder(
     workspace: Workspace, name: str, training: Pretraining, *, seconds: float, corpus_id: str
 ) -> dict[str, Any]:
     """Publish the encoder that training has made; returns its card."""
-    folder = workspace.folder("encoders", name).make()
-    encoder = training.encoder()
-    files = encoder_files(encoder)
-    for file, data in files.items():
-        folder.write_atomic(file, data)
-    body = {
-        **encoder_body(encoder),
+    facts = {
         "training": {
             "recipe": training.config.settings(),
             "run": name,
@@ -186,11 +179,6 @@ def publish_encoder(
             "num_pictures": training.num_pictures,
         },
         "parents": {"corpus_id": corpus_id},
-        "rows": {},
         "versions": library_versions("torch", "torchvision", "ray"),
     }
-    card = publish(folder, "encoder", body, list(files), door="card.json")
-    for file in set(folder.names()) - set(files):
-        if file.endswith(".safetensors"):
-            folder.remove(file)
-    return card
+    return workspace.publish_encoder(name, training.encoder(), facts)

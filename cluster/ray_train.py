@@ -15,9 +15,10 @@ from typing import Any, cast
 from cluster.context import Context, ProgressLine
 from cluster.pretrain_worker import WorkerPlan, train_worker
 from cluster.runlog import MetricsTail
+from cluster.where import Profile
 from index.artifact import Folder
 
-__all__ = ["fit"]
+__all__ = ["fit", "run_workers", "scaling", "scratch"]
 
 logger = logging.getLogger(__name__)
 
@@ -37,46 +38,76 @@ def fit(plan: WorkerPlan, context: Context, *, num_steps: int, max_failures: int
         What rank 0 returned.
     """
     folder = context.workspace.folder("runs", plan.name)
-    with _watched(folder, num_steps, context), _scratch(folder / "ray") as attempts:
+    with _watched(folder, num_steps, context), scratch(folder / "ray") as attempts:
         return _fit(plan, context, attempts, max_failures)
 
 
 def _fit(plan: WorkerPlan, context: Context, attempts: Folder, max_failures: int) -> dict[str, Any]:
     with context.ray() as profile:
-        import ray.train
-        from ray.train.torch import TorchConfig, TorchTrainer
-
-        # Ray's stubs still describe the classes that version 2 of Ray Train replaces at run time.
-        train: Any = ray.train
-
-        resources: dict[str, float] = {"CPU": profile.cpus_per_worker}
-        if profile.gpus_per_worker:
-            resources["GPU"] = profile.gpus_per_worker
-        trainer = TorchTrainer(
-            cast("Callable[[dict[Any, Any]], None]", train_worker),
-            train_loop_config={"plan": plan},
-            scaling_config=train.ScalingConfig(
-                num_workers=profile.num_workers,
-                use_gpu=profile.gpus_per_worker > 0,
-                resources_per_worker=resources,
-                label_selector=profile.train_labels,
-            ),
-            # A new name each time: Ray must not resume from its own state, which a kill can tear.
-            run_config=train.RunConfig(
-                name=uuid.uuid4().hex[:12],
-                storage_path=attempts.path,
-                storage_filesystem=attempts.fs,
-                failure_config=train.FailureConfig(max_failures=max_failures),
-                logging_config=train.LoggingConfig("ERROR"),
-            ),
-            torch_config=TorchConfig(timeout_s=300),
+        workers = scaling(profile, profile.num_workers, profile.cpus_per_worker)
+        return run_workers(
+            train_worker, {"plan": plan}, workers, attempts, max_failures=max_failures
         )
-        result: Any = trainer.fit()
-        return dict(result.return_value)
+
+
+def scaling(profile: Profile, num_workers: int, cpus: float) -> Any:
+    """Ray's ScalingConfig for so many workers of so many CPUs, with the profile's GPUs and pool."""
+    import ray.train
+
+    # Ray's stubs still describe the classes that version 2 of Ray Train replaces at run time.
+    train: Any = ray.train
+    resources: dict[str, float] = {"CPU": cpus}
+    if profile.gpus_per_worker:
+        resources["GPU"] = profile.gpus_per_worker
+    return train.ScalingConfig(
+        num_workers=num_workers,
+        use_gpu=profile.gpus_per_worker > 0,
+        resources_per_worker=resources,
+        label_selector=profile.train_labels,
+    )
+
+
+def run_workers(
+    loop: Callable[[dict[str, Any]], dict[str, Any]],
+    loop_config: dict[str, Any],
+    workers: Any,
+    attempts: Folder,
+    *,
+    max_failures: int = 0,
+) -> dict[str, Any]:
+    """Run ``loop(loop_config)`` on every worker; returns what rank 0 returned.
+
+    Args:
+        loop: importable by the workers.
+        loop_config: its argument.
+        workers: from `scaling`.
+        attempts: a folder for Ray's own state, which every node has to see.
+        max_failures: how often Ray may restart the workers.
+    """
+    import ray.train
+    from ray.train.torch import TorchConfig, TorchTrainer
+
+    train: Any = ray.train  # as in `scaling`
+    trainer = TorchTrainer(
+        cast("Callable[[dict[Any, Any]], None]", loop),
+        train_loop_config=loop_config,
+        scaling_config=workers,
+        # A new name each time: Ray must not resume from its own state, which a kill can tear.
+        run_config=train.RunConfig(
+            name=uuid.uuid4().hex[:12],
+            storage_path=attempts.path,
+            storage_filesystem=attempts.fs,
+            failure_config=train.FailureConfig(max_failures=max_failures),
+            logging_config=train.LoggingConfig("ERROR"),
+        ),
+        torch_config=TorchConfig(timeout_s=300),
+    )
+    result: Any = trainer.fit()
+    return dict(result.return_value)
 
 
 @contextlib.contextmanager
-def _scratch(folder: Folder) -> Iterator[Folder]:
+def scratch(folder: Folder) -> Iterator[Folder]:
     """A folder of Ray's own, cleared of what a killed run left, and again at the end."""
     _clear(folder)
     try:

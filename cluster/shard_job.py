@@ -25,9 +25,18 @@ from cluster.shards import (
 )
 from index.artifact import Folder
 
-__all__ = ["ErrorBudgetError", "ShardJob"]
+__all__ = ["ErrorBudgetError", "ShardJob", "check_error_budget"]
 
 BUDGET_AFTER_ROWS = 200
+
+
+def check_error_budget(share: float) -> None:
+    """``ValueError`` unless it is a share of the pictures that may fail."""
+    if not 0 <= share <= 1:
+        raise ValueError(
+            f"error_budget {share}: has to be 0 to 1; 0.25 stops the job when a quarter of the "
+            "pictures fails."
+        )
 
 
 class ErrorBudgetError(ValueError):

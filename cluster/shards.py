@@ -23,7 +23,7 @@ from typing import Any, NamedTuple, Protocol
 import pyarrow as pa
 from PIL import Image
 
-from cluster.catalog import Catalog
+from cluster.catalog import Catalog, CatalogRow
 from encoders.picture import PictureError, open_picture
 from index.artifact import Folder, Verify, digest, write_json
 
@@ -158,7 +158,7 @@ class ReadPicture(NamedTuple):
     image: Image.Image | None
 
 
-def read_picture(row: ShardRow) -> ReadPicture:
+def read_picture(row: ShardRow | CatalogRow) -> ReadPicture:
     """Read and decode a picture if its file is the one that was scanned; never raises for it.
 
     The status is ``ok``, ``missing``, ``changed``, or that of a `PictureError`.

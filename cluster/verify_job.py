@@ -7,11 +7,9 @@ differ by rounding alone, for the same number not by a bit.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import uuid
 from dataclasses import dataclass, replace
-from pathlib import Path
-from tempfile import TemporaryDirectory
-from typing import Annotated, Any, Literal, cast
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
@@ -19,7 +17,7 @@ import tyro
 from numpy.typing import NDArray
 
 from cluster.context import Context
-from cluster.where import Profile
+from cluster.ray_train import run_workers, scaling, scratch
 from encoders.moco import MoCoConfig
 from encoders.pretrain_config import PretrainConfig
 from encoders.recipes import byol_small, moco_small, simclr_small, supcon_small, tiny
@@ -38,6 +36,8 @@ RECIPES = {
 NUM_PICTURES = 256
 NUM_CLASSES = 8
 SIZE = 16
+CPUS = 0.5
+"""Of each worker: what counts is that they are several, not that they are fast."""
 CALM = 0.1
 """Share of the recipes' learning rate: beyond it, so small a network is chaotic, and a difference
 in the last bit grows a hundred thousandfold in 50 steps, whatever is done."""
@@ -90,9 +90,14 @@ def verify(config: VerifyConfig, context: Context) -> dict[str, Any]:
     """
     runs: list[dict[str, Weights]] = []
     counts = [*config.workers, config.workers[-1]]
-    with context.ray() as profile, context.progress("verify", len(counts), "runs") as line:
+    with (
+        context.ray() as profile,
+        context.progress("verify", len(counts), "runs") as line,
+        scratch(context.workspace.root / f"verify-{uuid.uuid4().hex[:12]}") as attempts,
+    ):
         for number in counts:
-            runs.append(_fit(config, number, profile))
+            workers = scaling(profile, number, CPUS)
+            runs.append(run_workers(_train_all, {"config": config}, workers, attempts))
             line.advance(1, f"{number} workers")
     yardstick, last, again = runs[0], runs[-2], runs[-1]
     differences = {
@@ -148,34 +153,6 @@ def _trainings(config: VerifyConfig) -> dict[str, PretrainConfig]:
             training = replace(training, method=method)
         trainings[name] = training
     return trainings
-
-
-def _fit(config: VerifyConfig, num_workers: int, profile: Profile) -> dict[str, Weights]:
-    import ray.train
-    from ray.train.torch import TorchTrainer
-
-    # Ray's stubs still describe the classes that version 2 of Ray Train replaces at run time.
-    train: Any = ray.train
-    # Half a CPU each: what counts is that they are several, not that they are fast.
-    resources: dict[str, float] = {"CPU": 0.5}
-    if profile.gpus_per_worker:
-        resources["GPU"] = profile.gpus_per_worker
-    with TemporaryDirectory(prefix="lookalike-verify-") as scratch:
-        trainer = TorchTrainer(
-            cast("Callable[[dict[Any, Any]], None]", _train_all),
-            train_loop_config={"config": config},
-            scaling_config=train.ScalingConfig(
-                num_workers=num_workers,
-                use_gpu=profile.gpus_per_worker > 0,
-                resources_per_worker=resources,
-                label_selector=profile.train_labels,
-            ),
-            run_config=train.RunConfig(
-                storage_path=str(Path(scratch)), logging_config=train.LoggingConfig("ERROR")
-            ),
-        )
-        result: Any = trainer.fit()
-    return dict(result.return_value)
 
 
 def _train_all(loop_config: dict[str, Any]) -> dict[str, Weights]:

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from index.artifact import Folder, MissingArtifactError, open_door
+from index.artifact import Folder, MissingArtifactError, open_door, publish
 
 if TYPE_CHECKING:
     from encoders.encoder import Encoder
@@ -83,6 +84,10 @@ class Workspace:
         """Names of the artefacts of a kind, half-written ones included, sorted."""
         return [name for name in (self.root / kind).names() if NAME.fullmatch(name)]
 
+    def published(self, kind: Kind, door: str) -> list[str]:
+        """Names of the artefacts of a kind that have their door, sorted."""
+        return [name for name in self.names(kind) if self.folder(kind, name).exists(door)]
+
     def require(self, kind: Kind, name: str, *, door: str, make: str) -> Folder:
         """The folder of an artefact that has to be published.
 
@@ -91,8 +96,7 @@ class Workspace:
         """
         folder = self.folder(kind, name)
         if not folder.exists(door):
-            made = (other for other in self.names(kind) if self.folder(kind, other).exists(door))
-            known = ", ".join(made) or "none"
+            known = ", ".join(self.published(kind, door)) or "none"
             raise MissingArtifactError(
                 f"{name!r} in {self.root}/{kind}: not there. Existing: {known}. Make it: {make}"
             )
@@ -107,3 +111,26 @@ class Workspace:
         )
         body = open_door(folder, "encoder", door="card.json")
         return load_encoder(body, {file: folder.read_bytes(file) for file in body["files"]})
+
+    def publish_encoder(
+        self, name: str, encoder: Encoder, facts: Mapping[str, Any]
+    ) -> dict[str, Any]:
+        """Publish an encoder under a name; returns its card.
+
+        Args:
+            name: of the encoder.
+            encoder: on any device.
+            facts: further fields of the card, such as how it came about, and ``parents``.
+        """
+        from encoders.card import encoder_body, encoder_files
+
+        folder = self.folder("encoders", name).make()
+        files = encoder_files(encoder)
+        for file, data in files.items():
+            folder.write_atomic(file, data)
+        body = {"parents": {}, "rows": {}, **encoder_body(encoder), **facts}
+        card = publish(folder, "encoder", body, list(files), door="card.json")
+        for file in set(folder.names()) - set(files):
+            if file.endswith(".safetensors"):
+                folder.remove(file)
+        return card

@@ -18,7 +18,7 @@ from encoders.encoder import Encoder, EncoderConfig, fresh_modules
 from encoders.heads import ProjectorConfig
 from encoders.picture import PREPROCESS_RULE, PreprocessConfig
 
-__all__ = ["config_of", "encoder_body", "encoder_files", "load_encoder"]
+__all__ = ["config_of", "encoder_body", "encoder_files", "load_encoder", "tensor_bytes"]
 
 BACKBONE_FILE = "model"
 PROJECTOR_FILE = "projector"
@@ -33,9 +33,9 @@ def encoder_files(encoder: Encoder) -> dict[str, bytes]:
     library does, so a torchvision ResNet with the ImageNet stem loads into torchvision as it is.
     """
     ending = f"-{encoder.encoder_id[:12]}{SUFFIX}"
-    files = {BACKBONE_FILE + ending: _tensor_bytes(encoder.backbone.net)}
+    files = {BACKBONE_FILE + ending: tensor_bytes(encoder.backbone.net)}
     if "projector" in encoder.layers:
-        files[PROJECTOR_FILE + ending] = _tensor_bytes(encoder.projector)
+        files[PROJECTOR_FILE + ending] = tensor_bytes(encoder.projector)
     return files
 
 
@@ -74,10 +74,11 @@ def load_encoder(body: Mapping[str, Any], files: Mapping[str, bytes]) -> Encoder
     return encoder
 
 
-def _tensor_bytes(module: nn.Module) -> bytes:
+def tensor_bytes(module: nn.Module, metadata: dict[str, str] | None = None) -> bytes:
+    """The module's weights as the content of a safetensors file."""
     # safetensors wants rows in plain order, the convolutions are channels_last.
     state = {name: tensor.cpu().contiguous() for name, tensor in module.state_dict().items()}
-    return bytes(save(state))
+    return bytes(save(state, metadata))
 
 
 def config_of(body: Mapping[str, Any]) -> EncoderConfig:

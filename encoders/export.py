@@ -17,11 +17,10 @@ from collections.abc import Callable
 from typing import Literal
 
 import torch
-from safetensors.torch import save
 from torch import Tensor, nn
 
 from encoders.backbone import RESNETS, TIMM_PREFIX, resolve_stem, timm_options
-from encoders.card import encoder_body
+from encoders.card import encoder_body, tensor_bytes
 from encoders.encoder import EPSILON, Encoder, Layer
 
 __all__ = [
@@ -166,9 +165,9 @@ def _torchscript(encoder: Encoder, layer: Layer) -> dict[str, bytes]:
 
 def _safetensors(encoder: Encoder, layer: Layer) -> dict[str, bytes]:
     metadata = {"format": "pt", METADATA_KEY: json.dumps(encoder_body(encoder))}
-    files = {BACKBONE_FILE: save(_plain_state(encoder.backbone.net), metadata)}
+    files = {BACKBONE_FILE: tensor_bytes(encoder.backbone.net, metadata)}
     if layer == "projector":
-        files[PROJECTOR_FILE] = save(_plain_state(encoder.projector), metadata)
+        files[PROJECTOR_FILE] = tensor_bytes(encoder.projector, metadata)
     return files
 
 
@@ -214,11 +213,6 @@ _WRITERS: dict[str, Callable[[Encoder, Layer], dict[str, bytes]]] = {
 def _about(encoder: Encoder, layer: Layer) -> dict[str, str]:
     """What a file says of itself to a program that knows lookalike."""
     return {METADATA_KEY: json.dumps({**encoder_body(encoder), "layer": layer})}
-
-
-def _plain_state(module: nn.Module) -> dict[str, Tensor]:
-    """Weights on the CPU with rows in plain order, as safetensors wants them."""
-    return {name: tensor.cpu().contiguous() for name, tensor in module.state_dict().items()}
 
 
 def _require(to: str, packages: tuple[str, ...], *, extra: str, others: str) -> None:

@@ -18,11 +18,10 @@ from cluster.context import Context
 from cluster.scan_job import ScanConfig, scan
 from cluster.workspace import Workspace
 from encoders.backbone import BackboneConfig
-from encoders.card import encoder_body, encoder_files
 from encoders.encoder import Encoder, EncoderConfig, embed_picture
 from encoders.heads import ProjectorConfig
 from encoders.picture import PreprocessConfig
-from index.artifact import Folder, publish
+from index.artifact import Folder
 from index.build import build_index
 from index.choose import IndexConfig
 from index.embeddings import EmbeddingStore, ShardBatch, publish_embeddings, write_shard
@@ -46,12 +45,7 @@ def publish_encoder(workspace: Workspace, name: str = ENCODER, *, seed: int = 0)
         ),
         seed=seed,
     )
-    folder = workspace.folder("encoders", name).make()
-    files = encoder_files(encoder)
-    for file, data in files.items():
-        folder.write_atomic(file, data)
-    body = {**encoder_body(encoder), "parents": {}, "rows": {}, "versions": {}}
-    publish(folder, "encoder", body, list(files), door="card.json")
+    workspace.publish_encoder(name, encoder, {"versions": {}})
     return encoder
 
 

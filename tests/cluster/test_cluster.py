@@ -77,3 +77,5 @@ def test_two_nodes_train_and_embed_what_one_machine_does(
     assert embedded["pictures"] == {"ok": 24}
     here = lookalike(f"{embed} --name again")
     assert here["embeddings_id"] == embedded["embeddings_id"]
+    exact = lookalike("verify exactness --workers 1 2 --steps 5", *there)
+    assert exact["ok"]

@@ -21,11 +21,9 @@ from cluster.scan_job import ScanConfig, scan
 from cluster.shards import plan_shards
 from cluster.workspace import Workspace
 from encoders.backbone import BackboneConfig
-from encoders.card import encoder_body, encoder_files
 from encoders.encoder import Encoder, EncoderConfig
 from encoders.heads import ProjectorConfig
 from encoders.picture import PreprocessConfig
-from index.artifact import publish
 from index.build import build_index
 from index.choose import IndexConfig
 from index.embeddings import EmbeddingStore, publish_embeddings
@@ -99,20 +97,11 @@ def make_workspace(root: Path) -> Workspace:
         ),
         seed=0,
     )
-    _publish_encoder(workspace, encoder)
+    workspace.publish_encoder("fresh", encoder, {"versions": {}})
     _embed(workspace, encoder)
     store = EmbeddingStore.open(workspace.folder("embeddings", INDEX))
     build_index(store, workspace.folder("indexes", INDEX), IndexConfig())
     return workspace
-
-
-def _publish_encoder(workspace: Workspace, encoder: Encoder) -> None:
-    folder = workspace.folder("encoders", "fresh").make()
-    files = encoder_files(encoder)
-    for name, data in files.items():
-        folder.write_atomic(name, data)
-    body = {**encoder_body(encoder), "parents": {}, "rows": {}, "versions": {}}
-    publish(folder, "encoder", body, list(files), door="card.json")
 
 
 def _embed(workspace: Workspace, encoder: Encoder) -> None:
