@@ -34,8 +34,8 @@ def check_error_budget(share: float) -> None:
     """``ValueError`` unless it is a share of the pictures that may fail."""
     if not 0 <= share <= 1:
         raise ValueError(
-            f"error_budget {share}: has to be 0 to 1; 0.25 stops the job when a quarter of the "
-            "pictures fails."
+            f"error_budget is {share}; it has to be a share from 0 to 1. Use 0.25 to stop the job "
+            "when more than a quarter of the pictures fails."
         )
 
 
