@@ -31,6 +31,7 @@ from encoders.losses import mutual_information_bound
 from encoders.method import Batch, Method, MethodOutput, Parts
 from encoders.optim import build_optimizer, learning_rate, set_learning_rate
 from encoders.pretrain_config import PretrainConfig
+from encoders.warm_start import load_start
 
 __all__ = ["PretrainConfig", "Pretraining"]
 
@@ -48,20 +49,27 @@ class Pretraining:
         config: what to compute.
         num_pictures: rows of the corpus that can be trained on.
         device: where this rank computes.
+        start: an encoder to train on from, with a configuration of `warm_start.starting_config`;
+            None starts from weights that the seed decides.
 
     Raises:
-        ValueError: the corpus is smaller than a batch, or the ranks cannot share a batch evenly.
+        ValueError: the corpus is smaller than a batch, the ranks cannot share a batch evenly, or
+            ``start`` does not fit the configuration.
     """
 
     def __init__(
-        self, config: PretrainConfig, num_pictures: int, device: torch.device | str = "cpu"
+        self,
+        config: PretrainConfig,
+        num_pictures: int,
+        device: torch.device | str = "cpu",
+        start: Encoder | None = None,
     ) -> None:
         config.check_share(num_pictures, world_size())
         self.config = config
         self.device = torch.device(device)
         self._order = config.order(num_pictures)
         self._step = 0
-        self._method = _build_method(config, self.device)
+        self._method = _build_method(config, self.device, start)
         self._trained = [p for p in self._method.parameters() if p.requires_grad]
         self._optimizer = build_optimizer(self._method, config.optim)
         self._watch = HealthWatch(config.health, self._method.collapse_advice)
@@ -251,12 +259,17 @@ class Pretraining:
         return encoder.to(self.device)
 
 
-def _build_method(config: PretrainConfig, device: torch.device) -> Method:
-    """The method with weights from the seed: all ranks get the same, and no generator moves."""
+def _build_method(config: PretrainConfig, device: torch.device, start: Encoder | None) -> Method:
+    """The method with weights from the seed: all ranks get the same, and no generator moves.
+
+    Those of ``start`` come in before targets are copied, so that these start from them too.
+    """
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(config.seed)
         backbone = build_backbone(config.backbone, config.preprocess.size)
         projector = build_projector(config.projector, backbone.feature_dim)
+        if start is not None:
+            load_start(config, start, backbone, projector)
         dim = config.projector.output_dim if config.projector.num_layers else backbone.feature_dim
         parts = Parts(backbone=backbone, projector=projector, embedding_dim=dim, seed=config.seed)
         method = config.method.build(parts)
