@@ -11,7 +11,8 @@ Shapes: N pictures, R rows (every place of every picture), C channels, W ranks.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import torch
@@ -27,6 +28,7 @@ __all__ = [
     "SplitBatchNorm",
     "convert_batchnorm",
     "hold_running_statistics",
+    "paused_statistics",
     "split_batchnorm",
 ]
 
@@ -59,7 +61,7 @@ class CrossRankBatchNorm(_BatchNorm):
             return super().forward(input)
         self._check_input_dim(input)
         normalised, mean_C, var_C, count = _Normalise.apply(input, self.weight, self.bias, self.eps)
-        if self.training and self.running_mean is not None:
+        if self.training and self.track_running_stats and self.running_mean is not None:
             self._track(mean_C, var_C * (count / (count - 1)))
         return normalised  # type: ignore[no-any-return]
 
@@ -195,6 +197,23 @@ def hold_running_statistics(module: nn.Module) -> None:
     for child in module.modules():
         if isinstance(child, _BatchNorm):
             child.momentum = 0.0
+
+
+@contextmanager
+def paused_statistics(module: nn.Module) -> Iterator[None]:
+    """While it lasts, normalise as ever in training mode and move no running statistics."""
+    norms = [
+        child
+        for child in module.modules()
+        if isinstance(child, _BatchNorm) and child.track_running_stats
+    ]
+    for norm in norms:
+        norm.track_running_stats = False
+    try:
+        yield
+    finally:
+        for norm in norms:
+            norm.track_running_stats = True
 
 
 def _replace(module: nn.Module, make: Callable[[_BatchNorm], _BatchNorm]) -> nn.Module:
