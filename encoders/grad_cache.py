@@ -59,8 +59,6 @@ def forward_backward(method: Method, batch: Batch, autocast: Autocast) -> Method
     start = 0
     with paused_statistics(method):
         for chunk, state in zip(chunks, states, strict=True):
-            # Each in a context of its own: autocast keeps the weights it cast, with their graph or
-            # without.
             with _replayed(state, chunk.ids.device), autocast():
                 rows = method.encode(chunk)
             here = slice(start, start + len(chunk.ids))

@@ -103,6 +103,7 @@ class MoCo(Method):
         view = batch.view_b
         pictures = gather_rows(view)
         num_local, num_global = len(view), len(pictures)
+        # A key that ends in 0 is the one without it: chunk 0 is shuffled like a whole batch.
         key = (SHUFFLE_FAMILY, self._seed, batch.step, batch.chunk)
         order_B = torch.from_numpy(permutation(num_global, *key)).to(view.device, non_blocking=True)
         mine = slice(rank() * num_local, (rank() + 1) * num_local)

@@ -183,7 +183,7 @@ def test_dropout_draws_the_same_in_both_passes_and_leaves_the_generator_as_one_p
     assert torch.equal(*states)
 
 
-def test_autocasts_memory_of_cast_weights_cuts_no_gradient_off():
+def test_under_autocast_chunks_give_the_gradients_of_the_whole_batch_to_its_rounding():
     def autocast() -> torch.autocast:
         return torch.autocast("cpu", dtype=torch.bfloat16)
 

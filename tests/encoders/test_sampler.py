@@ -57,6 +57,13 @@ def test_the_order_is_written_down_here_so_that_no_release_changes_old_runs():
     assert GlobalOrder(num_pictures=8, batch_size=4, seed=0).rows(0).tolist() == [0, 3, 7, 5]
 
 
+def test_a_key_of_up_to_four_words_may_end_in_zeros_that_change_nothing():
+    """So that MoCo's chunk 0 is shuffled as a whole batch always was."""
+    plain = permutation(30, 1, 2**32 - 1, 7)
+    np.testing.assert_array_equal(permutation(30, 1, 2**32 - 1, 7, 0), plain)
+    assert not np.array_equal(permutation(30, 1, 2**32 - 1, 7, 1), plain)
+
+
 def test_epochs_and_seeds_have_orders_of_their_own():
     first = GlobalOrder(num_pictures=50, batch_size=50, seed=0)
     other = GlobalOrder(num_pictures=50, batch_size=50, seed=1)
