@@ -22,6 +22,7 @@ __all__ = [
     "BackboneConfig",
     "Stem",
     "build_backbone",
+    "check_crop",
     "resolve_stem",
     "timm_facts",
     "timm_options",
@@ -108,6 +109,33 @@ def resolve_stem(config: BackboneConfig, crop_size: int) -> Stem:
     if config.name == "narrow":
         return "small" if crop_size < 32 else "stride2" if crop_size <= 96 else "imagenet"
     return "small" if crop_size <= 64 else "imagenet"
+
+
+def check_crop(config: BackboneConfig, *, built_for: int, crop_size: int) -> None:
+    """Raise ``ValueError`` unless a network built for one size takes crops of another.
+
+    Args:
+        config: of the network.
+        built_for: edge in pixels that `build_backbone` was told.
+        crop_size: edge of the crops, no larger.
+    """
+    if config.name.startswith(TIMM_PREFIX):
+        facts = timm_facts(config.name.removeprefix(TIMM_PREFIX))
+        if facts.fixed_input_size and crop_size != built_for:
+            raise ValueError(
+                f"crops of {crop_size} px for backbone {config.name}, which works at one size, "
+                f"here {built_for} px. Use crops of {built_for} px, or a convolutional backbone."
+            )
+        least = facts.input_size[-1] // facts.pool_size[-1] if facts.pool_size else 1
+    else:
+        least = {"small": 1, "stride2": 2, "imagenet": 4}[resolve_stem(config, built_for)]
+        least *= 2 ** (len(config.widths) - 1 if config.name == "narrow" else 3)
+    if crop_size < least:
+        raise ValueError(
+            f"crops of {crop_size} px for backbone {config.name}, which shrinks pictures of "
+            f"{built_for} px {least} times and would see nothing of them. "
+            f"Use crops of {least} px or more, or a stem that shrinks less (backbone.stem)."
+        )
 
 
 def build_backbone(config: BackboneConfig, crop_size: int) -> Backbone:

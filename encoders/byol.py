@@ -1,12 +1,13 @@
 """BYOL: an online network predicts what a slowly following target makes of the other view.
 
-Source: Grill et al. 2020, "Bootstrap Your Own Latent", section 3.1 and algorithm 1. Deviations: the
-target starts as a copy of the online network (the authors' code draws it anew), and its running
-statistics follow by moving average as well.
+Source: Grill et al. 2020, "Bootstrap Your Own Latent", section 3.1 and algorithm 1; Caron et al.
+2021 (DINO), eq. 3, for local views. Deviations: the target starts as a copy of the online network
+(the authors' code draws it anew), and its running statistics follow by moving average as well.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -38,7 +39,10 @@ class BYOLConfig:
 
 
 class BYOL(Method):
-    """Symmetric loss; each view passes the networks on its own, as in the authors' code."""
+    """Symmetric loss; each view passes the networks on its own, as in the authors' code.
+
+    Local views pass the online network alone, all in one batch.
+    """
 
     collapse_advice = (
         "Usual causes with BYOL are a learning rate that is too high, a target that follows too "
@@ -53,22 +57,42 @@ class BYOL(Method):
         self.target_projector = make_target(parts.projector)
         self._momentum = config.momentum
 
-    def forward(self, batch: Batch) -> MethodOutput:
-        """Sum of both directions of the prediction loss."""
-        a_ND = self.projector(self.backbone(batch.view_a))
-        b_ND = self.projector(self.backbone(batch.view_b))
-        loss = byol_loss(self.predictor(a_ND), self._target(batch.view_b))
-        loss = loss + byol_loss(self.predictor(b_ND), self._target(batch.view_a))
+    def encode(self, batch: Batch) -> tuple[Tensor, ...]:
+        """Projections of both views, their predictions, then those of the local views."""
+        (a_ND,), (b_ND,) = self.project(batch.view_a), self.project(batch.view_b)
+        predictions = (self.predictor(a_ND), self.predictor(b_ND))
+        if not batch.local_views:
+            return (a_ND, b_ND, *predictions)
+        local = self.predictor(torch.cat(self.project(*batch.local_views)))
+        return (a_ND, b_ND, *predictions, *local.chunk(len(batch.local_views)))
+
+    @torch.no_grad()
+    def encode_targets(self, batch: Batch) -> tuple[Tensor, ...]:
+        """The target network's projections of the second views, then of the first."""
+        views = (batch.view_b, batch.view_a)
+        return tuple(self.target_projector(self.target_backbone(view)) for view in views)
+
+    def compare(
+        self,
+        online: Sequence[Tensor],
+        targets: Sequence[Tensor],
+        batch: Batch,  # noqa: ARG002
+    ) -> MethodOutput:
+        """Sum of both directions of the prediction loss.
+
+        With L local views, each predicted against both targets, the mean over all 2 + 2L
+        predictions counts twice, as the mean over the two does without.
+        """
+        a_ND, b_ND, predicted_a, predicted_b, *local = online
+        target_of_a, target_of_b = targets
+        loss = byol_loss(predicted_a, target_of_a) + byol_loss(predicted_b, target_of_b)
+        for predicted in local:
+            loss = loss + byol_loss(predicted, target_of_a) + byol_loss(predicted, target_of_b)
         return MethodOutput(
-            loss=loss,
+            loss=loss / (1 + len(local)),
             embeddings_a=unit_rows(a_ND.detach()),
             embeddings_b=unit_rows(b_ND.detach()),
         )
-
-    @torch.no_grad()
-    def _target(self, view: Tensor) -> Tensor:
-        targets_ND: Tensor = self.target_projector(self.target_backbone(view))
-        return targets_ND
 
     def after_step(self, batch: Batch, output: MethodOutput, num_steps: int) -> None:  # noqa: ARG002
         """Let the target follow."""

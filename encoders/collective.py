@@ -5,8 +5,8 @@ serves one process and many. Gradients follow one rule: backward sums over the r
 of parameter gradients over the ranks (`average`), W ranks then give exactly the gradient of the
 mean of their losses, whatever crosses between them.
 
-Shapes: N local rows, W ranks; the global rows W*N are in rank order, which is the sampler's global
-order.
+Shapes: N local rows, W ranks, G chunks; without chunks the global rows W*N are in rank order, which
+is the sampler's global order.
 """
 
 from __future__ import annotations
@@ -31,11 +31,13 @@ def rank() -> int:
     return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
 
 
-def gather_rows(rows: Tensor) -> Tensor:
+def gather_rows(rows: Tensor, num_chunks: int = 1) -> Tensor:
     """Concatenate the rows of all ranks in rank order; backward sums their gradients.
 
     Args:
         rows: [N, ...] of any dtype; N and the other sizes must be the same on every rank.
+        num_chunks: G, a divisor of N. The rows are this rank's share of each of so many chunks of
+            the global batch, and come back chunk by chunk: in the sampler's global order.
 
     Returns:
         [W * N, ...], the same values on every rank.
@@ -43,7 +45,10 @@ def gather_rows(rows: Tensor) -> Tensor:
     if world_size() == 1:
         return rows
     gathered: Tensor = _GatherRows.apply(rows)
-    return gathered
+    if num_chunks == 1:
+        return gathered
+    by_rank = gathered.view(world_size(), num_chunks, -1, *rows.shape[1:])
+    return by_rank.transpose(0, 1).flatten(0, 2)
 
 
 class _GatherRows(torch.autograd.Function):

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from encoders.augment import AugmentConfig
-from encoders.backbone import BackboneConfig
+from encoders.backbone import BackboneConfig, check_crop
 from encoders.byol import BYOLConfig
 from encoders.encoder import EncoderConfig
 from encoders.heads import ProjectorConfig
@@ -24,6 +24,9 @@ from encoders.simclr import SimCLRConfig
 from encoders.supcon import SupConConfig
 
 __all__ = ["PretrainConfig"]
+
+# Half the edge and the area that global views never go below (Caron et al. 2020, SwAV, table 5).
+LOCAL_VIEW = AugmentConfig(crop_size=16, crop_scale=(0.05, 0.2))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -46,6 +49,10 @@ class PretrainConfig:
     """Augmentation of the first view."""
     view_b: AugmentConfig = field(default_factory=AugmentConfig)
     """Augmentation of the second view."""
+    local_views: int = 0
+    """Further views of each picture, small crops that are asked for both views (multi-crop)."""
+    view_local: AugmentConfig = LOCAL_VIEW
+    """Augmentation of the local views; their crop may be smaller."""
     optim: OptimConfig = field(
         default_factory=lambda: OptimConfig(schedule="one_cycle", warmup_share=0.3)
     )
@@ -54,6 +61,9 @@ class PretrainConfig:
     """When to look for collapse."""
     batch_size: int = 128
     """Pictures of one step over all workers together."""
+    batch_chunks: int = 1
+    """Encode the batch in so many pieces: memory falls, time rises by a third, and BatchNorm sees
+    one piece at a time."""
     seed: int = 0
     """Of weights, order and augmentation."""
     precision: Literal["fp32", "bf16"] = "fp32"
@@ -78,7 +88,37 @@ class PretrainConfig:
                 "both crops must have the same size, no larger than the pictures. "
                 "Set view_a.crop_size, view_b.crop_size and preprocess.size together."
             )
-        self.method.check_batch(self.batch_size, 1)
+        self._check_local_views()
+        self._check_chunks()
+
+    def _check_local_views(self) -> None:
+        local, crop = self.view_local.crop_size, self.view_a.crop_size
+        if self.local_views < 0:
+            raise ValueError(
+                f"local_views is {self.local_views}; it must be 0 (none) or more. 6 is usual."
+            )
+        if self.local_views == 0:
+            if self.view_local != LOCAL_VIEW:
+                raise ValueError(
+                    "view_local is set and local_views is 0, so nothing would come of it. "
+                    "Set local_views to 1 or more (6 is usual), or leave view_local out."
+                )
+            return
+        if local > crop:
+            raise ValueError(
+                f"local views have crops of {local} px, the others of {crop} px; a local view "
+                "is the smaller one, or as large. Lower view_local.crop_size."
+            )
+        check_crop(self.backbone, built_for=self.preprocess.size, crop_size=local)
+
+    def _check_chunks(self) -> None:
+        chunks = self.batch_chunks
+        if chunks < 1 or self.batch_size % chunks or self.batch_size < 2 * chunks:
+            raise ValueError(
+                f"batch_chunks is {chunks} and batch_size {self.batch_size}; each chunk must have "
+                "the same number of pictures, at least 2. Use a divisor of batch_size, or 1."
+            )
+        self.method.check_batch(self.batch_size // chunks, 1)
 
     @property
     def encoder(self) -> EncoderConfig:
@@ -94,7 +134,12 @@ class PretrainConfig:
 
     def order(self, num_pictures: int) -> GlobalOrder:
         """Which pictures make up each step; a corpus smaller than a batch is refused."""
-        return GlobalOrder(num_pictures=num_pictures, batch_size=self.batch_size, seed=self.seed)
+        return GlobalOrder(
+            num_pictures=num_pictures,
+            batch_size=self.batch_size,
+            seed=self.seed,
+            num_chunks=self.batch_chunks,
+        )
 
     def num_steps(self, num_pictures: int) -> int:
         """Optimiser steps of a whole run over a corpus."""
@@ -102,7 +147,7 @@ class PretrainConfig:
 
     def check_share(self, num_pictures: int, world_size: int) -> None:
         """Raise ``ValueError`` when so many ranks cannot train on so many pictures."""
-        self.method.check_batch(self.batch_size, world_size)
+        self.method.check_batch(self.batch_size // self.batch_chunks, world_size)
         self.order(num_pictures).share(world_size)
 
     def differences(self, other: Mapping[str, Any]) -> list[str]:

@@ -254,6 +254,9 @@ def tiny(config: PretrainConfig) -> PretrainConfig:
         preprocess=replace(config.preprocess, size=16),
         view_a=replace(config.view_a, crop_size=16),
         view_b=replace(config.view_b, crop_size=16),
+        view_local=(
+            replace(config.view_local, crop_size=8) if config.local_views else config.view_local
+        ),
         health=HealthConfig(every=2),
         batch_size=8,
         epochs=2,

@@ -2,7 +2,7 @@
 
 Every epoch has one global order of the corpus. Step s takes the next ``batch_size`` positions of
 it, and each rank its slice of those by position: resuming, or changing the number of ranks, cannot
-change a batch.
+change a batch, or a chunk of one.
 """
 
 from __future__ import annotations
@@ -55,6 +55,8 @@ class GlobalOrder:
     """Pictures of one optimiser step over all ranks."""
     seed: int
     """Of the run."""
+    num_chunks: int = 1
+    """Pieces of the batch, ranges of it, of each of which every rank takes its slice."""
 
     def __post_init__(self) -> None:
         if self.num_pictures < self.batch_size:
@@ -81,13 +83,16 @@ class GlobalOrder:
         """Pictures of each batch for each of ``world_size`` ranks.
 
         Raises:
-            ValueError: the batch does not divide among the ranks.
+            ValueError: the batch, or a chunk of it, does not divide among the ranks.
         """
-        if self.batch_size % world_size:
+        if self.batch_size % (world_size * self.num_chunks):
+            pieces, advice = "", ""
+            if self.num_chunks > 1:
+                pieces, advice = f", in {self.num_chunks} chunks,", ", fewer batch_chunks"
             raise ValueError(
-                f"a global batch of {self.batch_size} does not divide among {world_size} "
-                "workers, which must get equal shares. "
-                f"Use a batch_size that {world_size} divides, or another number of workers."
+                f"a global batch of {self.batch_size}{pieces} does not divide among {world_size} "
+                f"workers, which must get equal shares. Use a batch_size that "
+                f"{world_size * self.num_chunks} divides{advice}, or another number of workers."
             )
         return self.batch_size // world_size
 
@@ -95,12 +100,15 @@ class GlobalOrder:
         """Row positions of this rank's share of step ``step``.
 
         Returns:
-            int64 [batch_size / world_size]; concatenated in rank order they are the global batch.
+            int64 [batch_size / world_size]: the rank's slice of each chunk, one after the other.
+            Slices in rank order are the chunk, and chunks in their order the global batch.
 
         Raises:
-            ValueError: the batch does not divide among the ranks.
+            ValueError: the batch, or a chunk of it, does not divide among the ranks.
         """
-        share = self.share(world_size)
+        slice_size = self.share(world_size) // self.num_chunks
         order = _epoch_order(self.num_pictures, self.seed, self.epoch(step))
-        start = step % self.steps_per_epoch * self.batch_size + rank * share
-        return order[start : start + share].copy()
+        start = step % self.steps_per_epoch * self.batch_size
+        batch = order[start : start + self.batch_size]
+        rows: NDArray[np.int64] = batch.reshape(self.num_chunks, world_size, slice_size)[:, rank]
+        return rows.flatten()

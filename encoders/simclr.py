@@ -1,21 +1,23 @@
 """SimCLR: two views of a picture agree, against all other views of the global batch.
 
 Source: Chen et al. 2020, "A Simple Framework for Contrastive Learning of Visual Representations",
-algorithm 1. Deviation: the loss is the mean over the 2N views (the authors' code adds two means).
+algorithm 1; Caron et al. 2020 (SwAV), section 3.3, for local views. Deviations: the loss is the
+mean over the 2N views (the authors' code adds two means); local views are further anchors, each
+with both global views of its picture as positives, and never candidates.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from encoders.collective import world_size
 from encoders.losses import check_temperature, nt_xent, unit_rows
 from encoders.method import Batch, Method, MethodOutput, Parts
 
-__all__ = ["SimCLR", "SimCLRConfig", "embed_views"]
+__all__ = ["SimCLR", "SimCLRConfig"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -37,7 +39,10 @@ class SimCLRConfig:
 
 
 class SimCLR(Method):
-    """Both views pass the network in one batch: BatchNorm sees 2N rows, as the authors' does."""
+    """Both views pass the network in one batch: BatchNorm sees 2N rows, as the authors' does.
+
+    Local views pass it in a batch of their own.
+    """
 
     collapse_advice = (
         "Usual causes with SimCLR are a learning rate that is too high, a temperature far from 0.1 "
@@ -49,19 +54,22 @@ class SimCLR(Method):
         super().__init__(parts)
         self._temperature = config.temperature
 
-    def forward(self, batch: Batch) -> MethodOutput:
+    def encode(self, batch: Batch) -> tuple[Tensor, ...]:
+        """Projections of both views, then of the local ones."""
+        views = self.project(batch.view_a, batch.view_b)
+        return (*views, *self.project(*batch.local_views))
+
+    def compare(
+        self,
+        online: Sequence[Tensor],
+        targets: Sequence[Tensor],  # noqa: ARG002
+        batch: Batch,
+    ) -> MethodOutput:
         """NT-Xent over the views of the global batch."""
-        a_ND, b_ND = embed_views(self, batch)
+        a_ND, b_ND, *local = online
         return MethodOutput(
-            loss=nt_xent(a_ND, b_ND, batch.ids, temperature=self._temperature),
+            loss=nt_xent(a_ND, b_ND, batch.ids, local, temperature=self._temperature),
             embeddings_a=unit_rows(a_ND.detach()),
             embeddings_b=unit_rows(b_ND.detach()),
             num_candidates=2 * len(batch.ids) * world_size() - 1,
         )
-
-
-def embed_views(method: Method, batch: Batch) -> tuple[Tensor, Tensor]:
-    """Projections of both views, from one pass of the network over 2N rows."""
-    both = method.projector(method.backbone(torch.cat([batch.view_a, batch.view_b])))
-    a_ND, b_ND = both.chunk(2)
-    return a_ND, b_ND

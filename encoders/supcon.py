@@ -1,16 +1,19 @@
 """SupCon: all views of one class agree, against those of the other classes.
 
-Source: Khosla et al. 2020, "Supervised Contrastive Learning", eq. 2 (the L_out form). Deviation:
-pictures without a label take no part in the loss.
+Source: Khosla et al. 2020, "Supervised Contrastive Learning", eq. 2 (the L_out form). Deviations:
+pictures without a label take no part in the loss; local views are further anchors with all global
+views of their class as positives, and never candidates.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+
+from torch import Tensor
 
 from encoders.losses import check_temperature, sup_con, unit_rows
 from encoders.method import Batch, Method, MethodOutput, Parts
-from encoders.simclr import embed_views
 
 __all__ = ["SupCon", "SupConConfig"]
 
@@ -34,7 +37,7 @@ class SupConConfig:
 
 
 class SupCon(Method):
-    """Both views pass the network in one batch, as in SimCLR."""
+    """Both views pass the network in one batch, local views in another, as in SimCLR."""
 
     needs_labels = True
     collapse_advice = (
@@ -46,12 +49,22 @@ class SupCon(Method):
         super().__init__(parts)
         self._temperature = config.temperature
 
-    def forward(self, batch: Batch) -> MethodOutput:
+    def encode(self, batch: Batch) -> tuple[Tensor, ...]:
+        """Projections of both views, then of the local ones."""
+        views = self.project(batch.view_a, batch.view_b)
+        return (*views, *self.project(*batch.local_views))
+
+    def compare(
+        self,
+        online: Sequence[Tensor],
+        targets: Sequence[Tensor],  # noqa: ARG002
+        batch: Batch,
+    ) -> MethodOutput:
         """L_out over the labelled views of the global batch."""
         assert batch.labels is not None
-        a_ND, b_ND = embed_views(self, batch)
+        a_ND, b_ND, *local = online
         return MethodOutput(
-            loss=sup_con(a_ND, b_ND, batch.labels, temperature=self._temperature),
+            loss=sup_con(a_ND, b_ND, batch.labels, local, temperature=self._temperature),
             embeddings_a=unit_rows(a_ND.detach()),
             embeddings_b=unit_rows(b_ND.detach()),
         )

@@ -20,6 +20,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from encoders import grad_cache
 from encoders.augment import augment
 from encoders.backbone import build_backbone
 from encoders.batchnorm import convert_batchnorm
@@ -137,7 +138,8 @@ class Pretraining:
         self._method.after_step(batch, output, self.num_steps)
         self._step += 1
         if self._step % self.config.health.every == 0:
-            views = gather_rows(output.embeddings_a), gather_rows(output.embeddings_b)
+            own = output.embeddings_a, output.embeddings_b
+            views = [gather_rows(rows, batch.num_chunks) for rows in own]
             figures = health_metrics(*views)
             metrics |= figures
             # A method that learns from labels may gather each class in one direction.
@@ -157,27 +159,42 @@ class Pretraining:
         pixels_N3SS = torch.tensor(pixels).to(self.device, non_blocking=True).permute(0, 3, 1, 2)
         ids_N = torch.tensor(ids).to(self.device, non_blocking=True)
         epoch = self._order.epoch(self._step)
-        view_a, view_b = (
+        views = [self.config.view_a, self.config.view_b]
+        views += self.config.local_views * [self.config.view_local]
+        view_a, view_b, *local_views = (
             normalise(
                 augment(
                     pixels_N3SS, ids_N, config=view, seed=self.config.seed, epoch=epoch, view=number
                 ),
                 self.config.preprocess,
             )
-            for number, view in enumerate((self.config.view_a, self.config.view_b))
+            for number, view in enumerate(views)
         )
         labels_N = None if labels is None else torch.tensor(labels).to(self.device)
-        return Batch(view_a=view_a, view_b=view_b, ids=ids_N, labels=labels_N, step=self._step)
+        return Batch(
+            view_a=view_a,
+            view_b=view_b,
+            ids=ids_N,
+            labels=labels_N,
+            step=self._step,
+            local_views=tuple(local_views),
+            num_chunks=self.config.batch_chunks,
+        )
 
     def _forward_backward(self, batch: Batch) -> MethodOutput:
         self._method.train()
-        with torch.autocast(
-            self.device.type, dtype=torch.bfloat16, enabled=self.config.precision == "bf16"
-        ):
-            output: MethodOutput = self._method(batch)
         self._optimizer.zero_grad(set_to_none=True)
+        if batch.num_chunks > 1:
+            return grad_cache.forward_backward(self._method, batch, self._autocast)
+        with self._autocast():
+            output: MethodOutput = self._method(batch)
         output.loss.backward()  # type: ignore[no-untyped-call]
         return output
+
+    def _autocast(self) -> torch.autocast:
+        return torch.autocast(
+            self.device.type, dtype=torch.bfloat16, enabled=self.config.precision == "bf16"
+        )
 
     def _figures(self, output: MethodOutput) -> dict[str, float]:
         """Average the gradients over the ranks; loss, gradient norm and information bound."""

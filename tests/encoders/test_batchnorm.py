@@ -7,6 +7,7 @@ from encoders.batchnorm import (
     SplitBatchNorm,
     convert_batchnorm,
     hold_running_statistics,
+    paused_statistics,
     split_batchnorm,
 )
 from encoders.collective import average, rank
@@ -109,6 +110,21 @@ def test_eval_mode_uses_running_statistics_on_every_rank_alone(ranks):
         torch.testing.assert_close(
             torch.tensor(found, dtype=torch.float64), expected(batch((8, 3))[0] + which)
         )
+
+
+@pytest.mark.parametrize("kind", [CrossRankBatchNorm, nn.BatchNorm1d, nn.SyncBatchNorm])
+@pytest.mark.parametrize("momentum", [0.1, None])
+def test_paused_statistics_stay_while_the_batch_is_still_normalised_by_its_own(kind, momentum):
+    x, _ = batch((8, 3), offset=5.0)
+    norm, twin = (make(kind, momentum=momentum) for _ in range(2))
+    expected = twin(x)
+    before = {name: value.clone() for name, value in norm.named_buffers()}
+    with paused_statistics(nn.Sequential(norm)):
+        torch.testing.assert_close(norm(x), expected)
+    assert all(torch.equal(value, before[name]) for name, value in norm.named_buffers())
+    norm(x)
+    assert norm.num_batches_tracked == 1
+    assert not torch.equal(norm.running_mean, before["running_mean"])
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)

@@ -26,6 +26,23 @@ def gather_ids() -> list:
     return gather_rows(torch.tensor([rank(), 5])).tolist()
 
 
+def gather_in_chunks() -> tuple[list, list]:
+    """Two chunks of four rows, of which each rank holds two; each row by its place."""
+    places = torch.tensor([[0.0, 1.0, 4.0, 5.0], [2.0, 3.0, 6.0, 7.0]])[rank()].requires_grad_()
+    gathered = gather_rows(places, 2)
+    (gathered * torch.arange(8) * (1 + rank())).sum().backward()
+    return gathered.tolist(), places.grad.tolist()
+
+
+def test_rows_come_back_chunk_by_chunk_with_their_gradients(ranks):
+    (first, first_grad), (second, second_grad) = ranks(gather_in_chunks)
+    assert first == second == list(range(8))
+    assert first_grad == [0, 3, 12, 15]
+    assert second_grad == [6, 9, 18, 21]
+    rows = torch.arange(6)
+    assert gather_rows(rows, 3) is rows
+
+
 def test_without_ranks_everything_is_the_identity():
     rows = rows_of(0)
     assert (rank(), world_size()) == (0, 1)

@@ -33,8 +33,35 @@ def test_an_epoch_shows_each_picture_at_most_once_whatever_the_ranks(
     assert set(seen) <= set(range(num_pictures))
 
 
+@settings(deadline=None, max_examples=50)
+@given(
+    num_chunks=st.integers(1, 4),
+    slice_size=st.integers(1, 3),
+    world_size=st.sampled_from([1, 2, 3, 4]),
+    step=st.integers(0, 3),
+)
+def test_every_rank_holds_its_slice_of_every_chunk(num_chunks, slice_size, world_size, step):
+    batch_size = num_chunks * slice_size * world_size
+    sizes = {"num_pictures": 2 * batch_size + 1, "batch_size": batch_size, "seed": 5}
+    whole = GlobalOrder(**sizes).rows(step)
+    order = GlobalOrder(**sizes, num_chunks=num_chunks)
+    shares = [order.rows(step, rank=r, world_size=world_size) for r in range(world_size)]
+    for chunk in range(num_chunks):
+        rows = slice(chunk * slice_size, (chunk + 1) * slice_size)
+        start = chunk * slice_size * world_size
+        expected = whole[start : start + slice_size * world_size]
+        np.testing.assert_array_equal(np.concatenate([s[rows] for s in shares]), expected)
+
+
 def test_the_order_is_written_down_here_so_that_no_release_changes_old_runs():
     assert GlobalOrder(num_pictures=8, batch_size=4, seed=0).rows(0).tolist() == [0, 3, 7, 5]
+
+
+def test_a_key_of_up_to_four_words_may_end_in_zeros_that_change_nothing():
+    """So that MoCo's chunk 0 is shuffled as a whole batch always was."""
+    plain = permutation(30, 1, 2**32 - 1, 7)
+    np.testing.assert_array_equal(permutation(30, 1, 2**32 - 1, 7, 0), plain)
+    assert not np.array_equal(permutation(30, 1, 2**32 - 1, 7, 1), plain)
 
 
 def test_epochs_and_seeds_have_orders_of_their_own():
@@ -68,6 +95,13 @@ def test_a_corpus_without_a_pair_is_not_advised_to_shrink_the_batch(num_pictures
     with pytest.raises(ValueError, match=rf"{num_pictures} pictures, .*Scan more") as error:
         GlobalOrder(num_pictures=num_pictures, batch_size=8, seed=0)
     assert "batch_size to" not in str(error.value)
+
+
+def test_chunks_that_do_not_divide_among_the_workers_are_refused():
+    order = GlobalOrder(num_pictures=12, batch_size=12, seed=0, num_chunks=3)
+    order.rows(0, rank=0, world_size=2)
+    with pytest.raises(ValueError, match=r"12, in 3 chunks, .* 3 workers.*9 divides, fewer batch"):
+        order.rows(0, rank=0, world_size=3)
 
 
 def test_a_batch_that_does_not_divide_among_the_workers_is_refused():
