@@ -30,13 +30,16 @@ __all__ = ["forward_backward"]
 Autocast = Callable[[], AbstractContextManager[object]]
 
 
-def forward_backward(method: Method, batch: Batch, autocast: Autocast) -> MethodOutput:
+def forward_backward(
+    method: Method, batch: Batch, autocast: Autocast, scale: Callable[[Tensor], Tensor]
+) -> MethodOutput:
     """Add the gradients of a batch's loss to its method's parameters, chunk by chunk.
 
     Args:
         method: in training mode.
         batch: ``num_chunks`` says into how many it is cut.
         autocast: makes the context that networks and loss run in.
+        scale: of the loss before it goes backward.
 
     Returns:
         What ``method(batch)`` gives; its loss has no graph that leads to the parameters.
@@ -53,7 +56,7 @@ def forward_backward(method: Method, batch: Batch, autocast: Autocast) -> Method
     online = [torch.cat(rows).requires_grad_() for rows in zip(*encoded, strict=True)]
     with autocast():
         output = method.compare(online, [torch.cat(r) for r in zip(*targets, strict=True)], batch)
-    output.loss.backward()  # type: ignore[no-untyped-call]
+    scale(output.loss).backward()  # type: ignore[no-untyped-call]
     # None for what the loss does not look at, such as the projections beside BYOL's predictions.
     cached = [rows.grad for rows in online]
     start = 0

@@ -66,8 +66,12 @@ class PretrainConfig:
     one piece at a time."""
     seed: int = 0
     """Of weights, order and augmentation."""
-    precision: Literal["fp32", "bf16"] = "fp32"
-    """bf16 runs the network in bfloat16 where that is safe; losses and weights stay float32."""
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    """bf16 and fp16 run the network in 16 bits where that is safe; losses and weights stay float32.
+    fp16, for GPUs older than bf16, scales the loss and skips a step that overflows."""
+    compile: bool = False
+    """Let torch.compile fuse the networks: the first step takes a minute, the others less. On a CPU
+    it needs a C++ compiler. Rounding differs a little."""
 
     def __post_init__(self) -> None:
         if self.epochs < 1 or self.batch_size < 2:
@@ -77,9 +81,10 @@ class PretrainConfig:
             )
         if not 0 <= self.seed < 2**32:
             raise ValueError(f"seed is {self.seed}; it must be 0 or more and below 2^32. Use 0.")
-        if self.precision not in ("fp32", "bf16"):
+        if self.precision not in ("fp32", "bf16", "fp16"):
             raise ValueError(
-                f"precision is {self.precision!r}; it must be fp32 or bf16. Use fp32 on a CPU."
+                f"precision is {self.precision!r}; it must be fp32, bf16 or fp16. Use fp32 on a "
+                "CPU, bf16 on a GPU."
             )
         crops = (self.view_a.crop_size, self.view_b.crop_size)
         if crops[0] != crops[1] or crops[0] > self.preprocess.size:

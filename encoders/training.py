@@ -12,6 +12,8 @@ from __future__ import annotations
 
 import copy
 import math
+import os
+import shutil
 from collections.abc import Mapping
 from typing import Any
 
@@ -73,6 +75,7 @@ class Pretraining:
         self._method = _build_method(config, self.device, start)
         self._trained = [p for p in self._method.parameters() if p.requires_grad]
         self._optimizer = build_optimizer(self._method, config.optim)
+        self._scaler = torch.amp.GradScaler(self.device.type, enabled=config.precision == "fp16")
         self._watch = HealthWatch(config.health, self._method.collapse_advice)
 
     @property
@@ -117,7 +120,9 @@ class Pretraining:
             labels: int64 [N] classes, -1 for none; needed by SupCon alone.
 
         Returns:
-            ``loss`` of the global batch before the step, ``lr``, ``grad_norm`` before clipping;
+            ``loss`` of the global batch before the step, ``lr``, ``grad_norm`` before clipping
+            (left out when float16 gradients overflowed, which skips the update); with float16
+            ``loss_scale``;
             ``mi_bound`` and its ceiling ``mi_ceiling`` in nats, when the loss proves one; and every
             ``health.every`` steps the figures of `health_metrics`. The same on all ranks.
 
@@ -132,9 +137,8 @@ class Pretraining:
         output = self._forward_backward(batch)
         metrics = {"lr": lr, **self._figures(output)}
         self._refuse_non_finite(metrics, ids)
-        self._clip(metrics["grad_norm"])
         set_learning_rate(self._optimizer, lr)
-        self._optimizer.step()
+        self._update(metrics)
         self._method.after_step(batch, output, self.num_steps)
         self._step += 1
         if self._step % self.config.health.every == 0:
@@ -185,16 +189,18 @@ class Pretraining:
         self._method.train()
         self._optimizer.zero_grad(set_to_none=True)
         if batch.num_chunks > 1:
-            return grad_cache.forward_backward(self._method, batch, self._autocast)
+            return grad_cache.forward_backward(
+                self._method, batch, self._autocast, self._scaler.scale
+            )
         with self._autocast():
             output: MethodOutput = self._method(batch)
-        output.loss.backward()  # type: ignore[no-untyped-call]
+        self._scaler.scale(output.loss).backward()  # type: ignore[no-untyped-call]
         return output
 
     def _autocast(self) -> torch.autocast:
-        return torch.autocast(
-            self.device.type, dtype=torch.bfloat16, enabled=self.config.precision == "bf16"
-        )
+        precision = self.config.precision
+        dtype = torch.float16 if precision == "fp16" else torch.bfloat16
+        return torch.autocast(self.device.type, dtype=dtype, enabled=precision != "fp32")
 
     def _figures(self, output: MethodOutput) -> dict[str, float]:
         """Average the gradients over the ranks; loss, gradient norm and information bound."""
@@ -202,6 +208,7 @@ class Pretraining:
         gradients = self._gradients()
         # The loss travels with the gradients: one collective, and all ranks see the same NaN.
         average([*gradients, loss])
+        self._scaler.unscale_(self._optimizer)
         norm = torch.nn.utils.get_total_norm(gradients)
         candidates = output.num_candidates
         if not isinstance(candidates, Tensor):
@@ -217,7 +224,8 @@ class Pretraining:
         return [p.grad for p in self._trained if p.grad is not None]
 
     def _refuse_non_finite(self, metrics: Mapping[str, float], ids: NDArray[np.int64]) -> None:
-        if math.isfinite(metrics["loss"]) and math.isfinite(metrics["grad_norm"]):
+        overflowed = self._scaler.get_scale() > 1  # A smaller scale may mend it.
+        if math.isfinite(metrics["loss"]) and (math.isfinite(metrics["grad_norm"]) or overflowed):
             return
         shown = ", ".join(str(picture) for picture in ids[:SHOWN_IDS])
         raise NonFiniteError(
@@ -227,10 +235,17 @@ class Pretraining:
             "Lower optim.lr, set optim.clip_norm to 1, or use precision fp32, and run again."
         )
 
-    def _clip(self, norm: float) -> None:
-        limit = self.config.optim.clip_norm
-        if limit is not None and norm > limit:
+    def _update(self, metrics: dict[str, float]) -> None:
+        """Move the weights, unless gradients overflowed in float16."""
+        norm, limit = metrics["grad_norm"], self.config.optim.clip_norm
+        if limit is not None and limit < norm < math.inf:
             torch._foreach_mul_(self._gradients(), limit / norm)
+        self._scaler.step(self._optimizer)
+        self._scaler.update()
+        if self._scaler.is_enabled():
+            metrics["loss_scale"] = self._scaler.get_scale()
+        if not math.isfinite(norm):
+            del metrics["grad_norm"]
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that the next step depends on, the same on all ranks.
@@ -244,6 +259,7 @@ class Pretraining:
             "step": self._step,
             "method": self._method.state_dict(),
             "optimizer": self._optimizer.state_dict(),
+            "scaler": self._scaler.state_dict(),
             "health": self._watch.state_dict(),
         }
 
@@ -265,6 +281,7 @@ class Pretraining:
             )
         self._method.load_state_dict(state["method"])
         self._optimizer.load_state_dict(copy.deepcopy(state["optimizer"]))
+        self._scaler.load_state_dict(state["scaler"])
         self._watch.load_state_dict(state["health"])
         self._step = state["step"]
 
@@ -291,4 +308,18 @@ def _build_method(config: PretrainConfig, device: torch.device, start: Encoder |
         parts = Parts(backbone=backbone, projector=projector, embedding_dim=dim, seed=config.seed)
         method = config.method.build(parts)
     convert_batchnorm(method, device)
-    return method.to(device).to(memory_format=torch.channels_last)
+    method = method.to(device).to(memory_format=torch.channels_last)
+    if config.compile:
+        _check_compiler(device)
+        for network in method.children():
+            network.compile()
+    return method
+
+
+def _check_compiler(device: torch.device) -> None:
+    compilers = [os.environ["CXX"]] if "CXX" in os.environ else ["g++", "clang++", "cl"]
+    if device.type == "cpu" and not any(shutil.which(name) for name in compilers):
+        raise ValueError(
+            f"compile is True, and of the C++ compilers {', '.join(compilers)} none is here, which "
+            "torch.compile needs for a CPU. Install g++, or leave --compile out."
+        )
