@@ -260,11 +260,24 @@ def _replace(module: nn.Module, make: Callable[[_BatchNorm], _BatchNorm]) -> nn.
 
 
 def _like(kind: type[Norm], old: _BatchNorm) -> Norm:
-    """A module of another kind that shares the parameters and buffers of ``old``."""
+    """A module of another kind that shares the parameters and buffers of ``old``.
+
+    What ``old`` holds beside them follows it as before: timm's BatchNorms bring their activation.
+    """
     new = kind(old.num_features, old.eps, old.momentum, old.affine, old.track_running_stats)
     for name, parameter in old.named_parameters(recurse=False):
         setattr(new, name, parameter)
     for name, buffer in old.named_buffers(recurse=False):
         setattr(new, name, buffer)
+    for name, child in old.named_children():
+        new.add_module(name, child)
+    if next(old.children(), None) is not None:
+        new.register_forward_hook(_go_on)
     new.train(old.training)
     return new
+
+
+def _go_on(norm: nn.Module, _: Any, normalised: Tensor) -> Tensor:
+    for child in norm.children():
+        normalised = child(normalised)
+    return normalised

@@ -66,11 +66,14 @@ class BYOL(Method):
         local = self.predictor(torch.cat(self.project(*batch.local_views)))
         return (a_ND, b_ND, *predictions, *local.chunk(len(batch.local_views)))
 
-    @torch.no_grad()
     def encode_targets(self, batch: Batch) -> tuple[Tensor, ...]:
         """The target network's projections of the second views, then of the first."""
-        views = (batch.view_b, batch.view_a)
-        return tuple(self.target_projector(self.target_backbone(view)) for view in views)
+        return self._target(batch.view_b), self._target(batch.view_a)
+
+    @torch.no_grad()
+    def _target(self, view: Tensor) -> Tensor:
+        targets_ND: Tensor = self.target_projector(self.target_backbone(view))
+        return targets_ND
 
     def compare(
         self,

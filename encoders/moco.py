@@ -97,21 +97,24 @@ class MoCo(Method):
         """Queries: of the first views, then of the local ones."""
         return (*self.project(batch.view_a), *self.project(*batch.local_views))
 
-    @torch.no_grad()
     def encode_targets(self, batch: Batch) -> tuple[Tensor, ...]:
+        """Keys of the second views."""
+        return (self._encode_keys(batch.view_b, batch.step, batch.chunk),)
+
+    @torch.no_grad()
+    def _encode_keys(self, view: Tensor, step: int, chunk: int) -> Tensor:
         """Unit keys of this rank's pictures; BatchNorm sees them in groups drawn anew each step."""
-        view = batch.view_b
         pictures = gather_rows(view)
         num_local, num_global = len(view), len(pictures)
         # A key that ends in 0 is the one without it: chunk 0 is shuffled like a whole batch.
-        key = (SHUFFLE_FAMILY, self._seed, batch.step, batch.chunk)
+        key = (SHUFFLE_FAMILY, self._seed, step, chunk)
         order_B = torch.from_numpy(permutation(num_global, *key)).to(view.device, non_blocking=True)
         mine = slice(rank() * num_local, (rank() + 1) * num_local)
         shuffled = pictures[order_B[mine]].contiguous(memory_format=torch.channels_last)
         shuffled_keys_BD = gather_rows(unit_rows(self.key_projector(self.key_backbone(shuffled))))
         keys_BD = torch.empty_like(shuffled_keys_BD)
         keys_BD[order_B] = shuffled_keys_BD
-        return (keys_BD[mine],)
+        return keys_BD[mine]
 
     def compare(
         self, online: Sequence[Tensor], targets: Sequence[Tensor], batch: Batch

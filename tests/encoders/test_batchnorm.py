@@ -1,7 +1,10 @@
+import copy
+
 import pytest
 import torch
 from torch import nn
 
+from encoders.backbone import BackboneConfig, build_backbone
 from encoders.batchnorm import (
     CrossRankBatchNorm,
     SplitBatchNorm,
@@ -110,6 +113,41 @@ def test_eval_mode_uses_running_statistics_on_every_rank_alone(ranks):
         torch.testing.assert_close(
             torch.tensor(found, dtype=torch.float64), expected(batch((8, 3))[0] + which)
         )
+
+
+class NormThenSwish(nn.BatchNorm2d):
+    """As timm's BatchNormAct2d: the activation is part of the module."""
+
+    def __init__(self, num_features: int) -> None:
+        super().__init__(num_features)
+        self.drop, self.act = nn.Identity(), nn.SiLU()
+
+    def forward(self, input):
+        return self.act(self.drop(super().forward(input)))
+
+
+def test_the_activation_inside_a_norm_survives_every_conversion():
+    x = batch((8, 3, 4, 5))[0]
+    plain = nn.Sequential(NormThenSwish(3), nn.Conv2d(3, 2, 1)).double()
+    expected = copy.deepcopy(plain)(x)
+    for kind in (CPU, torch.device("cuda")):
+        converted = convert_batchnorm(copy.deepcopy(plain), kind)
+        torch.testing.assert_close(converted(x), expected)
+        assert converted.state_dict().keys() == plain.state_dict().keys()
+        torch.testing.assert_close(copy.deepcopy(converted)(x), expected)
+    split = split_batchnorm(convert_batchnorm(copy.deepcopy(plain), CPU), 2)
+    halves = [copy.deepcopy(plain)(half) for half in x.chunk(2)]
+    torch.testing.assert_close(split(x), torch.cat(halves))
+
+
+@pytest.mark.parametrize("name", ["timm:mobilenetv3_small_050", "timm:efficientnet_b0"])
+def test_a_converted_timm_network_computes_what_timms_own_does(name):
+    pytest.importorskip("timm")
+    backbone = build_backbone(BackboneConfig(name=name), 32).double().train()
+    x = torch.randn(4, 3, 32, 32, dtype=torch.float64)
+    expected = copy.deepcopy(backbone)(x)
+    found = convert_batchnorm(backbone, CPU)(x)
+    torch.testing.assert_close(found, expected)
 
 
 @pytest.mark.parametrize("kind", [CrossRankBatchNorm, nn.BatchNorm1d, nn.SyncBatchNorm])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 from dataclasses import replace
 from typing import Any
 
@@ -15,7 +16,14 @@ from encoders.backbone import BackboneConfig
 from encoders.encoder import normalise
 from encoders.moco import MoCoConfig
 from encoders.picture import PreprocessConfig
-from encoders.recipes import byol_small, moco_small, simclr_small, supcon_small, tiny
+from encoders.recipes import (
+    byol_small,
+    moco_small,
+    simclr_imagenet100,
+    simclr_small,
+    supcon_small,
+    tiny,
+)
 from encoders.training import PretrainConfig, Pretraining
 
 NUM_PICTURES = 50
@@ -27,7 +35,7 @@ METHODS = {
 }
 CHUNKS = {"batch_chunks": 2}
 LOCAL = {"local_views": 2, "view_local": AugmentConfig(crop_size=8, crop_scale=(0.1, 0.3))}
-SETTINGS = {"chunks": CHUNKS, "local": LOCAL, "both": CHUNKS | LOCAL}
+SETTINGS = {"chunks": CHUNKS, "both": CHUNKS | LOCAL}
 
 
 def config_of(name: str, **changes: Any) -> PretrainConfig:
@@ -161,6 +169,14 @@ def test_local_views_leave_the_others_as_they_are_and_have_draws_of_their_own():
         assert torch.equal(view, normalise(drawn, config.preprocess))
     first, second = batch.local_views
     assert not torch.equal(first, second)
+
+
+def test_the_tiny_twin_of_a_recipe_with_local_views_has_them_and_trains():
+    local = AugmentConfig(crop_size=96, crop_scale=(0.05, 0.14))
+    recipe = replace(simclr_imagenet100(), local_views=6, view_local=local)
+    twin = tiny(recipe)
+    assert (twin.local_views, twin.view_local) == (6, replace(local, crop_size=8))
+    assert math.isfinite(train(Pretraining(twin, NUM_PICTURES), 1)[0]["loss"])
 
 
 @pytest.mark.parametrize(

@@ -48,17 +48,17 @@ def make(config, *extra: nn.Module, norm: bool = False, converted: bool = True) 
     return method
 
 
-def batch(num_chunks: int, num_local: int = 0) -> Batch:
+def batch(num_chunks: int, num_local: int = 0, device: str = "cpu") -> Batch:
     generator = torch.Generator().manual_seed(1)
     a, b = torch.randn(2, NUM, 3, 6, 6, generator=generator, dtype=torch.float64)
     local = torch.randn(num_local, NUM, 3, 4, 4, generator=generator, dtype=torch.float64)
     return Batch(
-        view_a=a,
-        view_b=b,
-        ids=torch.arange(NUM) // 2 * 5,  # every picture twice: masks reach across chunks
-        labels=torch.arange(NUM) % 4 - 1,
+        view_a=a.to(device),
+        view_b=b.to(device),
+        ids=torch.arange(NUM, device=device) // 2 * 5,  # each twice: masks reach across chunks
+        labels=torch.arange(NUM, device=device) % 4 - 1,
         step=2,
-        local_views=tuple(local),
+        local_views=tuple(local.to(device)),
         num_chunks=num_chunks,
     )
 
@@ -162,10 +162,17 @@ def test_one_chunk_and_many_differ_with_batchnorm():
     assert abs(forward_backward(chunked, batch(4), contextlib.nullcontext).loss - loss) > 1e-4
 
 
+def generator_state(device: str) -> torch.Tensor:
+    return torch.get_rng_state() if device == "cpu" else torch.cuda.get_rng_state()
+
+
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
 @pytest.mark.parametrize("name", CONFIGS)
-def test_dropout_draws_the_same_in_both_passes_and_leaves_the_generator_as_one_pass_does(name):
-    naive, chunked = (make(CONFIGS[name], nn.Dropout(0.3)) for _ in range(2))
-    pictures = batch(4, num_local=1)
+def test_dropout_draws_the_same_in_both_passes_and_leaves_the_generator_as_one_pass_does(
+    name, device
+):
+    naive, chunked = (make(CONFIGS[name], nn.Dropout(0.3)).to(device) for _ in range(2))
+    pictures = batch(4, num_local=1, device=device)
     states = []
     with torch.random.fork_rng():
         torch.manual_seed(7)
@@ -175,10 +182,10 @@ def test_dropout_draws_the_same_in_both_passes_and_leaves_the_generator_as_one_p
             for piece in zip(*pieces, strict=True)
         ]
         naive.compare(*joined, pictures).loss.backward()
-        states.append(torch.get_rng_state())
+        states.append(generator_state(device))
         torch.manual_seed(7)
         forward_backward(chunked, pictures, contextlib.nullcontext)
-        states.append(torch.get_rng_state())
+        states.append(generator_state(device))
     assert_equal(gradients(chunked), gradients(naive))
     assert torch.equal(*states)
 
