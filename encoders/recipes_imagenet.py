@@ -3,8 +3,8 @@
 All share these deviations, which docs/methods.md explains: crops are cut from the picture's central
 square, kept at 256 px (160 for Imagenette), and not from the whole picture; the finished encoder
 sees that square, where the sources cut 224 px (128) from its centre, so that things look equally
-large. Networks run in bfloat16, in the sources in float16 or float32. Pictures after an epoch's last
-whole batch are left out.
+large. Networks run in bfloat16, in the sources in float16 or float32. Pictures after the last whole
+batch of an epoch are left out.
 """
 
 from __future__ import annotations
