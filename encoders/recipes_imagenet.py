@@ -215,7 +215,7 @@ def byol_imagenet() -> PretrainConfig:
     Cost: 8 hours on 512 cores of TPU v3. The pictures take 252 GB.
     Result: 74.0 to 74.5 (linear).
     Deviations: brightness is multiplied, the source adds; the target starts as a copy of the online
-    network; its running statistics follow too.
+    network; its running statistics follow too; LARS' learning rate stands inside the momentum.
     """
     config = _byol_of_the_authors(CROP, lr=0.2, weight_decay=1.5e-6)
     backbone = replace(RESNET50, zero_init_residual=True)
