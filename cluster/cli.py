@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 import importlib
 import json
 import logging
@@ -260,7 +261,10 @@ def _open_ui(port: int, index: str, context: Context) -> None:
     ui.serve(ui.UiConfig(port=port, index=index), context)
 
 
-def _parse(name: str, config_type: type, arguments: list[str]) -> tuple[Any, Where, Options]:
+def _parse(
+    name: str, config_type: type, arguments: list[str], *, others: bool = False
+) -> tuple[Any, Where, Options]:
+    """Read the arguments; with ``others``, arguments that belong to nothing here are left alone."""
     import tyro
 
     from cluster.where import StorageConfig, Where
@@ -281,14 +285,17 @@ def _parse(name: str, config_type: type, arguments: list[str]) -> tuple[Any, Whe
         "options": Annotated[Options, tyro.conf.arg(name="")],
         "return": tuple[Any, Where, Options],
     }
-    parsed: tuple[Any, Where, Options] = tyro.cli(
+    read = functools.partial(
+        tyro.cli,
         command,
         prog=f"lookalike {name}" + (" RECIPE" if name == "pretrain" else ""),
         description=(config_type.__doc__ or "").strip(),
         args=arguments,
         config=(tyro.conf.AvoidSubcommands, tyro.conf.FlagCreatePairsOff),
     )
-    return parsed
+    parsed: Any = read(return_unknown_args=True)[0] if others else read()
+    config, place, options = parsed
+    return config, place, options
 
 
 def _recipe_config(config_type: type, arguments: list[str]) -> tuple[type, list[str]]:
@@ -300,23 +307,31 @@ def _recipe_config(config_type: type, arguments: list[str]) -> tuple[type, list[
 
     from encoders.pretrain_config import PretrainConfig
     from encoders.recipes import RECIPES
+    from encoders.recipes_auto import AUTO_RECIPES
 
+    known = [*RECIPES, *AUTO_RECIPES]
     recipe, rest = (arguments[0], arguments[1:]) if arguments else ("", [])
     if recipe in ("", "-h", "--help"):
-        recipe, rest = next(iter(RECIPES)), ["--help"]
-    if recipe not in RECIPES:
-        close = difflib.get_close_matches(recipe, RECIPES, n=1)
+        recipe, rest = known[0], ["--help"]
+    if recipe not in known:
+        close = difflib.get_close_matches(recipe, known, n=1)
         hint = f" Did you mean {close[0]!r}?" if close else ""
         raise SystemExit(
-            _usage(f"pretrain: {recipe!r} is not a recipe.{hint} Recipes: {', '.join(RECIPES)}.")
+            _usage(f"pretrain: {recipe!r} is not a recipe.{hint} Recipes: {', '.join(known)}.")
         )
+    asks = any(word in ("-h", "--help") for word in rest)
+    if recipe in AUTO_RECIPES and not asks:
+        training, source = _automatic(recipe, rest), recipe
+    else:
+        source = recipe if recipe in RECIPES else f"{AUTO_RECIPES[recipe][0]}-small"
+        training = RECIPES[source]()
     described = dataclasses.make_dataclass(
         config_type.__name__,
         [
             (
                 "training",
                 Annotated[PretrainConfig, tyro.conf.arg(name="")],
-                dataclasses.field(default=RECIPES[recipe]()),
+                dataclasses.field(default=training),
             )
         ],
         bases=(config_type,),
@@ -325,9 +340,36 @@ def _recipe_config(config_type: type, arguments: list[str]) -> tuple[type, list[
     )
     described.__doc__ = (
         f"{config_type.__doc__}\n\n"
-        f"Recipes: {', '.join(RECIPES)}. Defaults below are those of {recipe}."
+        f"Recipes: {', '.join(known)}. Defaults below are those of {source}."
+        " Those with auto choose from the corpus what suits two CPU cores or, with gpu, one GPU."
     )
     return described, rest
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Names:
+    """What has to be known before settings can be chosen."""
+
+    corpus: str
+    name: str
+
+
+def _automatic(recipe: str, arguments: list[str]) -> Any:
+    """Settings chosen from the corpus that the arguments name, after saying why."""
+    from rich.console import Console
+
+    from cluster.auto_recipe import choose
+    from cluster.context import Context
+    from cluster.workspace import Workspace
+
+    names, where, options = _parse("pretrain", _Names, arguments, others=True)
+    storage = options.workspace or where.profile_settings().storage or DEFAULT_WORKSPACE
+    context = Context(Workspace.at(storage), where, Console(stderr=True))
+    with _advised(context.workspace.root):
+        automatic = choose(recipe, names.corpus, names.name, context.workspace)
+    for reason in (*automatic.reasons, "Options that are given take the place of these choices."):
+        context.say(reason)
+    return automatic.config
 
 
 def _usage(message: str) -> int:

@@ -19,6 +19,7 @@ import numpy as np
 import tyro
 from numpy.typing import NDArray
 
+from cluster.auto_recipe import CorpusFacts, facts_of
 from cluster.catalog import Catalog, open_corpus
 from cluster.context import Context
 from cluster.pixels_job import PixelCache, build_pixels
@@ -183,7 +184,7 @@ def _train(
     plan = _plan(config, catalog, cache, context)
     folder = context.workspace.folder("runs", config.name)
     num_steps = config.training.num_steps(len(cache))
-    _begin(folder, config, plan, cache)
+    _begin(folder, config, plan, cache, facts_of(catalog))
     try:
         outcome = fit(plan, context, num_steps=num_steps, max_failures=config.max_failures)
     except BaseException as error:
@@ -261,7 +262,13 @@ def _label_codes(catalog: Catalog, ids: NDArray[np.int64]) -> NDArray[np.int64] 
     return np.array(codes, dtype=np.int64) if names else None
 
 
-def _begin(folder: Folder, config: PretrainJobConfig, plan: WorkerPlan, cache: PixelCache) -> None:
+def _begin(
+    folder: Folder,
+    config: PretrainJobConfig,
+    plan: WorkerPlan,
+    cache: PixelCache,
+    facts: CorpusFacts,
+) -> None:
     write_run(
         folder,
         state="running",
@@ -269,6 +276,7 @@ def _begin(folder: Folder, config: PretrainJobConfig, plan: WorkerPlan, cache: P
         config_id=plan.config_id,
         corpus=config.corpus,
         corpus_id=plan.corpus_id,
+        corpus_facts=facts,
         pixels_id=plan.pixels_id,
         num_pictures=len(cache),
         failed=cache.failed,

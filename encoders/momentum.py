@@ -24,7 +24,9 @@ class MomentumConfig:
     start: float = 0.99
     """Momentum of the first optimiser step: share of the target that stays; 0 copies, 1 freezes."""
     schedule: Literal["constant", "cosine"] = "cosine"
-    """Keep the momentum, or raise it to 1 along a half cosine over the run (BYOL)."""
+    """Keep the momentum, or raise it along a half cosine over the run (BYOL)."""
+    end: float = 1.0
+    """Of cosine alone: where it ends; 1 in BYOL, 0.999 in solo-learn's MoCo v2+."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.start <= 1:
@@ -32,18 +34,27 @@ class MomentumConfig:
                 f"momentum start is {self.start}; it must lie in [0, 1]. "
                 "Use 0.99 for short runs and 0.996 for long ones."
             )
+        end_ok = self.start <= self.end <= 1 and (self.end == 1 or self.schedule == "cosine")
+        if not end_ok:
+            raise ValueError(
+                f"momentum end is {self.end} from {self.start} by schedule {self.schedule}; "
+                "a cosine may end between its start and 1, and a constant has no end. "
+                "Leave it at 1, or set the schedule to cosine."
+            )
 
     def at(self, step: int, num_steps: int) -> float:
         """Momentum after optimiser step ``step`` of ``num_steps``, counted from 0.
 
-        Source: Grill et al. 2020 (BYOL), section 3.1: 1 - (1 - start) (cos(pi k / K) + 1) / 2.
+        Source: Grill et al. 2020 (BYOL), section 3.1: 1 - (1 - start) (cos(pi k / K) + 1) / 2;
+        an end below 1 takes its place.
 
         >>> MomentumConfig(start=0.9).at(5, 10)
         0.95
         """
         if self.schedule == "constant":
             return self.start
-        return 1 - (1 - self.start) * (math.cos(math.pi * step / num_steps) + 1) / 2
+        share_left = (math.cos(math.pi * step / num_steps) + 1) / 2
+        return self.end - (self.end - self.start) * share_left
 
 
 def make_target(online: Net) -> Net:

@@ -37,11 +37,15 @@ class OptimConfig:
     decay_all: bool = False
     """Decay biases and norm scales too, as many published recipes do; never with lars."""
     schedule: Literal["cosine", "one_cycle"] = "cosine"
-    """cosine: linear warm-up, half cosine to 0. one_cycle: cosine up from lr / 25, cosine down."""
+    """cosine: linear warm-up, half cosine down. one_cycle: cosine up from lr / 25, cosine down."""
     warmup_share: float = 0.0
     """Share of the run's steps spent warming up; 10 of 1000 epochs is 0.01."""
+    final_share: float = 0.0
+    """Of cosine alone: the share of the peak that it falls to (SupCon's authors: 0.001)."""
     trust_coefficient: float | None = None
     """Of lars alone: its eta, 0.001 when not given."""
+    trust_cap: bool = False
+    """Of lars alone: no weight's own rate exceeds lr (LARC), as solo-learn's recipes have it."""
     clip_norm: float | None = None
     """Scale gradients down to this global norm; none leaves them as they are."""
 
@@ -60,8 +64,12 @@ class OptimConfig:
         share, trust, clip = self.warmup_share, self.trust_coefficient, self.clip_norm
         share_ok = 0 <= share < 1 and not (share == 0 and self.schedule == "one_cycle")
         _check("warmup_share", share_ok, share, "in [0, 1), and above 0 for one_cycle: say 0.3")
+        final = self.final_share
+        final_ok = final == 0 or (self.schedule == "cosine" and 0 < final <= 1)
+        _check("final_share", final_ok, final, "in [0, 1], and 0 for one_cycle")
         trust_ok = trust is None or (self.name == "lars" and trust > 0)
         _check("trust_coefficient", trust_ok, trust, "above 0 for lars and left out otherwise")
+        _check("trust_cap", not (self.trust_cap and self.name != "lars"), True, "left to lars")
         _check("clip_norm", clip is None or clip > 0, clip, "above 0")
 
 
@@ -86,7 +94,8 @@ def learning_rate(config: OptimConfig, step: int, num_steps: int, batch_size: in
     warmup = round(config.warmup_share * num_steps)
     if step < warmup:
         return peak * (step + 1) / warmup
-    return _cosine(peak, 0.0, (step - warmup) / max(num_steps - warmup, 1))
+    share = (step - warmup) / max(num_steps - warmup, 1)
+    return _cosine(peak, peak * config.final_share, share)
 
 
 def _cosine(start: float, end: float, share: float) -> float:
@@ -105,7 +114,13 @@ def build_optimizer(module: nn.Module, config: OptimConfig) -> torch.optim.Optim
     if config.name == "sgd":
         return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum)
     trust = DEFAULT_TRUST if config.trust_coefficient is None else config.trust_coefficient
-    return LARS(groups, lr=config.lr, momentum=config.momentum, trust_coefficient=trust)
+    return LARS(
+        groups,
+        lr=config.lr,
+        momentum=config.momentum,
+        trust_coefficient=trust,
+        trust_cap=config.trust_cap,
+    )
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
@@ -127,9 +142,12 @@ class LARS(torch.optim.Optimizer):
         momentum: in [0, 1).
         weight_decay: L2 penalty, part of the norm that the adaptation divides by.
         trust_coefficient: eta, the share of a weight's norm that one step at lr 1 may move.
+        trust_cap: a weight's rate is the smaller of lr and eta times the ratio of its norm to its
+            gradient's, instead of their product: lr is then a ceiling and no factor.
 
     Source: You et al. 2017, algorithm 1, with the trust ratio and exclusions of Chen et al. 2020
-    (SimCLR): the norm of the penalised gradient instead of the sum of both norms.
+    (SimCLR): the norm of the penalised gradient instead of the sum of both norms. The cap is LARC's
+    clipping mode (github.com/NVIDIA/apex), which solo-learn's LARS has as well.
     """
 
     def __init__(
@@ -140,12 +158,14 @@ class LARS(torch.optim.Optimizer):
         momentum: float = 0.9,
         weight_decay: float = 0.0,
         trust_coefficient: float = DEFAULT_TRUST,
+        trust_cap: bool = False,
     ) -> None:
         defaults = {
             "lr": lr,
             "momentum": momentum,
             "weight_decay": weight_decay,
             "trust_coefficient": trust_coefficient,
+            "trust_cap": trust_cap,
         }
         super().__init__(params, defaults)
 
@@ -165,6 +185,8 @@ class LARS(torch.optim.Optimizer):
             gradient = gradient.add(parameter, alpha=group["weight_decay"])
             weight_norm, gradient_norm = parameter.norm(), gradient.norm()
             ratio = group["trust_coefficient"] * weight_norm / gradient_norm
+            if group["trust_cap"]:
+                ratio = (ratio / group["lr"]).clamp(max=1)
             usable = (weight_norm > 0) & (gradient_norm > 0)
             gradient = gradient * torch.where(usable, ratio, 1.0)
         state = self.state[parameter]

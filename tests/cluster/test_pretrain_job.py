@@ -173,6 +173,11 @@ def test_a_damaged_encoder_without_a_last_checkpoint_is_trained_to_the_same_agai
     assert pretrain(config_of("one"), context)["encoder_id"] == encoder_id
 
 
+def test_a_run_keeps_what_automatic_recipes_choose_by(scanned_again: Context) -> None:
+    before = {"num_pictures": NUM_PICTURES + 1, "edge": 24}  # one turns out unreadable
+    assert run_state(scanned_again, "one")["corpus_facts"] == before
+
+
 def test_a_finished_run_outlives_the_scan_that_it_learnt_from(scanned_again: Context) -> None:
     report = pretrain(config_of("one"), scanned_again)
     assert report["note"] == "trained on an earlier scan of the corpus"

@@ -76,6 +76,11 @@ def test_the_cosine_schedule_rises_from_the_start_to_one():
     assert values[3] == pytest.approx(1 - 0.1 * (math.cos(0.3 * math.pi) + 1) / 2)
 
 
+def test_the_cosine_can_end_below_one():
+    config = MomentumConfig(start=0.99, end=0.999)
+    assert [config.at(step, 10) for step in (0, 5, 10)] == pytest.approx([0.99, 0.9945, 0.999])
+
+
 def test_the_constant_schedule_stays():
     config = MomentumConfig(start=0.97, schedule="constant")
     assert {config.at(step, 10) for step in range(11)} == {0.97}
@@ -84,3 +89,17 @@ def test_the_constant_schedule_stays():
 def test_a_momentum_outside_its_range_is_refused():
     with pytest.raises(ValueError, match=r"1\.5.*\[0, 1\]"):
         MomentumConfig(start=1.5)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"start": 0.9, "end": 0.8},
+        {"start": 0.9, "end": 1.1},
+        {"start": 0.9, "end": 0.95, "schedule": "constant"},
+    ],
+    ids=str,
+)
+def test_an_end_that_cannot_be_reached_is_refused(settings):
+    with pytest.raises(ValueError, match=f"momentum end is {settings['end']}"):
+        MomentumConfig(**settings)

@@ -124,6 +124,22 @@ def test_cosine_warms_up_linearly_and_falls_to_zero():
     )
 
 
+def test_cosine_can_end_above_zero():
+    config = OptimConfig(lr=1.0, final_share=0.1)
+    rates = [learning_rate(config, step, 20, 256) for step in (0, 10, 20)]
+    assert rates == pytest.approx([1.0, 0.55, 0.1])
+
+
+def test_a_capped_weight_moves_by_the_smaller_of_its_own_rate_and_the_learning_rate():
+    """Weight of norm 2: its own rate is 0.02 * 2 / gradient norm, and the rate 0.3 is no factor."""
+    for gradient_norm, rate in ((0.4, 0.1), (0.04, 0.3)):
+        parameter = nn.Parameter(torch.full((2, 2), 1.0, dtype=torch.float64))
+        parameter.grad = torch.full((2, 2), gradient_norm / 2, dtype=torch.float64)
+        LARS([parameter], lr=0.3, trust_coefficient=0.02, trust_cap=True).step()
+        expected = torch.full((2, 2), 1 - rate * gradient_norm / 2, dtype=torch.float64)
+        torch.testing.assert_close(parameter.detach(), expected)
+
+
 @pytest.mark.parametrize(
     ("num_steps", "schedule"), [(1, "one_cycle"), (2, "one_cycle"), (1, "cosine")]
 )
@@ -153,6 +169,10 @@ def test_the_rate_scales_with_the_global_batch_as_named(rule, factor):
         {"schedule": "one_cycle", "warmup_share": 0.0},
         {"trust_coefficient": 0.1},
         {"name": "lars", "trust_coefficient": 0.0},
+        {"final_share": -0.1},
+        {"final_share": 1.5},
+        {"schedule": "one_cycle", "warmup_share": 0.3, "final_share": 0.1},
+        {"trust_cap": True},
         {"clip_norm": 0.0},
     ],
     ids=str,
