@@ -1,18 +1,21 @@
 """SupCon: all views of one class agree, against those of the other classes.
 
 Source: Khosla et al. 2020, "Supervised Contrastive Learning", eq. 2 (the L_out form). Deviations:
-pictures without a label take no part in the loss; local views are further anchors with all global
-views of their class as positives, and never candidates.
+pictures without a label take no part in the loss, or are each a class of their own, as in SimCLR;
+local views are further anchors with all global views of their class as positives, and never
+candidates.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
+import torch
 from torch import Tensor
 
-from encoders.losses import check_temperature, sup_con, unit_rows
+from encoders.losses import NO_LABEL, check_temperature, sup_con, unit_rows
 from encoders.method import Batch, Method, MethodOutput, Parts
 
 __all__ = ["SupCon", "SupConConfig"]
@@ -24,9 +27,16 @@ class SupConConfig:
 
     temperature: float = 0.2
     """Cosines are divided by it: small values weigh the nearest negatives most."""
+    unlabelled: Literal["ignore", "alone"] = "ignore"
+    """Pictures without a label: ignore them, or let each be a class alone, when labels are few."""
 
     def __post_init__(self) -> None:
         check_temperature(self.temperature)
+        if self.unlabelled not in ("ignore", "alone"):
+            raise ValueError(
+                f"supcon unlabelled is {self.unlabelled!r}; it must be ignore or alone. Use alone "
+                "when most pictures have no label."
+            )
 
     def check_batch(self, batch_size: int, world_size: int) -> None:
         """Any batch will do."""
@@ -47,7 +57,7 @@ class SupCon(Method):
 
     def __init__(self, config: SupConConfig, parts: Parts) -> None:
         super().__init__(parts)
-        self._temperature = config.temperature
+        self._config = config
 
     def encode(self, batch: Batch) -> tuple[Tensor, ...]:
         """Projections of both views, then of the local ones."""
@@ -60,11 +70,15 @@ class SupCon(Method):
         targets: Sequence[Tensor],  # noqa: ARG002
         batch: Batch,
     ) -> MethodOutput:
-        """L_out over the labelled views of the global batch."""
+        """L_out over the views of the global batch that have a class."""
         assert batch.labels is not None
         a_ND, b_ND, *local = online
+        labels_N = batch.labels
+        if self._config.unlabelled == "alone":
+            # Below every class and NO_LABEL: a picture that is drawn twice stays one class.
+            labels_N = torch.where(labels_N == NO_LABEL, NO_LABEL - 1 - batch.ids, labels_N)
         return MethodOutput(
-            loss=sup_con(a_ND, b_ND, batch.labels, local, temperature=self._temperature),
+            loss=sup_con(a_ND, b_ND, labels_N, local, temperature=self._config.temperature),
             embeddings_a=unit_rows(a_ND.detach()),
             embeddings_b=unit_rows(b_ND.detach()),
         )
