@@ -16,7 +16,7 @@ IDS = torch.tensor([4, 9, 2, 7, 30, 1])
 
 
 def loss_of(labels: list[int], unlabelled: Literal["ignore", "alone"]) -> torch.Tensor:
-    config: Any = SupConConfig(temperature=TEMPERATURE, unlabelled=unlabelled)
+    config = SupConConfig(temperature=TEMPERATURE, unlabelled=unlabelled)
     nothing: Any = torch.nn.Sequential()
     method = config.build(Parts(backbone=nothing, projector=nothing, embedding_dim=8, seed=0))
     batch = Batch(view_a=ROWS[:6], view_b=ROWS[6:], ids=IDS, labels=torch.tensor(labels), step=0)
