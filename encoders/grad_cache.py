@@ -31,7 +31,10 @@ Autocast = Callable[[], AbstractContextManager[object]]
 
 
 def forward_backward(
-    method: Method, batch: Batch, autocast: Autocast, scale: Callable[[Tensor], Tensor]
+    method: Method,
+    batch: Batch,
+    autocast: Autocast,
+    scale: Callable[[Tensor], Tensor] = lambda loss: loss,
 ) -> MethodOutput:
     """Add the gradients of a batch's loss to its method's parameters, chunk by chunk.
 
