@@ -15,8 +15,8 @@ HEADER_WIDTH = 12
 """Longer names of sources go on in the next line."""
 COLUMN_WIDTH = HEADER_WIDTH + 2
 CAPTION = "± half the 95 % interval. Bold: the best, and what is not told from it."
-GAINS = "Per cent above the better of random init and raw pixels, on the same queries and draws"
-GAINS_CAPTION = "± half the 95 % interval of the difference; dim where it reaches 0, red below."
+GAINS = "points above the better of random init and raw pixels, trial by trial"
+GAINS_CAPTION = "± half its 95 % interval; dim where that reaches 0, red below."
 
 
 def figure_tables(report: dict[str, Any], width: int) -> Iterator[Table]:
@@ -24,14 +24,19 @@ def figure_tables(report: dict[str, Any], width: int) -> Iterator[Table]:
 
     Args:
         report: what `evaluate` returned.
-        width: of the terminal in characters. Baselines stand in every table of figures.
+        width: of the terminal in characters. Baselines stand in every table of figures, where
+            that leaves room for two others.
     """
     baselines = [source["name"] for source in report["sources"] if _is_baseline(source)]
     others = [source["name"] for source in report["sources"] if not _is_baseline(source)]
     counts = f"{report['num_queries']:,} queries and {report['num_pictures']:,} pictures, in %"
     room = (width - _label_width(report)) // COLUMN_WIDTH
-    for columns in _pieces(others, room - len(baselines)):
-        yield _table(report, [*columns, *baselines], _figure, title=counts, caption=CAPTION)
+    if room - len(baselines) >= 2:
+        pieces = [[*piece, *baselines] for piece in _pieces(others, room - len(baselines))]
+    else:
+        pieces = list(_pieces([*others, *baselines], room))
+    for columns in pieces:
+        yield _table(report, columns, _figure, title=counts, caption=CAPTION)
     for columns in _pieces(others, room):
         yield _table(report, columns, _gain, title=GAINS, caption=GAINS_CAPTION)
 

@@ -99,3 +99,9 @@ def test_the_linear_probe_leaves_small_classes_out_or_refuses():
     assert len(np.unique(linear_probe(vectors, labels, seed=0).balanced.classes)) == 2
     with pytest.raises(ValueError, match="1 classes have 5 pictures"):
         linear_probe(*clusters([20, 4]), seed=0)
+
+
+def test_one_label_of_many_classes_raises_no_doubts():
+    labels = [f"c{i % 30}" for i in range(60)]
+    accuracy = few_label_accuracy(np.eye(30)[np.arange(60) % 30], labels, 1, seeds=[0])
+    assert accuracy.mean == 1
