@@ -18,8 +18,7 @@ def raw_pixel_vectors(pixels: NDArray[np.uint8], edge: int = EDGE) -> NDArray[np
 
     Made as strong as pixels get without learning: averaged over areas, so that a shift by a pixel
     or a little blur hardly counts, and centred on each picture's mean colour, so that brightness
-    and tint hardly do. A picture of one colour is not centred: nothing would be left; and black is
-    like gray, since nothing else of it has a direction.
+    and tint hardly do. A picture of one colour is not centred: nothing would be left.
 
     Args:
         pixels: uint8 ``[N, S, S, 3]``.
@@ -37,7 +36,5 @@ def raw_pixel_vectors(pixels: NDArray[np.uint8], edge: int = EDGE) -> NDArray[np
     small_N3EE = F.adaptive_avg_pool2d(images_N3SS, min(edge, pixels.shape[1]))
     centred_ND = (small_N3EE - small_N3EE.mean((2, 3), keepdim=True)).flatten(1)
     flat_N1 = centred_ND.abs().amax(1, keepdim=True) < 1e-6
-    colour_ND = small_N3EE.flatten(1)
-    colour_ND = torch.where(colour_ND.amax(1, keepdim=True) > 0, colour_ND, 1.0)
-    vectors_ND = torch.where(flat_N1, colour_ND, centred_ND)
+    vectors_ND = torch.where(flat_N1, small_N3EE.flatten(1), centred_ND)
     return F.normalize(vectors_ND, dim=1, eps=EPSILON).numpy()
