@@ -146,7 +146,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     name, rest = given[0], given[1:]
     if name not in VERBS:
-        sys.stderr.write(f"error: {name!r} is not a verb. Verbs: {', '.join(VERBS)}.\n")
+        hint = " Options come after the verb." if name.startswith("-") else ""
+        sys.stderr.write(f"error: {name!r} is not a verb. Verbs: {', '.join(VERBS)}.{hint}\n")
         return 2
     # Ray reads these when it is imported, which may happen anywhere below.
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")

@@ -32,6 +32,9 @@ __all__ = [
 
 Norm = TypeVar("Norm", bound=_BatchNorm)
 
+# Half a megabyte of float32: a block and its copies stay in the second-level cache.
+BLOCK_ELEMENTS = 1 << 17
+
 
 class CrossRankBatchNorm(_BatchNorm):
     """BatchNorm over the global batch of all ranks, for [N, C] and [N, C, ...] inputs.
@@ -77,7 +80,11 @@ class CrossRankBatchNorm(_BatchNorm):
 
 
 class _Normalise(torch.autograd.Function):
-    """On [R, C] rows, a view of channels_last maps; sums over dims 0, 2, 3 are far slower."""
+    """On [R, C] rows, a view of channels_last maps; sums over dims 0, 2, 3 are far slower.
+
+    Several operations follow each other on a block of rows that fits in a core's cache, instead of
+    each on all rows: memory is read two or three times less often.
+    """
 
     @staticmethod
     def forward(
@@ -95,22 +102,40 @@ class _Normalise(torch.autograd.Function):
         ctx: Any, grad: Tensor, *_: Tensor
     ) -> tuple[Tensor, Tensor | None, Tensor | None, None]:
         x, weight_C, mean_C, invstd_C, count = ctx.saved_tensors
-        grad_RC = _rows(grad)
-        normalised_RC = (_rows(x) - mean_C).mul_(invstd_C)
-        own_sums_2C = torch.stack([grad_RC.sum(0), (grad_RC * normalised_RC).sum(0)])
+        grad_RC, x_RC = _rows(grad), _rows(x)
+        own_sums_2C = _gradient_sums(grad_RC, x_RC, mean_C, invstd_C)
         sums_2C = own_sums_2C.clone()
         if world_size() > 1:
             dist.all_reduce(sums_2C)
         grad_mean_C, slope_C = sums_2C / count
         scale_C = invstd_C if weight_C is None else invstd_C * weight_C
-        # scale * (grad - grad_mean - slope * normalised) in two passes over the rows.
-        grad_x_RC = torch.addcmul(grad_RC, normalised_RC, -slope_C)
-        grad_x_RC = torch.addcmul(-grad_mean_C * scale_C, grad_x_RC, scale_C)
-        rows_last = x.movedim(1, -1)
-        grad_x = grad_x_RC.to(x.dtype).view(rows_last.shape).movedim(-1, 1)
+        shift_C, slope_C = -grad_mean_C * scale_C, -slope_C * invstd_C * scale_C
+        grad_x_RC = torch.empty_like(x_RC)
+        # scale * (grad - grad_mean - slope * normalised), block by block.
+        for out, grads, values in zip(*map(_blocks, (grad_x_RC, grad_RC, x_RC)), strict=True):
+            torch.sub(values, mean_C, out=out)
+            torch.addcmul(shift_C, out, slope_C, out=out)
+            out.addcmul_(grads, scale_C)
+        grad_x = grad_x_RC.to(x.dtype).view(x.movedim(1, -1).shape).movedim(-1, 1)
         if weight_C is None:
             return grad_x, None, None, None
         return grad_x, own_sums_2C[1], own_sums_2C[0], None
+
+
+def _blocks(rows_RC: Tensor) -> tuple[Tensor, ...]:
+    return torch.split(rows_RC, max(1, BLOCK_ELEMENTS // rows_RC.shape[1]))
+
+
+def _gradient_sums(grad_RC: Tensor, x_RC: Tensor, mean_C: Tensor, invstd_C: Tensor) -> Tensor:
+    """Gradients [2, C] of bias and weight over the rows of this rank."""
+    blocks = list(zip(_blocks(grad_RC), _blocks(x_RC), strict=True))
+    sums_B2C = grad_RC.new_empty(len(blocks), 2, grad_RC.shape[1])
+    for sums_2C, (grads, values) in zip(sums_B2C, blocks, strict=True):
+        torch.sum(grads, 0, out=sums_2C[0])
+        torch.sum((values - mean_C).mul_(grads), 0, out=sums_2C[1])
+    sums_2C = sums_B2C.sum(0)
+    sums_2C[1] *= invstd_C
+    return sums_2C
 
 
 def _rows(x: Tensor) -> Tensor:
@@ -121,17 +146,25 @@ def _rows(x: Tensor) -> Tensor:
 
 def _global_moments(rows_RC: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Mean [C], biased variance [C] and count [] over the rows of all ranks."""
-    own_mean_C = rows_RC.mean(0)
-    own_var_C = (rows_RC - own_mean_C).square_().mean(0)
-    own_count = rows_RC.new_full((1,), len(rows_RC))
-    gathered_W = gather_rows(torch.cat([own_mean_C, own_var_C, own_count]).unsqueeze(0))
-    num_channels = rows_RC.shape[1]
-    means_WC, vars_WC = gathered_W[:, :num_channels], gathered_W[:, num_channels:-1]
-    counts_W1 = gathered_W[:, -1:]
-    count = counts_W1.sum()
-    mean_C = (means_WC * counts_W1).sum(0) / count
-    var_C = ((vars_WC + (means_WC - mean_C).square()) * counts_W1).sum(0) / count
-    return mean_C, var_C, count
+    own = _merge_moments(torch.stack([_moments(block_RC) for block_RC in _blocks(rows_RC)]))
+    mean_C, var_C, count_C = _merge_moments(gather_rows(own.unsqueeze(0)))
+    return mean_C, var_C, count_C[0]
+
+
+def _moments(rows_RC: Tensor) -> Tensor:
+    """Mean, biased variance and count, [3, C]."""
+    mean_C = rows_RC.mean(0)
+    var_C = (rows_RC - mean_C).square_().mean(0)
+    return torch.stack([mean_C, var_C, torch.full_like(mean_C, len(rows_RC))])
+
+
+def _merge_moments(moments_P3C: Tensor) -> Tensor:
+    """Those of all rows, [3, C], from those of P parts."""
+    means_PC, vars_PC, counts_PC = moments_P3C.unbind(1)
+    count_C = counts_PC.sum(0)
+    mean_C = (means_PC * counts_PC).sum(0) / count_C
+    var_C = ((vars_PC + (means_PC - mean_C).square()) * counts_PC).sum(0) / count_C
+    return torch.stack([mean_C, var_C, count_C])
 
 
 class SplitBatchNorm(_BatchNorm):

@@ -61,6 +61,7 @@ def test_each_verb_explains_every_field(verb: str, capsys: pytest.CaptureFixture
     ("arguments", "message"),
     [
         (["seek"], "'seek' is not a verb. Verbs: scan, pretrain"),
+        (["--workspace", "w", "scan"], "demo. Options come after the verb."),
         (["pretrain", "simclr-smal"], "Did you mean 'simclr-small'?"),
         (["scan", ".", "--corpus", "a", "--lables", "folder"], "--labels"),
         (["scan", ".", "--corpus", "../a"], "corpus '../a'"),
