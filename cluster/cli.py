@@ -75,7 +75,7 @@ VERBS = {
         "index_embeddings",
     ),
     "evaluate": Verb(
-        "compare an encoder with an untrained one and raw pixels",
+        "compare encoders with each other, untrained ones and raw pixels",
         "cluster.evaluate_job",
         "EvaluateConfig",
         "evaluate",

@@ -7,10 +7,9 @@ again.
 from __future__ import annotations
 
 import contextlib
-import logging
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from cluster.checks import why_taken
@@ -22,19 +21,8 @@ from cluster.openmoji import ATTRIBUTION, draw_openmoji
 from cluster.pretrain_job import PretrainJobConfig, pretrain
 from cluster.scan_job import ScanConfig, scan
 from encoders.recipes import simclr_small
-from index.artifact import (
-    CorruptArtifactError,
-    Folder,
-    MissingArtifactError,
-    digest,
-    library_versions,
-    open_door,
-    publish,
-)
 
 __all__ = ["DemoConfig", "demo"]
-
-logger = logging.getLogger(__name__)
 
 CORPUS = "openmoji"
 ENCODER = "simclr"
@@ -95,7 +83,7 @@ def demo(config: DemoConfig, context: Context) -> dict[str, Any]:
         )
         measured = step(
             "evaluate",
-            lambda: _evaluate_once(EvaluateConfig(corpus=CORPUS, encoder=ENCODER), context),
+            lambda: evaluate(EvaluateConfig(corpus=CORPUS, encoder=(ENCODER,)), context),
             lambda r: f"{r['num_queries']:,} queries",
         )
     return {
@@ -113,36 +101,3 @@ def _require_free(port: int) -> None:
             f"port {port}: is taken ({reason}), and the application needs a free one at the end. "
             "Stop what uses it, choose another --port, or give --no-ui."
         )
-
-
-def _evaluate_once(config: EvaluateConfig, context: Context) -> dict[str, Any]:
-    """The evaluation of this encoder on this corpus with this configuration, measured once."""
-    workspace = context.workspace
-    folder = workspace.folder("encoders", config.encoder)
-    corpus = open_door(workspace.folder("corpora", config.corpus), "corpus", verify="sizes")
-    parents = {
-        "encoder_id": open_door(folder, "encoder", door="card.json", verify="sizes")["id"],
-        "corpus_id": corpus["id"],
-        "config_id": digest(asdict(config)),
-    }
-    kept = _kept_evaluation(folder)
-    if kept is not None and kept["parents"] == parents:
-        return {**kept["report"], "path": str(folder)}
-    report = evaluate(config, context)
-    body = {
-        "id": digest([parents, report["figures"]]),
-        "config": asdict(config),
-        "parents": parents,
-        "versions": library_versions("torch", "scikit-learn"),
-        "report": report,
-    }
-    publish(folder, "evaluation", body, [])
-    return {**report, "path": str(folder)}
-
-
-def _kept_evaluation(folder: Folder) -> dict[str, Any] | None:
-    try:
-        return open_door(folder, "evaluation")
-    except (MissingArtifactError, CorruptArtifactError) as error:
-        logger.info("the encoder is evaluated: %s", error)
-        return None

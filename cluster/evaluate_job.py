@@ -1,191 +1,265 @@
-"""evaluate: is the encoder worth its training? Compared with an untrained twin and with raw pixels.
+"""evaluate: are encoders worth their training? Compared with untrained twins and raw pixels.
 
 1. Draw a sample of the corpus. 2. Distort some of it: cropped, shifted, recoloured and blurred
 copies whose originals have to be found, which needs no labels. 3. Embed both with each source of
-vectors. 4. Where the corpus has labels, measure kNN and few-label accuracy as well.
+vectors. 4. Where the corpus has labels, measure search by class and classification as well. 5.
+Publish figures and a plot of them as ``evaluations/NAME``; the same evaluation is made once.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, replace
-from functools import partial
+import logging
+from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from cluster.catalog import Catalog, CatalogRow, open_corpus
+from cluster.catalog import Catalog, open_corpus
+from cluster.contenders import (
+    Entrant,
+    Source,
+    Vectors,
+    draw_sample,
+    embed_sources,
+    read_entrants,
+    sources_of,
+)
 from cluster.context import Context
-from cluster.pixels_job import build_pixels
+from cluster.evaluate_plot import plot_svg
+from cluster.figures import FigureConfig, compare, labelled_sample, measure
 from cluster.shard_job import check_error_budget
-from cluster.shards import read_picture
 from cluster.workspace import check_name
-from encoders.baseline import raw_pixel_vectors
-from encoders.distort import distort
-from encoders.encoder import Encoder, preferred_device
-from encoders.picture import DECODE_EDGE, PreprocessConfig, to_square
-from index.measure import FewLabelAccuracy, Proportion, few_label_accuracy, find_the_original
-from index.measure import knn_accuracy as leave_one_out_knn
+from index.artifact import (
+    CorruptArtifactError,
+    Folder,
+    MissingArtifactError,
+    digest,
+    library_versions,
+    open_door,
+    publish,
+)
+from index.lock import sole_writer
 
 __all__ = ["EvaluateConfig", "evaluate"]
 
-Pixels = NDArray[np.uint8]
-Vectors = NDArray[np.float32]
+logger = logging.getLogger(__name__)
 
-ORIGINAL_KS = (1, 10)
-QUERY_SCALE = 2
-"""Queries are distorted at this multiple of the encoder's size, so that a crop keeps its detail."""
+FIGURES_RULE = 1
+"""Changes with the meaning of any figure, so that none is compared with one of another meaning."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class EvaluateConfig:
-    """Compare an encoder with an untrained one and with raw pixels, on the same pictures."""
+class EvaluateConfig(FigureConfig):
+    """Compare encoders with each other, untrained ones and raw pixels, on the same pictures."""
 
     corpus: str
     """Name of the corpus."""
-    encoder: str
-    """Name of the encoder."""
+    encoder: tuple[str, ...]
+    """Names of the encoders, one or several."""
+    name: str | None = None
+    """Name of the evaluation; CORPUS-ENCODER, with all the encoders, unless given."""
     num_pictures: int = 10_000
     """Pictures to search among; a random sample when the corpus has more."""
     num_queries: int = 1_000
     """Distorted copies whose originals have to be found."""
-    labels_per_class: tuple[int, ...] = (5, 20)
-    """Numbers of labels for each class that a classifier is given, when the corpus has labels."""
-    num_draws: int = 10
-    """Random draws of those labels; mean and deviation over them are reported."""
-    knn_k: int = 5
-    """Neighbours that vote in kNN accuracy."""
     seed: int = 0
-    """Seed of the sample, the distortions, the draws and the untrained encoder."""
+    """Seed of the sample, the distortions, the splits and draws, and the untrained encoders."""
     error_budget: float = 0.25
     """Share of undecodable pictures at which the job stops."""
 
     def __post_init__(self) -> None:
         """Check names and ranges."""
+        FigureConfig.__post_init__(self)
         check_name(self.corpus, what="corpus")
-        check_name(self.encoder, what="encoder")
-        for name in ("num_pictures", "num_queries", "num_draws", "knn_k"):
+        if not self.encoder or len(set(self.encoder)) < len(self.encoder):
+            raise ValueError(
+                f"encoder {self.encoder}: one or more names, each once. To compare two: "
+                "--encoder ONE OTHER"
+            )
+        for encoder in self.encoder:
+            check_name(encoder, what="encoder")
+        check_name(self.evaluation, what="evaluation --name")
+        for name in ("num_pictures", "num_queries"):
             if getattr(self, name) < 1:
                 raise ValueError(
                     f"{name} {getattr(self, name)}: has to be at least 1. Leave --"
                     f"{name.replace('_', '-')} out for the usual number."
                 )
-        if not self.labels_per_class or min(self.labels_per_class) < 1:
-            raise ValueError(
-                f"labels_per_class {self.labels_per_class}: numbers of at least 1. "
-                "5 20 is usual: --labels-per-class 5 20"
-            )
         check_error_budget(self.error_budget)
+
+    @property
+    def evaluation(self) -> str:
+        """The name it has."""
+        return self.name or "-".join([self.corpus, *self.encoder])
 
 
 def evaluate(config: EvaluateConfig, context: Context) -> dict[str, Any]:
-    """Measure search quality, and with labels classification, for each source of vectors.
+    """Measure search, and with labels classification, for each source of vectors.
+
+    What was measured of these encoders on this corpus with this configuration is reported again;
+    anything else of this name is replaced.
 
     Returns:
-        ``figures``: source to figure to ``value`` with ``low`` and ``high`` (95 % Wilson interval)
-        or ``sd`` (over draws); shares in [0, 1].
+        ``figures`` as `compare` gives them, shares in [0, 1]; ``sources`` and ``encoders`` say what
+        was compared, ``notes`` what a reader has to know; ``path`` and ``plot``, where they lie.
+
+    Raises:
+        MissingArtifactError: there is no such corpus or encoder.
+        ValueError: the corpus has too few pictures, or another process evaluates under this name.
     """
-    workspace = context.workspace
-    catalog = open_corpus(workspace, config.corpus)
-    encoder = workspace.open_encoder(config.encoder)
-    preprocess = encoder.config.preprocess
-    cache = build_pixels(catalog, preprocess, context, error_budget=config.error_budget)
-    rng = np.random.default_rng(config.seed)
-    positions = np.sort(rng.permutation(len(cache))[: config.num_pictures])
-    ids, pixels = cache.ids[positions], cache.read(positions)
-    asked = np.sort(rng.permutation(ids)[: config.num_queries])
-    query_ids, queries = _distorted(catalog, asked, preprocess, config.seed)
-    labels = catalog.labels(ids)
-    sources = _sources(encoder, config.seed)
-    figures: dict[str, dict[str, Any]] = {}
-    with context.progress("evaluate", len(sources), "encoders") as line:
-        for name, embed in sources.items():
-            vectors = embed(pixels)
-            originals = _originals(embed(queries), query_ids, vectors, ids)
-            figures[name] = {**originals, **_labelled(vectors, labels, config)}
-            line.advance(1, name)
+    catalog = open_corpus(context.workspace, config.corpus)
+    entrants = read_entrants(context.workspace, config.encoder)
+    folder = context.workspace.folder("evaluations", config.evaluation)
+    parents = {
+        "corpus_id": catalog.corpus_id,
+        "encoders": {entrant.name: entrant.card["id"] for entrant in entrants},
+        "config_id": digest([FIGURES_RULE, asdict(config)]),
+    }
+    kept = _kept(folder, parents)
+    if kept is None:
+        with sole_writer(folder, "evaluating under this name"):
+            kept = _publish(folder, _measure(config, catalog, entrants, context), parents)
+    (plot,) = kept["files"]
+    return {**kept["report"], "path": str(folder), "plot": str(folder / plot)}
+
+
+def _measure(
+    config: EvaluateConfig, catalog: Catalog, entrants: list[Entrant], context: Context
+) -> dict[str, Any]:
+    sample = draw_sample(
+        catalog,
+        entrants,
+        context,
+        num=(config.num_pictures, config.num_queries),
+        seed=config.seed,
+        error_budget=config.error_budget,
+    )
+    labels = catalog.labels(sample.ids)
+    labelled = labelled_sample(labels, config, config.seed)
+    sources = sources_of(entrants)
+    notes = [*_provenance(entrants, catalog, bool(labelled.names)), *labelled.notes]
+    measured = {}
+    with context.progress("evaluate", len(sources), "sources") as line:
+        embedded = embed_sources(sample, sources, context.workspace, config.seed)
+        for source, vectors, queries in embedded:
+            notes += _blanked(source, vectors, queries)
+            measured[source.name] = measure(vectors, queries, sample, labelled, config, config.seed)
+            line.advance(1, source.name)
     return {
         "corpus": config.corpus,
-        "encoder": config.encoder,
         "corpus_id": catalog.corpus_id,
-        "encoder_id": encoder.encoder_id,
-        "num_pictures": len(ids),
-        "num_queries": len(query_ids),
-        "config": asdict(config),
-        "figures": figures,
+        "encoders": [_facts(entrant) for entrant in entrants],
+        "sources": [_column(source) for source in sources],
+        "num_pictures": len(sample.ids),
+        "num_queries": len(sample.query_ids),
+        "num_labelled": len(labelled.names),
+        "num_classes": len(set(labelled.names)),
+        "config": _as_json(config),
+        **compare(measured, _rivals(sources)),
+        "notes": notes,
     }
 
 
-def _sources(encoder: Encoder, seed: int) -> dict[str, Callable[[Pixels], Vectors]]:
-    """What turns pixels into vectors, by the name of its column: trained layers first."""
-    device = preferred_device()
-    encoder.to(device)
-    untrained = Encoder.initialise(encoder.config, seed).to(device)
-    trained = {
-        "trained" if layer == "backbone" else f"trained {layer}": partial(
-            encoder.embed, layer=layer
-        )
-        for layer in encoder.layers
+def _rivals(sources: list[Source]) -> dict[str, list[str]]:
+    """The baselines of each encoder's layers: its own untrained twin, and raw pixels."""
+    return {
+        source.name: [
+            other.name
+            for other in sources
+            if other.is_baseline
+            and (other.entrant is None or other.entrant.twin == source.entrant.twin)
+        ]
+        for source in sources
+        if source.entrant is not None and not source.is_baseline
     }
-    return {**trained, "random init": untrained.embed, "raw pixels": raw_pixel_vectors}
 
 
-def _distorted(
-    catalog: Catalog, ids: NDArray[np.int64], preprocess: PreprocessConfig, seed: int
-) -> tuple[NDArray[np.int64], Pixels]:
-    """(ids, queries uint8 [Q, S, S, 3]) of the distorted copies; unreadable files are left out."""
-    large = replace(preprocess, size=min(preprocess.size * QUERY_SCALE, DECODE_EDGE))
-    rows = catalog.rows(ids)
-    with ThreadPoolExecutor() as pool:
-        squares = list(pool.map(partial(_square, preprocess=large), rows))
-    found = [
-        (row.id, square) for row, square in zip(rows, squares, strict=True) if square is not None
-    ]
-    if not found:
-        raise ValueError(
-            f"corpus {catalog.door['name']!r}: none of {len(ids)} sampled pictures can be read. "
-            "If the files moved, run lookalike scan again."
-        )
-    kept = np.array([picture_id for picture_id, _ in found], np.int64)
-    pixels = np.stack([square for _, square in found])
-    return kept, distort(pixels, kept, seed=seed, size=preprocess.size)
+def _blanked(source: Source, vectors: Vectors, queries: Vectors) -> list[str]:
+    """Make vectors without a direction zero, which is like nothing; says how many there were."""
+    num_bad = 0
+    for array in (vectors, queries):
+        bad = ~np.isfinite(array).all(axis=1)
+        array[bad] = 0
+        num_bad += int((~array.any(axis=1)).sum())
+    if not num_bad:
+        return []
+    total = len(vectors) + len(queries)
+    return [f"{source.name}: {num_bad:,} of {total:,} vectors are zero or not finite: they miss."]
 
 
-def _square(row: CatalogRow, preprocess: PreprocessConfig) -> Pixels | None:
-    image = read_picture(row).image
-    return None if image is None else to_square(image, preprocess)
+def _provenance(entrants: list[Entrant], catalog: Catalog, has_labels: bool) -> list[str]:
+    """What each encoder has learnt from: figures of pictures it knows are not those of new ones."""
+    notes = []
+    for entrant in entrants:
+        seen = entrant.card["parents"].get("corpus_id") == catalog.corpus_id
+        method = entrant.card.get("training", {}).get("recipe", {}).get("method", {}).get("name")
+        if entrant.origin == "imported":
+            source = entrant.card["imported"].get("source", "elsewhere")
+            notes.append(
+                f"{entrant.name} is imported ({source}): whether it learnt from pictures like "
+                "these is not known."
+            )
+        elif seen:
+            what = "these very pictures"
+            if method == "supcon" and has_labels:
+                what += " and their labels, so that no figure by class can be trusted"
+            notes.append(f"{entrant.name} has learnt from {what}; on new ones expect less.")
+        else:
+            notes.append(f"{entrant.name} has learnt from another scan or corpus.")
+    return notes
 
 
-def _originals(
-    queries: Vectors, query_ids: NDArray[np.int64], vectors: Vectors, ids: NDArray[np.int64]
-) -> dict[str, Any]:
-    found = find_the_original(queries, query_ids, ids, vectors, ORIGINAL_KS)
-    return {f"recall@{k}": _interval(share) for k, share in found.items()}
-
-
-def _labelled(vectors: Vectors, labels: list[str | None], config: EvaluateConfig) -> dict[str, Any]:
-    """Accuracy of kNN and of few labels; empty when fewer than two classes have enough pictures."""
-    known = np.array([label is not None for label in labels])
-    names = [label for label in labels if label is not None]
-    if len(set(names)) < 2:
-        return {}
-    figures = {
-        f"kNN-{config.knn_k}": _interval(leave_one_out_knn(vectors[known], names, config.knn_k))
+def _facts(entrant: Entrant) -> dict[str, Any]:
+    return {
+        "name": entrant.name,
+        "encoder_id": entrant.card["id"],
+        "origin": entrant.origin,
+        "learnt_from": entrant.card["parents"].get("corpus_id"),
+        "backbone": entrant.config.backbone.name,
+        "size": entrant.look.size,
+        "fit": entrant.look.fit,
+        "dims": entrant.card["dims"],
     }
-    seeds = range(config.seed, config.seed + config.num_draws)
-    counts = np.unique(names, return_counts=True)[1]
-    for number in config.labels_per_class:
-        if np.sum(counts > number) >= 2:
-            accuracy = few_label_accuracy(vectors[known], names, number, seeds)
-            figures[f"{number} labels/class"] = _spread(accuracy)
-    return figures
 
 
-def _interval(share: Proportion) -> dict[str, float]:
-    return {"value": share.value, "low": share.low, "high": share.high, "n": share.n}
+def _column(source: Source) -> dict[str, Any]:
+    return {
+        "name": source.name,
+        "origin": source.origin,
+        "encoder": source.entrant.name if source.entrant else None,
+        "layer": source.layer,
+    }
 
 
-def _spread(accuracy: FewLabelAccuracy) -> dict[str, float]:
-    return {"value": accuracy.mean, "sd": accuracy.sd, "n": accuracy.num_draws}
+def _as_json(config: EvaluateConfig) -> dict[str, Any]:
+    """JSON has lists for tuples."""
+    values = asdict(config).items()
+    return {name: list(value) if isinstance(value, tuple) else value for name, value in values}
+
+
+def _publish(folder: Folder, report: dict[str, Any], parents: dict[str, Any]) -> dict[str, Any]:
+    svg = plot_svg(report).encode()
+    name, record = folder.write_by_content(
+        "plot-{sha256}.svg", lambda path: Path(path).write_bytes(svg)
+    )
+    body = {
+        "id": digest([parents, report["figures"]]),
+        "config": report["config"],
+        "parents": parents,
+        "rows": {key: report[f"num_{key}"] for key in ("pictures", "queries", "labelled")},
+        "versions": library_versions("numpy", "scikit-learn", "torch", "torchvision"),
+        "report": report,
+    }
+    door = publish(folder, "evaluation", body, {name: record})
+    folder.remove_others("plot-", keep=[name])
+    return door
+
+
+def _kept(folder: Folder, parents: dict[str, Any]) -> dict[str, Any] | None:
+    try:
+        door = open_door(folder, "evaluation")
+    except (MissingArtifactError, CorruptArtifactError) as error:
+        logger.info("the encoders are evaluated: %s", error)
+        return None
+    return door if door["parents"] == parents else None

@@ -9,6 +9,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from cluster.evaluate_table import figure_tables
+
 __all__ = ["show"]
 
 
@@ -69,32 +71,12 @@ def _show_search(report: dict[str, Any], console: Console) -> None:
 
 
 def _show_evaluate(report: dict[str, Any], console: Console) -> None:
-    console.print(figures_table(report))
-
-
-def figures_table(report: dict[str, Any]) -> Table:
-    """Figures of an evaluation in per cent, one column for each source of vectors, best in bold."""
-    sources = list(report["figures"])
-    title = f"{report['num_queries']:,} queries and {report['num_pictures']:,} pictures, in %"
-    caption = (
-        "recall: the original of a cropped, recoloured, blurred copy is among the first. "
-        "± half the 95 % interval; for few labels, the deviation over draws."
-    )
-    table = Table(title=title, caption=caption, box=None, pad_edge=False)
-    table.add_column("")
-    for source in sources:
-        table.add_column(source, justify="right")
-    for name in report["figures"][sources[0]]:
-        cells = [report["figures"][source][name] for source in sources]
-        best = max(cell["value"] for cell in cells)
-        table.add_row(name, *(_cell(cell, best) for cell in cells))
-    return table
-
-
-def _cell(cell: dict[str, float], best: float) -> Text:
-    spread = cell["sd"] if "sd" in cell else (cell["high"] - cell["low"]) / 2
-    style = "bold" if cell["value"] == best else ""
-    return Text(f"{100 * cell['value']:.1f} ±{100 * spread:.1f}", style=style)
+    for table in figure_tables(report, console.width):
+        console.print(table)
+        console.print()
+    for note in report["notes"]:
+        console.print(Text(f"- {note}"))
+    console.print(Text(f"report: {report['path']}/evaluation.json\nplot: {report['plot']}"))
 
 
 def _show_verify(report: dict[str, Any], console: Console) -> None:
@@ -136,7 +118,7 @@ def _show_demo(report: dict[str, Any], console: Console) -> None:
         table.add_row(step["step"], Text(step["result"]), Text(step["path"]), took)
     console.print(table)
     console.print()
-    console.print(figures_table(report["evaluation"]))
+    _show_evaluate(report["evaluation"], console)
     console.print()
     console.print(Text(f"index: {report['index_recall']}"))
     console.print(Text(report["attribution"], style="dim"))

@@ -1,7 +1,7 @@
 """The workspace: the one folder under which every artefact lies.
 
 ``corpora/NAME  pixels/NAME  runs/NAME  encoders/NAME  embeddings/NAME  indexes/NAME
-classifiers/NAME predictions/NAME  labels.db``
+classifiers/NAME  predictions/NAME  evaluations/NAME  labels.db``
 """
 
 from __future__ import annotations
@@ -21,7 +21,15 @@ if TYPE_CHECKING:
 __all__ = ["Kind", "Workspace", "check_name"]
 
 Kind = Literal[
-    "corpora", "pixels", "runs", "encoders", "embeddings", "indexes", "classifiers", "predictions"
+    "corpora",
+    "pixels",
+    "runs",
+    "encoders",
+    "embeddings",
+    "indexes",
+    "classifiers",
+    "predictions",
+    "evaluations",
 ]
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")

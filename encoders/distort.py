@@ -17,6 +17,9 @@ from encoders.augment import AugmentConfig, augment
 
 __all__ = ["DISTORTION", "distort"]
 
+BLUR_EDGE = 48
+"""The edge at which ``blur_sigma`` is meant; it grows with the query, so that size helps nobody."""
+
 DISTORTION = AugmentConfig(
     crop_scale=(0.35, 0.8),
     flip_probability=0.0,
@@ -45,11 +48,13 @@ def distort(
     Returns:
         uint8 ``[N, S, S, 3]``.
     """
+    low, high = DISTORTION.blur_sigma
+    sigma = (low * size / BLUR_EDGE, high * size / BLUR_EDGE)
     images_N3HH = torch.from_numpy(pixels.copy()).permute(0, 3, 1, 2)
     views_N3SS = augment(
         images_N3HH,
         torch.from_numpy(np.array(ids, np.int64, order="C")),
-        config=replace(DISTORTION, crop_size=size),
+        config=replace(DISTORTION, crop_size=size, blur_sigma=sigma),
         seed=seed,
         epoch=0,
         view=VIEW,

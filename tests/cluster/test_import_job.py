@@ -45,9 +45,10 @@ def test_an_imported_encoder_embeds_searches_and_is_evaluated_as_any_other(local
     hits = search(SearchConfig(query=str(query), index="digits-theirs", k=3), context)["hits"]
     assert hits[0]["file"] == str(query)
     assert hits[0]["score"] > 0.999
-    config = EvaluateConfig(corpus="digits", encoder="theirs", num_draws=2, labels_per_class=(1,))
-    figures = evaluate(config, context)["figures"]
-    assert list(figures) == ["trained", "random init", "raw pixels"]
+    config = EvaluateConfig(corpus="digits", encoder=("theirs",), labels_per_class=(1,))
+    report = evaluate(config, context)
+    assert list(report["figures"]) == ["imported", "random init", "raw pixels"]
+    assert f"theirs is imported ({source}): whether it learnt from" in report["notes"][0]
 
 
 def test_published_weights_come_with_their_preprocessing_and_a_card_of_where_from(

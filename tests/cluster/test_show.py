@@ -30,19 +30,35 @@ def search_report(*hits: dict[str, Any], flags: tuple[str, ...] = ()) -> dict[st
     return {"hits": list(hits), "took_ms": 3.2, "version": "v000001", "flags": list(flags)}
 
 
+def cell(value: float, half: float, **gaps: Any) -> dict[str, Any]:
+    return {"value": value, "low": value - half, "high": value + half, "n": 10, **gaps}
+
+
+def gap(value: float, half: float) -> dict[str, Any]:
+    return {"against": "raw pixels", **cell(value, half)}
+
+
 EVALUATION = {
     "num_queries": 1000,
     "num_pictures": 2460,
+    "sources": [
+        {"name": "trained", "origin": "trained", "layer": "backbone"},
+        {"name": "raw pixels", "origin": "raw pixels", "layer": None},
+    ],
+    "groups": {"find the original": ["recall@1"], "classify": ["5 labels"]},
     "figures": {
         "trained": {
-            "recall@1": {"value": 0.7, "low": 0.6, "high": 0.8, "n": 10},
-            "5 labels": {"value": 0.5, "sd": 0.025, "n": 10},
+            "recall@1": cell(0.7, 0.1, to_baseline=gap(0.5, 0.1)),
+            "5 labels": cell(0.5, 0.025, to_baseline=gap(-0.1, 0.2), to_best=gap(-0.1, 0.2)),
         },
         "raw pixels": {
-            "recall@1": {"value": 0.2, "low": 0.1, "high": 0.3, "n": 10},
-            "5 labels": {"value": 0.6, "sd": 0.01, "n": 10},
+            "recall@1": cell(0.2, 0.1, to_best=gap(-0.5, 0.1)),
+            "5 labels": cell(0.6, 0.01),
         },
     },
+    "notes": ["enc1 has learnt from these [very] pictures"],
+    "path": "/w/evaluations/e",
+    "plot": "/w/evaluations/e/plot-1.svg",
 }
 
 
@@ -81,19 +97,54 @@ def test_every_flag_of_the_search_has_an_explanation() -> None:
     assert set(FLAGS) == {"short", CHANGED}
 
 
-def test_figures_are_per_cent_with_half_the_interval_or_the_deviation() -> None:
+def test_figures_are_per_cent_with_half_their_interval() -> None:
     lines = shown("evaluate", EVALUATION).splitlines()
     assert any(line.split() == ["recall@1", "70.0", "±10.0", "20.0", "±10.0"] for line in lines)
     assert any(line.split() == ["5", "labels", "50.0", "±2.5", "60.0", "±1.0"] for line in lines)
     assert "1,000 queries and 2,460 pictures, in %" in words("evaluate", EVALUATION)
 
 
-def test_the_best_of_a_row_is_bold() -> None:
+def test_gains_on_the_better_baseline_stand_below_with_their_sign() -> None:
+    below = words("evaluate", EVALUATION).partition("points above the better")[2]
+    assert "recall@1 +50.0 ±10.0" in below
+    assert "5 labels -10.0 ±20.0" in below
+    assert "raw pixels recall@1" not in below
+
+
+def test_notes_and_places_follow_the_figures() -> None:
+    text = words("evaluate", EVALUATION)
+    assert "- enc1 has learnt from these [very] pictures report: /w/evaluations/e/eval" in text
+    assert text.endswith("plot: /w/evaluations/e/plot-1.svg")
+
+
+def styled(pattern: str) -> list[str]:
     stream = io.StringIO()
     console = Console(file=stream, force_terminal=True, color_system="standard", width=100)
     show("evaluate", EVALUATION, console)
-    bold = re.findall(r"\x1b\[1m *([\d.]+ ±[\d.]+)", stream.getvalue())
-    assert bold == ["70.0 ±10.0", "60.0 ±1.0"]
+    return re.findall(pattern, stream.getvalue())
+
+
+def test_the_best_of_a_row_is_bold_and_what_is_not_told_from_it() -> None:
+    # 50.0 lies below 60.0, but the interval of their difference reaches 0.
+    assert styled(r"\x1b\[1m *([\d.]+ ±[\d.]+)") == ["70.0 ±10.0", "50.0 ±2.5", "60.0 ±1.0"]
+    assert styled(r"\x1b\[2m *([-+][\d.]+ ±[\d.]+)") == ["-10.0 ±20.0"]
+
+
+@pytest.mark.parametrize("width", [40, 80, 120])
+def test_many_encoders_with_long_names_fit_by_going_on_in_further_tables(width: int) -> None:
+    names = [f"encoder-of-long-name-{number}{'x' * 40}" for number in range(6)]
+    sources = [{"name": name, "origin": "trained", "layer": "backbone"} for name in names]
+    figures = dict.fromkeys(names, EVALUATION["figures"]["trained"])
+    report = {
+        **EVALUATION,
+        "sources": [*sources, EVALUATION["sources"][1]],
+        "figures": {**figures, "raw pixels": EVALUATION["figures"]["raw pixels"]},
+        "notes": [],
+    }
+    text = shown("evaluate", report, width)
+    assert max(map(len, text.splitlines())) <= width
+    assert text.count("70.0 ±10.0") == text.count("+50.0 ±10.0") == 6
+    assert "…" not in text
 
 
 def test_the_doctor_names_each_check_with_its_result() -> None:
