@@ -14,7 +14,6 @@ import tempfile
 from collections import Counter
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -132,7 +131,7 @@ class PixelWork:
     Args:
         location: the workspace.
         name: the cache's name.
-        preprocess: fields of the `PreprocessConfig`.
+        preprocess: the fields of `PreprocessConfig` that make the square.
         num_threads: decoding threads.
     """
 
@@ -192,7 +191,9 @@ def build_pixels(
     name = f"{catalog.door['name']}-{preprocess.size}{'' if preprocess.fit == 'crop' else '-pad'}"
     folder = context.workspace.folder("pixels", name)
     shard_rows = max(64, min(MAX_SHARD_ROWS, SHARD_BYTES // (preprocess.size**2 * 3)))
-    config = {**asdict(preprocess), "format": FORMAT, "shard_rows": shard_rows}
+    # Mean and std come after the pixels: encoders that differ in them share a cache.
+    square = {"size": preprocess.size, "fit": preprocess.fit}
+    config = {**square, "format": FORMAT, "shard_rows": shard_rows}
     shards = plan_shards(catalog, key=digest(config), shard_rows=shard_rows)
     if not shards:
         raise ValueError(
@@ -205,7 +206,7 @@ def build_pixels(
     arguments = {
         "location": context.workspace.location,
         "name": name,
-        "preprocess": asdict(preprocess),
+        "preprocess": square,
         "num_threads": max(1, context.where.profile_settings().cpus_per_actor),
     }
     job = ShardJob(f"pixels {name}", folder, shards, PixelWork, arguments, error_budget)

@@ -222,6 +222,16 @@ def test_pixels_skip_bad_pictures_and_stop_when_too_many_are_bad(
 
 
 @pytest.mark.ray
+def test_encoders_that_normalise_otherwise_share_one_cache(
+    context: Context, catalog: Catalog
+) -> None:
+    first = build_pixels(catalog, PreprocessConfig(size=16), context, error_budget=0.05)
+    other = PreprocessConfig(size=16, mean=(0.1, 0.2, 0.3), std=(1.0, 1.0, 1.0))
+    assert build_pixels(catalog, other, context, error_budget=0.05).id == first.id
+    padded = PreprocessConfig(size=16, fit="pad")
+    assert build_pixels(catalog, padded, context, error_budget=0.05).id != first.id
+
+
 def test_pixels_that_were_damaged_or_out_of_reach_are_mended_by_the_next_run(
     context: Context, pictures: Any, local_ray: Any
 ) -> None:

@@ -130,7 +130,7 @@ def test_twenty_steps_of_a_target_follow_numpy(config):
             left = 0.5 + 0.5 * math.cos(math.pi * step / NUM_STEPS)
             stays = config.start * left + config.end * (1 - left)
         expected = stays * expected + (1 - stays) * moved
-        np.testing.assert_allclose(target.weight.numpy(), expected, rtol=1e-12)
+        np.testing.assert_allclose(target.weight.numpy(), expected, rtol=1e-12, atol=1e-14)
 
 
 def cosine(first, second) -> float:
