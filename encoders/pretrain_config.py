@@ -62,8 +62,8 @@ class PretrainConfig:
     batch_size: int = 128
     """Pictures of one step over all workers together."""
     batch_chunks: int = 1
-    """Encode the batch in so many pieces: memory falls, time rises by a third, and BatchNorm sees
-    one piece at a time."""
+    """Encode the batch in so many pieces: memory falls, time rises by a third at most, and
+    BatchNorm sees one piece at a time."""
     seed: int = 0
     """Of weights, order and augmentation."""
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
