@@ -376,7 +376,7 @@ def test_what_the_ranks_cannot_share_is_refused_before_anything_runs(ranks):
         ({"epochs": 0}, "epochs is 0"),
         ({"batch_size": 1}, "batch_size 1"),
         ({"seed": -1}, "seed is -1"),
-        ({"precision": "fp16"}, "precision is 'fp16'"),
+        ({"precision": "fp8"}, "precision is 'fp8'"),
         ({"preprocess": PreprocessConfig(size=12)}, "pictures of 12 px"),
         ({"method": MoCoConfig(key_groups=3)}, "key_groups is 3"),
     ],
