@@ -96,7 +96,7 @@ class CheckpointWriter:
         )
         logger.error("%s", sentence)
         self._tell(sentence)
-        if self._num_failures >= MOST_FAILURES:
+        if self._num_failures == MOST_FAILURES:
             self.gave_up = (
                 f"{self._num_failures} checkpoints in a row could not be written, the last of step "
                 f"{step} ({error}); a run has to be able to save its work. It stopped rather than "
