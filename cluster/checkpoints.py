@@ -114,7 +114,8 @@ def save_checkpoint(folder: Folder, checkpoint: Checkpoint, keep: int = KEEP) ->
     except (OSError, RuntimeError) as error:  # torch says RuntimeError of a file it cannot write.
         with contextlib.suppress(OSError):
             _remove(own)
-        raise OSError(f"{own}: {error}") from error
+        # Without the path: the Runs page shows this, too.
+        raise OSError(getattr(error, "strerror", None) or str(error)) from error
     try:
         _retire(folder, checkpoint, keep)
     except OSError as error:

@@ -193,15 +193,14 @@ def _train(
     """Start or go on with the run; returns the step at which it went on."""
     _refuse_taken_name(run, config, context)
     _refuse_other_scan(run, config, catalog)
-    num_workers = context.where.profile_settings().num_workers
     # Before an hour goes into the cache; again after it, when unreadable pictures are left out.
-    config.training.check_share(len(catalog.ok), num_workers)
+    _check_workers(config, len(catalog.ok), context)
     has_labels = catalog.ok["label"].null_count < len(catalog.ok)
     config.training.check_labels(np.zeros(1, np.int64) if has_labels else None)
     cache = build_pixels(
         catalog, config.training.preprocess, context, error_budget=config.error_budget
     )
-    config.training.check_share(len(cache), num_workers)
+    _check_workers(config, len(cache), context)
     _refuse_other_pictures(run, config, cache)
     plan = _plan(config, catalog, cache, context)
     folder = context.workspace.folder("runs", config.name)
@@ -216,6 +215,15 @@ def _train(
     end_run(outcome, context.workspace, config.name, config.training)
     resumed_at: int | None = outcome["resumed_at"]
     return resumed_at
+
+
+def _check_workers(config: PretrainJobConfig, num_pictures: int, context: Context) -> None:
+    """Refuse a number of workers that cannot share a batch, unless the profile leaves it open."""
+    profile = context.where.profile_settings()
+    if profile.min_workers:
+        config.training.most_ranks(num_pictures, profile.num_workers)
+    else:
+        config.training.check_share(num_pictures, profile.num_workers)
 
 
 def _time_limit(config: PretrainJobConfig, folder: Folder, plan: WorkerPlan) -> float | None:

@@ -125,7 +125,7 @@ def test_a_checkpoint_of_other_settings_is_neither_used_nor_counted(
     assert "of other settings" in caplog.text
     save(folder, 30)
     assert names(folder) == [f"step-0000000{step}" for step in (20, 30, 90)]
-    with pytest.raises(CorruptArtifactError, match="settings differ.*Run the same command again"):
+    with pytest.raises(CorruptArtifactError, match=r"settings differ.*Run the same command again"):
         load_checkpoint(folder, "config", 90)
 
 
@@ -156,7 +156,7 @@ def test_a_disk_that_fills_in_mid_save_leaves_the_older_checkpoints_and_no_parts
         folder = Folder(pafs.SubTreeFileSystem("/", pafs.LocalFileSystem()), folder.path)
     save(folder, 10)
     big = Checkpoint(step=20, config_id="config", state={"weights": torch.zeros(50_000)})
-    with pytest.raises(OSError, match="step-000000020"):
+    with pytest.raises(OSError, match=r"File too large|unexpected pos"):
         save_checkpoint(folder, big)
     assert names(folder) == ["step-000000010"]
     assert newest(folder) == 10

@@ -40,9 +40,8 @@ from index.artifact import CorruptArtifactError, Folder
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(400)]
 
 NUM_PICTURES = 40
-# Long enough to be killed on the way; at a rate at which a difference in the last bit does not grow.
-TINY = tiny(simclr_small())
-TRAINING = replace(TINY, epochs=20, optim=replace(TINY.optim, lr=TINY.optim.lr * CALM))
+OPTIM = replace(tiny(simclr_small()).optim, lr=simclr_small().optim.lr * CALM)
+TRAINING = replace(tiny(simclr_small()), epochs=20, optim=OPTIM)
 DRIVER = """
 import io, sys
 from rich.console import Console
