@@ -29,7 +29,7 @@ from rich.console import Console
 
 from cluster import pretrain_job
 from cluster.context import Context
-from cluster.pretrain_job import PretrainJobConfig, pretrain
+from cluster.pretrain_job import PretrainingCancelled, PretrainJobConfig, pretrain
 from cluster.pretrain_worker import train_worker
 from cluster.runlog import read_metrics, read_run
 from cluster.scan_job import ScanConfig, scan
@@ -39,12 +39,12 @@ from cluster.workspace import Workspace
 from encoders.recipes import simclr_small, tiny
 from index.artifact import Folder, open_door
 
-pytestmark = [pytest.mark.ray, pytest.mark.timeout(500)]
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(900)]
 
 TINY = tiny(simclr_small())
 OPTIM = replace(TINY.optim, lr=TINY.optim.lr * CALM)
 EVERY = 8
-WAIT_S = 240
+WAIT_S = 400
 DRIVER = """
 import io, sys
 from dataclasses import replace
@@ -249,10 +249,28 @@ def start_driver(context: Context) -> Iterator[Callable[..., subprocess.Popen[st
         driver.communicate()
 
 
-def test_ctrl_c_and_sigterm_leave_an_encoder_and_the_run_goes_on_to_the_same_bits(
+def test_ctrl_c_ends_the_workers_at_a_step_with_an_encoder(context: Context) -> None:
+    folder = context.workspace.folder("runs", "asked")
+
+    def interrupt() -> None:
+        until(lambda: newest_step(folder) > 3, "progress")
+        os.kill(os.getpid(), signal.SIGINT)
+
+    thread = threading.Thread(target=interrupt)
+    thread.start()
+    with pytest.raises(PretrainingCancelled, match="the encoder so far is published"):
+        pretrain(config_of("asked", 30), context)
+    thread.join()
+    assert read_run(folder)["state"] == "cancelled"
+    door = open_door(context.workspace.folder("encoders", "asked"), "encoder", door="card.json")
+    assert 3 < door["training"]["steps"] == newest_step(folder) < 150
+
+
+@pytest.mark.slow
+def test_ctrl_c_in_a_terminal_leaves_an_encoder_and_the_run_goes_on_to_the_same_bits(
     context: Context, start_driver: Callable[..., subprocess.Popen[str]]
 ) -> None:
-    """Ctrl-C reaches every process of the terminal's group, SIGTERM the driver alone."""
+    """It reaches every process of the terminal's group, Ray's too."""
     folder = context.workspace.folder("runs", "asked")
     driver = start_driver("asked", 30)
     until(lambda: newest_step(folder) > 3, "progress")
