@@ -18,10 +18,10 @@ from cluster.pretrain_worker import WorkerPlan, train_worker
 from cluster.pulse import ask_to_stop
 from cluster.run_news import RunNews
 from cluster.runlog import MetricsTail
-from cluster.where import Profile
+from cluster.where import Profile, Where
 from index.artifact import Folder
 
-__all__ = ["ASKED", "fit", "run_workers", "scaling", "scratch"]
+__all__ = ["ASKED", "check_room", "fit", "run_workers", "scaling", "scratch"]
 
 logger = logging.getLogger(__name__)
 
@@ -88,6 +88,31 @@ def scaling(profile: Profile, num_workers: int | tuple[int, int], cpus: float) -
         resources_per_worker=resources,
         label_selector=profile.train_labels,
     )
+
+
+def check_room(where: Where, profile: Profile, num_workers: int, cpus: float) -> None:
+    """Refuse workers that Ray on this machine would wait for in silence; a cluster may still grow.
+
+    Args:
+        where: whether it is this machine.
+        profile: says how many GPUs a worker takes.
+        num_workers: how many are to start, other than the profile's number.
+        cpus: of each.
+
+    Raises:
+        ValueError: there are not so many CPUs or GPUs.
+    """
+    import ray
+
+    total = ray.cluster_resources()
+    have = total.get("CPU", 0.0), total.get("GPU", 0.0)
+    need = num_workers * cpus, num_workers * profile.gpus_per_worker
+    if where.address is None and (need[0] > have[0] or need[1] > have[1]):
+        raise ValueError(
+            f"{num_workers} workers: they need {need[0]:g} CPUs and {need[1]:g} GPUs, and Ray on "
+            f"this machine has {have[0]:g} and {have[1]:g}. Ask for fewer, choose another "
+            "--profile, or join a cluster with --address."
+        )
 
 
 def run_workers(

@@ -43,6 +43,7 @@ pytestmark = [pytest.mark.ray, pytest.mark.timeout(900)]
 
 TINY = tiny(simclr_small())
 OPTIM = replace(TINY.optim, lr=TINY.optim.lr * CALM)
+NUM_EPOCHS, NUM_STEPS = 20, 100
 EVERY = 8
 WAIT_S = 400
 DRIVER = """
@@ -55,11 +56,11 @@ from cluster.where import Where
 from cluster.workspace import Workspace
 from encoders.optim import OptimConfig
 from encoders.recipes import simclr_small, tiny
-location, name, epochs, where = sys.argv[1:5]
+location, name, where = sys.argv[1:4]
 recipe = tiny(simclr_small())
 optim = replace(recipe.optim, lr=recipe.optim.lr * 0.1)
 config = PretrainJobConfig(
-    corpus="noise", name=name, training=replace(recipe, epochs=int(epochs), optim=optim),
+    corpus="noise", name=name, training=replace(recipe, epochs=20, optim=optim),
     checkpoint_every=8, log_every=1, max_failures=9,
 )
 given = eval(where)
@@ -87,11 +88,11 @@ cluster.shutdown()
 """
 
 
-def config_of(name: str, epochs: int) -> PretrainJobConfig:
+def config_of(name: str) -> PretrainJobConfig:
     return PretrainJobConfig(
         corpus="noise",
         name=name,
-        training=replace(TINY, epochs=epochs, optim=OPTIM),
+        training=replace(TINY, epochs=NUM_EPOCHS, optim=OPTIM),
         checkpoint_every=EVERY,
         log_every=1,
         max_failures=9,
@@ -110,7 +111,7 @@ def with_profile(context: Context, folder: Path, **profile: int) -> Context:
 
 @pytest.fixture(scope="module")
 def scanned(tmp_path_factory: pytest.TempPathFactory, local_ray: Any) -> Path:
-    """A workspace with pictures of noise, and runs of 12 and 30 epochs that nothing disturbed."""
+    """A workspace with pictures of noise, and a run ``calm`` that nothing disturbed."""
     folder = tmp_path_factory.mktemp("kill")
     (folder / "pictures").mkdir()
     generator = np.random.default_rng(0)
@@ -124,8 +125,7 @@ def scanned(tmp_path_factory: pytest.TempPathFactory, local_ray: Any) -> Path:
         patch.setattr(ray.train, "get_context", lambda: rank)
         patch.setattr(ray.train.torch, "get_device", lambda: torch.device("cpu"))
         patch.setattr(pretrain_job, "fit", lambda plan, *_, **__: train_worker({"plan": plan}))
-        for epochs in (12, 30):
-            pretrain(config_of(f"calm-{epochs}", epochs), context)
+        pretrain(config_of("calm"), context)
     return folder / "workspace"
 
 
@@ -209,29 +209,29 @@ def test_a_worker_killed_in_mid_save_and_at_random_costs_an_interval_and_no_bit(
 
     killer = threading.Thread(target=kill_twice)
     killer.start()
-    report = pretrain(config_of("killed", 30), context)
+    report = pretrain(config_of("killed"), context)
     killer.join()
-    assert report["steps"] == 150
+    assert report["steps"] == NUM_STEPS
     assert_little_was_lost(folder, num_kills=2)
-    np.testing.assert_array_equal(weights(context, "killed"), weights(context, "calm-30"))
+    np.testing.assert_array_equal(weights(context, "killed"), weights(context, "calm"))
 
 
 def test_two_of_three_workers_train_where_a_batch_divides_among_two(
     context: Context, tmp_path: Path
 ) -> None:
     elastic = with_profile(context, tmp_path, num_workers=3, min_workers=1, cpus_per_worker=1)
-    pretrain(config_of("two", 12), elastic)
+    pretrain(config_of("two"), elastic)
     (attempt,) = read_run(context.workspace.folder("runs", "two"))["attempts"]
     assert (attempt["workers"], attempt["waiting"]) == (2, 1)
-    assert distance(context, "two", "calm-12") < TOLERANCE
+    assert distance(context, "two", "calm") < TOLERANCE
 
 
 @pytest.fixture
 def start_driver(context: Context) -> Iterator[Callable[..., subprocess.Popen[str]]]:
     drivers = []
 
-    def start(name: str, epochs: int, **where: Any) -> subprocess.Popen[str]:
-        arguments = [context.workspace.location, name, str(epochs), repr(where)]
+    def start(name: str, **where: Any) -> subprocess.Popen[str]:
+        arguments = [context.workspace.location, name, repr(where)]
         driver = subprocess.Popen(
             [sys.executable, "-c", DRIVER, *arguments],
             cwd=CHECKOUT,
@@ -259,11 +259,11 @@ def test_ctrl_c_ends_the_workers_at_a_step_with_an_encoder(context: Context) -> 
     thread = threading.Thread(target=interrupt)
     thread.start()
     with pytest.raises(PretrainingCancelled, match="the encoder so far is published"):
-        pretrain(config_of("asked", 30), context)
+        pretrain(config_of("asked"), context)
     thread.join()
     assert read_run(folder)["state"] == "cancelled"
     door = open_door(context.workspace.folder("encoders", "asked"), "encoder", door="card.json")
-    assert 3 < door["training"]["steps"] == newest_step(folder) < 150
+    assert 3 < door["training"]["steps"] == newest_step(folder) < NUM_STEPS
 
 
 @pytest.mark.slow
@@ -272,7 +272,7 @@ def test_ctrl_c_in_a_terminal_leaves_an_encoder_and_the_run_goes_on_to_the_same_
 ) -> None:
     """It reaches every process of the terminal's group, Ray's too."""
     folder = context.workspace.folder("runs", "asked")
-    driver = start_driver("asked", 30)
+    driver = start_driver("asked")
     until(lambda: newest_step(folder) > 3, "progress")
     os.killpg(driver.pid, signal.SIGINT)
     _, said = driver.communicate(timeout=WAIT_S)
@@ -281,12 +281,12 @@ def test_ctrl_c_in_a_terminal_leaves_an_encoder_and_the_run_goes_on_to_the_same_
     assert "Ctrl-C again ends at once" in said
     assert "PretrainingCancelled: Stopped after step" in said
     door = open_door(context.workspace.folder("encoders", "asked"), "encoder", door="card.json")
-    assert door["training"]["steps"] == newest_step(folder) < 150
+    assert door["training"]["steps"] == newest_step(folder) < NUM_STEPS
     context.workspace.open_encoder("asked")
-    report = pretrain(config_of("asked", 30), context)
+    report = pretrain(config_of("asked"), context)
     assert report["resumed_at"] == door["training"]["steps"]
     assert [attempt["lost_steps"] for attempt in read_run(folder)["attempts"]] == [0, 0]
-    np.testing.assert_array_equal(weights(context, "asked"), weights(context, "calm-30"))
+    np.testing.assert_array_equal(weights(context, "asked"), weights(context, "calm"))
 
 
 @pytest.mark.slow
@@ -297,7 +297,7 @@ def test_kills_of_workers_and_drivers_at_random_moments_cost_no_bit(
     folder = context.workspace.folder("runs", "killed")
     dice = random.Random(seed)
     for _ in range(3):
-        driver = start_driver("killed", 30)
+        driver = start_driver("killed")
         for kill in (
             lambda driver=driver: kill_a_worker(driver.pid, dice),
             lambda driver=driver: os.killpg(driver.pid, signal.SIGKILL),
@@ -308,19 +308,19 @@ def test_kills_of_workers_and_drivers_at_random_moments_cost_no_bit(
                 lambda begun=begun: len(read_run(folder).get("attempts", [])) > begun,
                 "the next attempt",
             )
-            target = before + dice.randint(1, 20)
+            target = before + dice.randint(1, 12)
             in_save = dice.random() < 0.5
             until(
                 lambda target=target, in_save=in_save: (
-                    newest_step(folder) >= min(target, 130) and (is_saving(folder) or not in_save)
+                    newest_step(folder) >= min(target, 80) and (is_saving(folder) or not in_save)
                 ),
                 "progress",
             )
             kill()
         driver.communicate()
-    pretrain(config_of("killed", 30), context)
+    pretrain(config_of("killed"), context)
     assert_little_was_lost(folder, num_kills=6)
-    np.testing.assert_array_equal(weights(context, "killed"), weights(context, "calm-30"))
+    np.testing.assert_array_equal(weights(context, "killed"), weights(context, "calm"))
 
 
 class Nodes:
@@ -367,7 +367,7 @@ def test_a_run_that_loses_a_node_goes_on_at_the_exact_step(
     )
     where = {"profile": "test", "ray_config": str(placed.where.ray_config)}
     folder = context.workspace.folder("runs", "lost")
-    driver = start_driver("lost", 30, address=nodes.address, **where)
+    driver = start_driver("lost", address=nodes.address, **where)
     until(lambda: newest_step(folder) > 2 * EVERY, "progress on two nodes")
     nodes.tell("kill")
     if not least:
@@ -378,5 +378,5 @@ def test_a_run_that_loses_a_node_goes_on_at_the_exact_step(
     assert [attempt["workers"] for attempt in attempts] == [2, 1 if least else 2]
     assert attempts[1]["resumed_at"] > 0
     assert_little_was_lost(folder, num_kills=1)
-    assert distance(context, "lost", "calm-30") < TOLERANCE
+    assert distance(context, "lost", "calm") < TOLERANCE
     json.dumps(attempts)
