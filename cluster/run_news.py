@@ -61,14 +61,15 @@ class RunNews:
 def _sentence(attempt: Mapping[str, Any]) -> str:
     """What there is to say about an attempt; nothing about an uneventful start."""
     parts = []
+    workers = "1 worker" if attempt["workers"] == 1 else f"{attempt['workers']} workers"
     if attempt["resumed_at"] or attempt["lost_steps"]:
         parts.append(
-            f"Goes on from step {attempt['resumed_at']:,} with {attempt['workers']} workers; "
+            f"Goes on from step {attempt['resumed_at']:,} with {workers}; "
             f"{attempt['lost_steps']:,} steps, {attempt['lost_s']:.0f} s of work lost."
         )
     if attempt["waiting"]:
         parts.append(
-            f"{attempt['workers']} workers train and {attempt['waiting']} wait: the batch does not "
-            "divide among more."
+            f"Training: {workers}; waiting: {attempt['waiting']}, since the batch does not divide "
+            "among more."
         )
     return " ".join(parts)

@@ -171,7 +171,7 @@ def _history(card: dict[str, Any]) -> str:
         parts.append(f"{sentence[0].upper()}{sentence[1:]}.")
     newest = (card.get("attempts") or [{}])[-1]
     if newest.get("waiting") and card["state"] == "running":
-        parts.append(f"{newest['workers']} workers train, {newest['waiting']} wait.")
+        parts.append(f"Workers: {newest['workers']} train, {newest['waiting']} wait.")
     return " ".join(parts)
 
 

@@ -109,7 +109,7 @@ def test_a_driver_says_how_an_attempt_goes_on_and_who_waits(folder: Folder) -> N
     news.look()
     assert said == [
         "Goes on from step 10 with 2 workers; 4 steps, 4 s of work lost. "
-        "2 workers train and 1 wait: the batch does not divide among more."
+        "Training: 2 workers; waiting: 1, since the batch does not divide among more."
     ]
 
 

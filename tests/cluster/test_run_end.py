@@ -20,7 +20,7 @@ import torch
 from PIL import Image
 from rich.console import Console
 
-from cluster import pretrain_job, recorder
+from cluster import pretrain_job, pretrain_worker, recorder
 from cluster.checkpoints import Checkpoint, save_checkpoint
 from cluster.context import Context
 from cluster.pretrain_job import (
@@ -184,6 +184,23 @@ def test_what_a_killed_run_has_learnt_can_be_published_without_training(
     assert training_card(context)["cut_short"] == "it was published from a checkpoint"
     assert_goes_on_to_the_same_bits(context)
     assert [item["lost_steps"] for item in read_run(run_folder(context))["attempts"]] == [0, 1]
+
+
+def test_all_ranks_go_on_from_the_step_that_the_first_one_finds(
+    context: Context, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another machine may not see the newest checkpoint yet; here it sees one too many."""
+
+    def die(_: Pulse) -> None:
+        raise RuntimeError("killed")
+
+    with monkeypatch.context() as patch:
+        at_step(patch, 9, die)
+        with pytest.raises(RuntimeError, match="killed"):
+            pretrain(CONFIG, context)
+    monkeypatch.setattr(pretrain_worker, "gather_rows", lambda own: torch.tensor([6]) + 0 * own)
+    assert pretrain(CONFIG, context)["resumed_at"] == 6
+    np.testing.assert_array_equal(weights(context, "run"), weights(context, "one"))
 
 
 def test_a_stop_whose_workers_die_still_leaves_an_encoder(

@@ -126,7 +126,7 @@ def test_a_run_says_what_kills_have_cost_and_that_it_is_not_protected(
     (folder / "run.json").write_text(json.dumps(card))
     run = board.metrics("enc1")
     assert run["history"] == (
-        "Resumed 2 times; 14 steps, 38 s of work lost. 2 workers train, 1 wait."
+        "Resumed 2 times; 14 steps, 38 s of work lost. Workers: 2 train, 1 wait."
     )
     assert run["alert"] == "The checkpoint of step 30 could not be written."
     card |= {"state": "cancelled", "note": "Stopped after step 39 of 40."}
