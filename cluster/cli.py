@@ -160,8 +160,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     try:
         return _run(name, rest)
-    except KeyboardInterrupt:
-        sys.stderr.write("stopped. What was finished is kept; run the same command to go on.\n")
+    except KeyboardInterrupt as stop:
+        usual = "stopped. What was finished is kept; run the same command to go on."
+        sys.stderr.write(f"{stop or usual}\n")
         return 130
     except (ValueError, OSError) as error:
         if debug:

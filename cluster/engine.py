@@ -29,6 +29,9 @@ QUIET = {
     "RAY_DATA_LOGGING_CONFIG": str(CHECKOUT / "cluster" / "ray_data_logging.yaml"),
     # Ray's C++ core warns on the terminal about every actor with arguments, ours among them.
     "RAY_BACKEND_LOG_LEVEL": "fatal",
+    # How long Ray waits for workers on a node that was just lost, before it counts anew what there
+    # is; the default of 60 s is how late an elastic run goes on.
+    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "20",
 }
 LOCAL = {
     # The default starts 32 footer readers of one CPU each, for files that one reads in a moment.

@@ -2,7 +2,7 @@
 
 1. Build the pixel cache. 2. Ray Train starts the workers; each resumes from the newest whole
 checkpoint and walks the steps of one global order. 3. Rank 0 writes metrics and checkpoints. 4.
-Rank 0 publishes the encoder.
+Rank 0 publishes the encoder, also when somebody or a time limit stops the run on its way.
 
 Ray restarts workers that die; the checkpoints are our own (docs/adr/0005). A re-run of the same
 command goes on where the last run ended, with any number of workers.
@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import logging
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Annotated, Any
 
 import numpy as np
@@ -21,15 +21,23 @@ from numpy.typing import NDArray
 
 from cluster.auto_recipe import CorpusFacts, facts_of
 from cluster.catalog import Catalog, open_corpus
+from cluster.checkpoints import newest_checkpoint
 from cluster.context import Context
 from cluster.pixels_job import PixelCache, build_pixels
-from cluster.pretrain_worker import WorkerPlan, publish_encoder
+from cluster.pretrain_worker import WorkerPlan
+from cluster.pulse import forget_stop
 from cluster.ray_train import fit
-from cluster.runlog import load_newest_checkpoint, read_metrics, read_run, save_labels, write_run
+from cluster.run_end import (
+    PretrainingCancelled,
+    PretrainingStoppedError,
+    end_in_error,
+    end_run,
+    publish_newest,
+)
+from cluster.runlog import read_metrics, read_run, save_labels, write_run
 from cluster.shard_job import check_error_budget
 from cluster.workspace import Workspace, check_name
 from encoders.pretrain_config import PretrainConfig
-from encoders.training import Pretraining
 from index.artifact import (
     CorruptArtifactError,
     Folder,
@@ -39,13 +47,14 @@ from index.artifact import (
 )
 from index.lock import sole_writer
 
-__all__ = ["PretrainJobConfig", "PretrainingStoppedError", "pretrain"]
+__all__ = [
+    "PretrainJobConfig",
+    "PretrainingCancelled",
+    "PretrainingStoppedError",
+    "pretrain",
+]
 
 logger = logging.getLogger(__name__)
-
-
-class PretrainingStoppedError(ValueError):
-    """Training stopped itself, as when the embedding collapsed; the message says what to do."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -61,7 +70,10 @@ class PretrainJobConfig:
     )
     """What to compute; the recipe sets it, single fields can be overridden."""
     checkpoint_every: int = 200
-    """Steps between checkpoints: the most that a kill can cost."""
+    """Steps of work that a kill can cost at most; a checkpoint is written at every half of it."""
+    stop_after_s: float | None = None
+    """Seconds of training after which to end with the encoder so far; run again to go on. 0 only
+    publishes that of the newest checkpoint."""
     log_every: int = 10
     """Steps between lines of metrics.jsonl."""
     probe_every: int = 5
@@ -82,6 +94,11 @@ class PretrainJobConfig:
                     f"{field_name} is {value}; it has to be {least} or more. "
                     "Leave it out for the default."
                 )
+        if self.stop_after_s is not None and not self.stop_after_s >= 0:
+            raise ValueError(
+                f"stop_after_s is {self.stop_after_s}; it has to be 0 or more. "
+                "Leave it out to train to the end."
+            )
         check_error_budget(self.error_budget)
 
 
@@ -100,6 +117,7 @@ def pretrain(config: PretrainJobConfig, context: Context) -> dict[str, Any]:
         ValueError: a run of this name learns from something else or with other settings, the
             workers cannot share a batch, or another process trains this run.
         PretrainingStoppedError: the run stopped itself.
+        PretrainingCancelled: somebody stopped it; the encoder so far is published.
     """
     workspace = context.workspace
     catalog = open_corpus(workspace, config.corpus)
@@ -108,7 +126,7 @@ def pretrain(config: PretrainJobConfig, context: Context) -> dict[str, Any]:
     if not _is_done(_run_of(config, folder), config, workspace):
         with sole_writer(folder, "training this run"):
             run = _run_of(config, folder)
-            resumed_at = _publish_again(run, config, context)
+            resumed_at = _publish_only(run, config, workspace)
             if resumed_at is None:
                 resumed_at = _train(run, config, catalog, context)
     return _report(config, catalog, context, resumed_at)
@@ -142,27 +160,31 @@ def _is_done(run: dict[str, Any], config: PretrainJobConfig, workspace: Workspac
     return True
 
 
-def _publish_again(run: dict[str, Any], config: PretrainJobConfig, context: Context) -> int | None:
-    """Publish a finished run's encoder from its last checkpoint, which needs no pictures.
+def _publish_only(
+    run: dict[str, Any], config: PretrainJobConfig, workspace: Workspace
+) -> int | None:
+    """Publish the encoder of a run that has no training left to do, or is to do none now.
 
     Returns:
-        The checkpoint's step, or None when there is training left to do.
+        The step of the checkpoint it is from, or None when there is training to do.
     """
-    if run.get("state") != "done":
+    if run.get("state") == "done":
+        newest = newest_checkpoint(workspace.folder("runs", config.name), run["config_id"])
+        if newest is not None and newest["step"] == run["num_steps"]:
+            return publish_newest(workspace, config.name, config.training)
+    if config.stop_after_s != 0:
         return None
-    state = load_newest_checkpoint(context.workspace.folder("runs", config.name), run["config_id"])
-    if state is None or state["training"]["step"] < run["num_steps"]:
-        return None
-    training = Pretraining(config.training, num_pictures=run["num_pictures"])
-    training.load_state_dict(state["training"])
-    publish_encoder(
-        context.workspace,
-        config.name,
-        training,
-        seconds=state["seconds"],
-        corpus_id=run["corpus_id"],
-    )
-    return training.step_index
+    step = None
+    if run:
+        reason = "it was published from a checkpoint"
+        training, name = config.training, config.name
+        step = publish_newest(workspace, name, training, cut_short=reason)
+    if step is None:
+        raise ValueError(
+            f"--stop-after-s 0: publishes the encoder of run {config.name!r} from its newest "
+            "healthy checkpoint, and there is none. Leave it out, or give some seconds to train."
+        )
+    return step
 
 
 def _train(
@@ -171,32 +193,45 @@ def _train(
     """Start or go on with the run; returns the step at which it went on."""
     _refuse_taken_name(run, config, context)
     _refuse_other_scan(run, config, catalog)
-    num_workers = context.where.profile_settings().num_workers
     # Before an hour goes into the cache; again after it, when unreadable pictures are left out.
-    config.training.check_share(len(catalog.ok), num_workers)
+    _check_workers(config, len(catalog.ok), context)
     has_labels = catalog.ok["label"].null_count < len(catalog.ok)
     config.training.check_labels(np.zeros(1, np.int64) if has_labels else None)
     cache = build_pixels(
         catalog, config.training.preprocess, context, error_budget=config.error_budget
     )
-    config.training.check_share(len(cache), num_workers)
+    _check_workers(config, len(cache), context)
     _refuse_other_pictures(run, config, cache)
     plan = _plan(config, catalog, cache, context)
     folder = context.workspace.folder("runs", config.name)
     num_steps = config.training.num_steps(len(cache))
+    plan = replace(plan, stop_at_s=_time_limit(config, folder, plan))
     _begin(folder, config, plan, cache, facts_of(catalog))
     try:
         outcome = fit(plan, context, num_steps=num_steps, max_failures=config.max_failures)
     except BaseException as error:
-        state = "stopped" if isinstance(error, KeyboardInterrupt) else "failed"
-        write_run(folder, state=state, error=str(error))
+        end_in_error(error, context.workspace, config.name, config.training)
         raise
-    if outcome["stopped"]:
-        write_run(folder, state="stopped", error=outcome["stopped"])
-        raise PretrainingStoppedError(outcome["stopped"])
-    write_run(folder, state="done", finished_at=time.time())
+    end_run(outcome, context.workspace, config.name, config.training)
     resumed_at: int | None = outcome["resumed_at"]
     return resumed_at
+
+
+def _check_workers(config: PretrainJobConfig, num_pictures: int, context: Context) -> None:
+    """Refuse a number of workers that cannot share a batch, unless the profile leaves it open."""
+    profile = context.where.profile_settings()
+    if profile.min_workers:
+        config.training.most_ranks(num_pictures, profile.num_workers)
+    else:
+        config.training.check_share(num_pictures, profile.num_workers)
+
+
+def _time_limit(config: PretrainJobConfig, folder: Folder, plan: WorkerPlan) -> float | None:
+    """Training time over all resumes at which this command is over, or None."""
+    if config.stop_after_s is None:
+        return None
+    newest = newest_checkpoint(folder, plan.config_id)
+    return config.stop_after_s + (newest["seconds"] if newest else 0.0)
 
 
 def _refuse_taken_name(run: dict[str, Any], config: PretrainJobConfig, context: Context) -> None:
@@ -269,6 +304,7 @@ def _begin(
     cache: PixelCache,
     facts: CorpusFacts,
 ) -> None:
+    forget_stop(folder)
     write_run(
         folder,
         state="running",
@@ -283,6 +319,8 @@ def _begin(
         num_steps=plan.training.num_steps(len(cache)),
         started_at=time.time(),
         error=None,
+        note=None,
+        alert=None,
         versions=library_versions("torch", "ray"),
     )
 
@@ -303,7 +341,8 @@ def _report(
         "loss": metrics[-1]["loss"] if metrics else None,
         "knn": next((item["knn"] for item in reversed(metrics) if "knn" in item), None),
         "resumed_at": resumed_at,
-        "note": "trained on an earlier scan of the corpus" if earlier else None,
+        "note": run.get("note")
+        or ("trained on an earlier scan of the corpus" if earlier else None),
         "path": str(context.workspace.folder("encoders", config.name)),
         "run": str(folder),
     }

@@ -13,20 +13,26 @@ from collections.abc import Callable, Iterator
 from typing import Any, cast
 
 from cluster.context import Context, ProgressLine
+from cluster.interrupt import until_interrupted
 from cluster.pretrain_worker import WorkerPlan, train_worker
+from cluster.pulse import ask_to_stop
+from cluster.run_news import RunNews
 from cluster.runlog import MetricsTail
-from cluster.where import Profile
+from cluster.where import Profile, Where
 from index.artifact import Folder
 
-__all__ = ["fit", "run_workers", "scaling", "scratch"]
+__all__ = ["ASKED", "check_room", "fit", "run_workers", "scaling", "scratch"]
 
 logger = logging.getLogger(__name__)
 
 POLL_S = 1.0
+ASKED = "somebody asked it to"
 
 
 def fit(plan: WorkerPlan, context: Context, *, num_steps: int, max_failures: int) -> dict[str, Any]:
     """Run the workers to the end of the run, with a progress line.
+
+    The first Ctrl-C or SIGTERM asks them to end after the step under way.
 
     Args:
         plan: what every worker is told.
@@ -36,22 +42,39 @@ def fit(plan: WorkerPlan, context: Context, *, num_steps: int, max_failures: int
 
     Returns:
         What rank 0 returned.
+
+    Raises:
+        KeyboardInterrupt: at the second Ctrl-C.
     """
     folder = context.workspace.folder("runs", plan.name)
-    with _watched(folder, num_steps, context), scratch(folder / "ray") as attempts:
-        return _fit(plan, context, attempts, max_failures)
 
+    def ask() -> None:
+        context.say("Stopping after this step, with the encoder so far. Ctrl-C again ends at once.")
+        ask_to_stop(folder, ASKED)
 
-def _fit(plan: WorkerPlan, context: Context, attempts: Folder, max_failures: int) -> dict[str, Any]:
-    with context.ray() as profile:
-        workers = scaling(profile, profile.num_workers, profile.cpus_per_worker)
-        return run_workers(
-            train_worker, {"plan": plan}, workers, attempts, max_failures=max_failures
+    with (
+        _watched(folder, num_steps, context),
+        scratch(folder / "ray") as attempts,
+        context.ray() as profile,
+    ):
+        workers = scaling(profile, profile.worker_range, profile.cpus_per_worker)
+        return until_interrupted(
+            lambda: run_workers(
+                train_worker, {"plan": plan}, workers, attempts, max_failures=max_failures
+            ),
+            ask,
         )
 
 
-def scaling(profile: Profile, num_workers: int, cpus: float) -> Any:
-    """Ray's ScalingConfig for so many workers of so many CPUs, with the profile's GPUs and pool."""
+def scaling(profile: Profile, num_workers: int | tuple[int, int], cpus: float) -> Any:
+    """Ray's ScalingConfig for so many workers of so many CPUs, with the profile's GPUs and pool.
+
+    Args:
+        profile: where.
+        num_workers: how many, or the least and the most: then Ray goes on with those that it has
+            room for, and looks once a minute whether there is room for more.
+        cpus: of each worker.
+    """
     import ray.train
 
     # Ray's stubs still describe the classes that version 2 of Ray Train replaces at run time.
@@ -65,6 +88,31 @@ def scaling(profile: Profile, num_workers: int, cpus: float) -> Any:
         resources_per_worker=resources,
         label_selector=profile.train_labels,
     )
+
+
+def check_room(where: Where, profile: Profile, num_workers: int, cpus: float) -> None:
+    """Refuse workers that Ray on this machine would wait for in silence; a cluster may still grow.
+
+    Args:
+        where: whether it is this machine.
+        profile: says how many GPUs a worker takes.
+        num_workers: how many are to start, other than the profile's number.
+        cpus: of each.
+
+    Raises:
+        ValueError: there are not so many CPUs or GPUs.
+    """
+    import ray
+
+    total = ray.cluster_resources()
+    have = total.get("CPU", 0.0), total.get("GPU", 0.0)
+    need = num_workers * cpus, num_workers * profile.gpus_per_worker
+    if where.address is None and (need[0] > have[0] or need[1] > have[1]):
+        raise ValueError(
+            f"{num_workers} workers: they need {need[0]:g} CPUs and {need[1]:g} GPUs, and Ray on "
+            f"this machine has {have[0]:g} and {have[1]:g}. Ask for fewer, choose another "
+            "--profile, or join a cluster with --address."
+        )
 
 
 def run_workers(
@@ -129,7 +177,8 @@ def _watched(folder: Folder, num_steps: int, context: Context) -> Iterator[None]
     """Show the run's progress from its metrics while Ray Train blocks this thread."""
     with context.progress(f"pretrain {folder.path.rsplit('/', 1)[-1]}", num_steps, "steps") as line:
         finished = threading.Event()
-        follower = threading.Thread(target=_follow, args=(folder, line, finished), daemon=True)
+        arguments = folder, line, context.say, finished
+        follower = threading.Thread(target=_follow, args=arguments, daemon=True)
         follower.start()
         try:
             yield
@@ -138,12 +187,16 @@ def _watched(folder: Folder, num_steps: int, context: Context) -> Iterator[None]
             follower.join()
 
 
-def _follow(folder: Folder, line: ProgressLine, finished: threading.Event) -> None:
+def _follow(
+    folder: Folder, line: ProgressLine, say: Callable[[str], None], finished: threading.Event
+) -> None:
     tail = MetricsTail(folder)
+    news = RunNews(folder, say)
     knn: float | None = None
     earlier = tail.refresh()
     line.start_at(earlier[-1]["step"] if earlier else 0)
     while not finished.wait(POLL_S):
+        news.look()
         fresh = tail.refresh()
         if not fresh:
             continue

@@ -1,45 +1,29 @@
-"""A pretraining run's folder: its state, its numbers, its checkpoints.
+"""A pretraining run's folder: its state, its numbers, its labels.
 
 ``run.json`` is rewritten atomically as the state changes; ``metrics.jsonl`` grows by one JSON
-object a line; ``checkpoints/step-NNNNNNNNN/`` are artefacts of their own, so a half-written one is
-never taken for whole.
+object a line. Checkpoints: `cluster.checkpoints`.
 """
 
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 import logging
-import re
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-import torch
 from numpy.typing import NDArray
 
-from index.artifact import (
-    ArtifactError,
-    CorruptArtifactError,
-    FileRecord,
-    Folder,
-    MissingArtifactError,
-    library_versions,
-    open_door,
-    publish,
-    write_json,
-)
+from index.artifact import CorruptArtifactError, FileRecord, Folder, write_json
 
 __all__ = [
     "MetricsLog",
     "MetricsTail",
     "load_labels",
-    "load_newest_checkpoint",
     "read_metrics",
     "read_run",
-    "save_checkpoint",
     "save_labels",
     "write_run",
 ]
@@ -48,7 +32,6 @@ logger = logging.getLogger(__name__)
 
 METRICS = "metrics.jsonl"
 LABELS = "labels.parquet"
-CHECKPOINT = re.compile(r"step-(\d{9})")
 
 
 def read_run(folder: Folder) -> dict[str, Any]:
@@ -148,6 +131,9 @@ class MetricsTail:
 class MetricsLog:
     """Appends lines to ``metrics.jsonl``; on an object store, rewrites it at each `flush`.
 
+    A full disk or an absent store costs no training: what could not be written is kept, and written
+    with the next `flush` that succeeds.
+
     Args:
         folder: the run's folder.
         resume_step: lines of later steps, which the resumed run will write again, are dropped.
@@ -156,23 +142,38 @@ class MetricsLog:
     def __init__(self, folder: Folder, resume_step: int) -> None:
         self._folder = folder
         self._lines = [line for line in read_metrics(folder) if line["step"] <= resume_step]
-        self._write_all()
+        # Also while the file lacks lines or ends in half of one, so that appending would harm it.
+        self._is_behind = True
+        self.flush()
 
     def append(self, line: dict[str, Any]) -> None:
         """Add one line; on a local or shared disk it can be read at once."""
         self._lines.append(line)
-        if self._folder.is_local:
+        if not self._folder.is_local or self._is_behind:
+            self._is_behind = True
+            return
+        try:
             with self._folder.local_path(METRICS).open("a", encoding="utf-8") as file:
                 file.write(json.dumps(line) + "\n")
+        except OSError as error:
+            self._fell_behind(error)
 
     def flush(self) -> None:
-        """Make every line readable on an object store too."""
-        if not self._folder.is_local:
-            self._write_all()
-
-    def _write_all(self) -> None:
+        """Make every line readable."""
+        if not self._is_behind:
+            return
         text = "".join(json.dumps(line) + "\n" for line in self._lines)
-        self._folder.make().write_atomic(METRICS, text.encode())
+        try:
+            self._folder.make().write_atomic(METRICS, text.encode())
+            self._is_behind = False
+        except OSError as error:
+            self._fell_behind(error)
+
+    def _fell_behind(self, error: OSError) -> None:
+        self._is_behind = True
+        logger.warning(
+            "%s/%s: could not be written (%s); tried again", self._folder, METRICS, error
+        )
 
 
 def save_labels(folder: Folder, ids: NDArray[np.int64], labels: NDArray[np.int64]) -> FileRecord:
@@ -194,53 +195,3 @@ def load_labels(folder: Folder, record: FileRecord) -> NDArray[np.int64]:
             "(sha256 differs). Run the same command again, which writes it anew."
         )
     return np.asarray(pq.read_table(pa.BufferReader(data))["label"].to_numpy())
-
-
-def save_checkpoint(
-    folder: Folder, step: int, state: dict[str, Any], config_id: str, keep: int
-) -> None:
-    """Publish the state after ``step`` steps and delete all but the newest ``keep`` states."""
-    buffer = io.BytesIO()
-    torch.save(state, buffer)
-    own = (folder / "checkpoints" / f"step-{step:09d}").make()
-    own.write_atomic("state.pt", buffer.getvalue())
-    body = {
-        "id": config_id,
-        "step": step,
-        "config": {},
-        "parents": {},
-        "rows": {},
-        "versions": library_versions("torch"),
-    }
-    publish(own, "checkpoint", body, ["state.pt"])
-    for name in _steps(folder)[:-keep]:
-        older = folder / "checkpoints" / name
-        # The door first: without it the rest is nothing.
-        older.remove("checkpoint.json")
-        older.fs.delete_dir(older.path)
-
-
-def load_newest_checkpoint(folder: Folder, config_id: str) -> dict[str, Any] | None:
-    """State of the newest whole checkpoint of this configuration, or None.
-
-    A checkpoint that a kill left unpublished is passed over; a damaged one too, with a warning.
-    """
-    for name in reversed(_steps(folder)):
-        own = folder / "checkpoints" / name
-        try:
-            door = open_door(own, "checkpoint")
-        except MissingArtifactError:
-            continue
-        except ArtifactError as error:
-            logger.warning("%s; an older checkpoint is used", error)
-            continue
-        if door["id"] == config_id:
-            state = torch.load(
-                io.BytesIO(own.read_bytes("state.pt")), map_location="cpu", weights_only=True
-            )
-            return dict(state)
-    return None
-
-
-def _steps(folder: Folder) -> list[str]:
-    return [name for name in (folder / "checkpoints").names() if CHECKPOINT.fullmatch(name)]

@@ -17,7 +17,7 @@ import tyro
 from numpy.typing import NDArray
 
 from cluster.context import Context
-from cluster.ray_train import run_workers, scaling, scratch
+from cluster.ray_train import check_room, run_workers, scaling, scratch
 from encoders.moco import MoCoConfig
 from encoders.pretrain_config import PretrainConfig
 from encoders.recipes import byol_small, moco_small, simclr_small, supcon_small, tiny
@@ -95,6 +95,7 @@ def verify(config: VerifyConfig, context: Context) -> dict[str, Any]:
         context.progress("verify", len(counts), "runs") as line,
         scratch(context.workspace.root / f"verify-{uuid.uuid4().hex[:12]}") as attempts,
     ):
+        check_room(context.where, profile, max(counts), CPUS)
         for number in counts:
             workers = scaling(profile, number, CPUS)
             runs.append(run_workers(_train_all, {"config": config}, workers, attempts))

@@ -26,6 +26,8 @@ class Profile:
 
     num_workers: int = 1
     """Training workers; the global batch is divided among them, so the result stays the same."""
+    min_workers: int = 0
+    """Fewest training workers to go on with when nodes are lost; 0 waits for num_workers again."""
     cpus_per_worker: int = 0
     """CPUs, and so threads, of a training worker; 0 shares this machine's cores among them."""
     gpus_per_worker: float = 0.0
@@ -49,6 +51,18 @@ class Profile:
             value = getattr(self, name)
             if value < least:
                 raise ValueError(f"{name} {value}: at least {least}. Correct the profile.")
+        if self.min_workers > self.num_workers:
+            raise ValueError(
+                f"min_workers {self.min_workers}: at most num_workers, {self.num_workers}. "
+                "Correct the profile."
+            )
+
+    @property
+    def worker_range(self) -> int | tuple[int, int]:
+        """How many training workers Ray may start: one number, or the least and the most."""
+        if self.min_workers in (0, self.num_workers):
+            return self.num_workers
+        return self.min_workers, self.num_workers
 
     @property
     def train_labels(self) -> dict[str, str] | None:
@@ -75,6 +89,7 @@ class Profile:
 
 _LEAST = {
     "num_workers": 1,
+    "min_workers": 0,
     "cpus_per_worker": 0,
     "gpus_per_worker": 0,
     "embed_actors": 1,

@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from encoders.collective import gather_rows, world_size
+from encoders.collective import gather_rows, group, world_size
 
 __all__ = [
     "CrossRankBatchNorm",
@@ -108,7 +108,7 @@ class _Normalise(torch.autograd.Function):
         own_sums_2C = _gradient_sums(grad_RC, x_RC, mean_C, invstd_C)
         sums_2C = own_sums_2C.clone()
         if world_size() > 1:
-            dist.all_reduce(sums_2C)
+            dist.all_reduce(sums_2C, group=group())
         grad_mean_C, slope_C = sums_2C / count
         scale_C = invstd_C if weight_C is None else invstd_C * weight_C
         shift_C, slope_C = -grad_mean_C * scale_C, -slope_C * invstd_C * scale_C
@@ -265,6 +265,8 @@ def _like(kind: type[Norm], old: _BatchNorm) -> Norm:
     What ``old`` holds beside them follows it as before: timm's BatchNorms bring their activation.
     """
     new = kind(old.num_features, old.eps, old.momentum, old.affine, old.track_running_stats)
+    if isinstance(new, nn.SyncBatchNorm):
+        new.process_group = group()
     for name, parameter in old.named_parameters(recurse=False):
         setattr(new, name, parameter)
     for name, buffer in old.named_buffers(recurse=False):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -154,6 +155,19 @@ class PretrainConfig:
         """Raise ``ValueError`` when so many ranks cannot train on so many pictures."""
         self.method.check_batch(self.batch_size // self.batch_chunks, world_size)
         self.order(num_pictures).share(world_size)
+
+    def most_ranks(self, num_pictures: int, world_size: int) -> int:
+        """The most ranks, of ``world_size``, that can share a batch evenly.
+
+        Raises:
+            ValueError: not even one can train on so many pictures.
+        """
+        for num_ranks in range(world_size, 1, -1):
+            with contextlib.suppress(ValueError):
+                self.check_share(num_pictures, num_ranks)
+                return num_ranks
+        self.check_share(num_pictures, 1)
+        return 1
 
     def differences(self, other: Mapping[str, Any]) -> list[str]:
         """Dotted names of the settings that ``other``, what `settings` gave, has otherwise."""

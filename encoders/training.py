@@ -72,6 +72,7 @@ class Pretraining:
         self.device = torch.device(device)
         self._order = config.order(num_pictures)
         self._step = 0
+        self._stop_agreed = False
         self._method = _build_method(config, self.device, start)
         self._trained = [p for p in self._method.parameters() if p.requires_grad]
         self._optimizer = build_optimizer(self._method, config.optim)
@@ -82,6 +83,11 @@ class Pretraining:
     def step_index(self) -> int:
         """Optimiser steps made so far; also the number of the next step."""
         return self._step
+
+    @property
+    def stop_agreed(self) -> bool:
+        """Whether a rank asked in the last step to stop after it; the same on all ranks."""
+        return self._stop_agreed
 
     @property
     def num_steps(self) -> int:
@@ -111,6 +117,8 @@ class Pretraining:
         pixels: NDArray[np.uint8],
         ids: NDArray[np.int64],
         labels: NDArray[np.int64] | None = None,
+        *,
+        stop: bool = False,
     ) -> dict[str, float]:
         """Make one optimiser step.
 
@@ -118,6 +126,7 @@ class Pretraining:
             pixels: uint8 [N, S, S, 3] of the rows that `next_rows` named, in that order.
             ids: int64 [N] picture ids.
             labels: int64 [N] classes, -1 for none; needed by SupCon alone.
+            stop: asks all ranks to stop after this step; see `stop_agreed`.
 
         Returns:
             ``loss`` of the global batch before the step, ``lr``, ``grad_norm`` before clipping
@@ -135,7 +144,7 @@ class Pretraining:
         lr = learning_rate(self.config.optim, self._step, self.num_steps, self.config.batch_size)
         batch = self._batch(pixels, ids, labels)
         output = self._forward_backward(batch)
-        metrics = {"lr": lr, **self._figures(output)}
+        metrics = {"lr": lr, **self._figures(output, stop)}
         self._refuse_non_finite(metrics, ids)
         set_learning_rate(self._optimizer, lr)
         self._update(metrics)
@@ -202,18 +211,20 @@ class Pretraining:
         dtype = torch.float16 if precision == "fp16" else torch.bfloat16
         return torch.autocast(self.device.type, dtype=dtype, enabled=precision != "fp32")
 
-    def _figures(self, output: MethodOutput) -> dict[str, float]:
+    def _figures(self, output: MethodOutput, stop: bool) -> dict[str, float]:
         """Average the gradients over the ranks; loss, gradient norm and information bound."""
         loss = output.loss.detach().clone()
         gradients = self._gradients()
-        # The loss travels with the gradients: one collective, and all ranks see the same NaN.
-        average([*gradients, loss])
+        stopping = loss.new_full((), float(stop))
+        # They travel with the gradients: one collective, and all ranks see the same NaN or stop.
+        average([*gradients, loss, stopping])
         self._scaler.unscale_(self._optimizer)
         norm = torch.nn.utils.get_total_norm(gradients)
         candidates = output.num_candidates
         if not isinstance(candidates, Tensor):
             candidates = loss.new_full((), candidates or 1)
-        values = torch.stack([loss, norm, candidates.to(loss.dtype)]).tolist()
+        values = torch.stack([loss, norm, candidates.to(loss.dtype), stopping]).tolist()
+        self._stop_agreed = values[3] > 0
         figures = {"loss": values[0], "grad_norm": values[1]}
         if output.num_candidates is not None:
             figures["mi_bound"] = mutual_information_bound(values[0], values[2])
@@ -250,7 +261,7 @@ class Pretraining:
     def state_dict(self) -> dict[str, Any]:
         """Everything that the next step depends on, the same on all ranks.
 
-        Its tensors are the live ones: write it, with ``torch.save``, before the next step. It holds
+        Its tensors are the live ones: write or copy them before the next step. It holds
         only what ``torch.load(weights_only=True)`` reads.
         """
         return {

@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
+from cluster.attempts import lost_work
 from cluster.runlog import METRICS, MetricsTail, read_run
 from cluster.workspace import Workspace
 from index.artifact import CorruptArtifactError, Folder, MissingArtifactError
@@ -127,6 +128,8 @@ class RunBoard:
             "name": name,
             "state": card["state"],
             "message": _message(card, time.time() - _modified(folder)),
+            "alert": str(card.get("alert") or "") if card["state"] == "running" else "",
+            "history": _history(card),
             "num_steps": int(card.get("num_steps") or 0),
             "step": int(latest.get("step", 0)),
             "epoch": latest.get("epoch", 0.0),
@@ -156,7 +159,20 @@ def _message(card: dict[str, Any], quiet_s: float) -> str:
             f"No news for {quiet_s / 60:.0f} minutes. If the process died, run the same command "
             "again: it resumes from its last checkpoint."
         )
-    return str(card.get("error") or "")
+    return str(card.get("error") or card.get("note") or "")
+
+
+def _history(card: dict[str, Any]) -> str:
+    """What kills have cost, in a sentence; and how many workers train, when some wait."""
+    parts = []
+    loss = lost_work(card)
+    if loss is not None:
+        sentence = str(loss)
+        parts.append(f"{sentence[0].upper()}{sentence[1:]}.")
+    newest = (card.get("attempts") or [{}])[-1]
+    if newest.get("waiting") and card["state"] == "running":
+        parts.append(f"Workers: {newest['workers']} train, {newest['waiting']} wait.")
+    return " ".join(parts)
 
 
 def _figure(key: str, value: float) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from cluster.cli import VERBS, main
+from cluster.run_end import PretrainingCancelled
 from cluster.where import CHECKOUT
 
 
@@ -208,3 +209,14 @@ def test_an_error_of_the_disk_speaks_of_the_workspace_only_if_it_is_there(
     assert said.startswith(f"error: [Errno {number}] {os.strerror(number)}")
     assert words in said
     assert ("--workspace" in said) == ("--workspace" in words)
+
+
+def test_a_run_that_somebody_stopped_says_how_far_it_came(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def cancel(*_: object) -> int:
+        raise PretrainingCancelled("Stopped after step 8 of 18.")
+
+    monkeypatch.setattr("cluster.cli._run", cancel)
+    assert main(["pretrain"]) == 130
+    assert capsys.readouterr().err == "Stopped after step 8 of 18.\n"

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
+import errno
 import json
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 from cluster.runlog import (
     MetricsLog,
     MetricsTail,
-    load_newest_checkpoint,
     read_metrics,
     read_run,
-    save_checkpoint,
     write_run,
 )
 from index.artifact import CorruptArtifactError, Folder
@@ -24,57 +22,6 @@ from index.artifact import CorruptArtifactError, Folder
 @pytest.fixture
 def folder(tmp_path: Path) -> Folder:
     return Folder.at(tmp_path / "run")
-
-
-def state(step: int) -> dict[str, Any]:
-    return {"weights": torch.full((3,), float(step)), "step": step}
-
-
-def step_of(loaded: dict[str, Any] | None) -> int | None:
-    return None if loaded is None else int(loaded["step"])
-
-
-def test_the_newest_checkpoint_comes_back_to_the_bit(folder: Folder) -> None:
-    for step in (10, 20):
-        save_checkpoint(folder, step, state(step), "config", keep=2)
-    loaded = load_newest_checkpoint(folder, "config")
-    assert loaded is not None
-    assert torch.equal(loaded["weights"], torch.full((3,), 20.0))
-
-
-def test_only_the_newest_checkpoints_are_kept(folder: Folder) -> None:
-    for step in (10, 20, 30):
-        save_checkpoint(folder, step, state(step), "config", keep=2)
-    assert (folder / "checkpoints").names() == ["step-000000020", "step-000000030"]
-
-
-def test_a_checkpoint_that_a_kill_left_unpublished_is_passed_over(folder: Folder) -> None:
-    for step in (10, 20):
-        save_checkpoint(folder, step, state(step), "config", keep=2)
-    (folder / "checkpoints" / "step-000000020").remove("checkpoint.json")
-    assert step_of(load_newest_checkpoint(folder, "config")) == 10
-
-
-@pytest.mark.parametrize("damage", ["flip", "truncate", "delete"])
-def test_a_damaged_checkpoint_is_passed_over_with_a_warning(
-    folder: Folder, damage: str, caplog: pytest.LogCaptureFixture
-) -> None:
-    for step in (10, 20):
-        save_checkpoint(folder, step, state(step), "config", keep=2)
-    file = folder.local_path("checkpoints/step-000000020/state.pt")
-    content = bytearray(file.read_bytes())
-    if damage == "flip":
-        content[len(content) // 2] ^= 1
-    file.write_bytes(bytes(content[:-7] if damage == "truncate" else content))
-    if damage == "delete":
-        file.unlink()
-    assert step_of(load_newest_checkpoint(folder, "config")) == 10
-    assert "an older checkpoint is used" in caplog.text
-
-
-def test_a_checkpoint_of_another_configuration_is_not_used(folder: Folder) -> None:
-    save_checkpoint(folder, 10, state(10), "config", keep=2)
-    assert load_newest_checkpoint(folder, "other") is None
 
 
 def test_metrics_after_the_resumed_step_are_written_only_once(folder: Folder) -> None:
@@ -87,6 +34,28 @@ def test_metrics_after_the_resumed_step_are_written_only_once(folder: Folder) ->
         (2, 0.2),
         (3, 9.0),
     ]
+
+
+def test_a_full_disk_costs_no_line_of_metrics(
+    folder: Folder, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    log = MetricsLog(folder, resume_step=0)
+    log.append({"step": 1})
+    half = '{"step": 2, "lo'
+
+    def fill_up(path: Path, mode: str, **_: Any) -> Any:
+        with open(path, "a") as file:  # noqa: PTH123 - Path.open is this function
+            file.write(half)
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "open", fill_up)
+        log.append({"step": 2, "loss": 0.5})
+    assert "could not be written" in caplog.text
+    log.append({"step": 3})
+    assert read_metrics(folder) == [{"step": 1}]
+    log.flush()
+    assert read_metrics(folder) == [{"step": 1}, {"step": 2, "loss": 0.5}, {"step": 3}]
 
 
 def append(folder: Folder, text: str) -> None:

@@ -28,6 +28,15 @@ def test_one_and_two_workers_train_the_same_weights_for_every_method(
         assert 0 < found["2"] < report["tolerance"]
 
 
+@pytest.mark.ray
+def test_more_workers_than_this_machine_has_room_for_are_refused_and_not_waited_for(
+    tmp_path: Path, local_ray: Any
+) -> None:
+    context = Context(Workspace.at(tmp_path), console=Console(file=io.StringIO()))
+    with pytest.raises(ValueError, match=r"16 workers: they need 8 CPUs .* has 4 .*Ask for fewer"):
+        verify(VerifyConfig(workers=(1, 16), batch_size=64), context)
+
+
 @pytest.mark.parametrize(
     "setting", [{"workers": (1,)}, {"workers": (1, 3)}, {"workers": (0, 1)}, {"steps": 0}]
 )

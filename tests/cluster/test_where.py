@@ -51,6 +51,7 @@ def test_numbers_that_yaml_reads_as_text_are_numbers(tmp_path: Path) -> None:
         ("gpus_per_worker: .nan", "gpus_per_worker nan: has to be a number"),
         ("storage: 7", "storage 7: has to be text"),
         ("num_workers: 0", "num_workers 0: at least 1"),
+        ("min_workers: 2", "min_workers 2: at most num_workers, 1"),
         ("gpus_per_actor: -1", "gpus_per_actor -1.0: at least 0"),
     ],
 )
@@ -107,3 +108,9 @@ def test_a_verb_without_ray_takes_a_profile_for_its_storage_alone(tmp_path: Path
     where = StorageConfig(profile="team", ray_config=path).where()
     assert where == Where(profile="team", ray_config=path)
     assert where.profile_settings().storage == "/shared"
+
+
+def test_a_least_number_of_workers_makes_a_range() -> None:
+    assert Profile(num_workers=4).worker_range == 4
+    assert Profile(num_workers=4, min_workers=4).worker_range == 4
+    assert Profile(num_workers=4, min_workers=1).worker_range == (1, 4)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import re
 import threading
 import time
@@ -276,9 +277,20 @@ def test_a_running_run_is_drawn_live(visit: Visit, shapes: Any, workspace: Works
     expect(page.locator("la-runs la-chart")).to_have_count(3)
     with (folder / "metrics.jsonl").open("a") as file:
         file.write('{"step": 20, "epoch": 2, "time_s": 11, "loss": 0.125}\n')
+    expect(page.locator("la-runs .la-history")).to_be_hidden()
+    lost = {"lost_steps": 14, "lost_s": 38.0, "workers": 1, "waiting": 0}
+    card = {
+        "state": "running",
+        "num_steps": 40,
+        "attempts": [{"lost_steps": 0, "lost_s": 0.0}, lost],
+    }
+    (folder / "run.json").write_text(json.dumps({**card, "alert": "It is not protected."}))
     loss = page.locator('la-chart[data-curve="loss"]')
     expect(loss.locator(".la-reading")).to_have_text("0.125", timeout=8_000)
     expect(loss.locator("svg")).to_have_attribute("aria-label", re.compile("to 0.125 at step 20"))
+    history = page.locator("la-runs .la-history")
+    expect(history).to_have_text("Resumed once; 14 steps, 38 s of work lost.", timeout=8_000)
+    expect(page.locator("la-runs").get_by_text("It is not protected.")).to_be_visible()
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

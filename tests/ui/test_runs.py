@@ -109,6 +109,33 @@ def test_a_silent_run_says_what_to_do_and_a_failed_one_why(empty: Workspace, sha
     assert RunBoard(empty).metrics("enc1")["message"] == "training collapsed: ..."
 
 
+def test_a_run_says_what_kills_have_cost_and_that_it_is_not_protected(
+    empty: Workspace, shapes: Any
+) -> None:
+    folder = shapes.write_run(empty, "enc1", state="running")
+    attempts = [
+        {"resumed_at": 0, "lost_steps": 0, "lost_s": 0.0, "workers": 3, "waiting": 0},
+        {"resumed_at": 10, "lost_steps": 9, "lost_s": 30.4, "workers": 3, "waiting": 0},
+        {"resumed_at": 20, "lost_steps": 5, "lost_s": 7.8, "workers": 2, "waiting": 1},
+    ]
+    card = {"state": "running", "num_steps": 40, "attempts": attempts[:1]}
+    (folder / "run.json").write_text(json.dumps(card))
+    board = RunBoard(empty)
+    assert (board.metrics("enc1")["history"], board.metrics("enc1")["alert"]) == ("", "")
+    card |= {"attempts": attempts, "alert": "The checkpoint of step 30 could not be written."}
+    (folder / "run.json").write_text(json.dumps(card))
+    run = board.metrics("enc1")
+    assert run["history"] == (
+        "Resumed 2 times; 14 steps, 38 s of work lost. Workers: 2 train, 1 wait."
+    )
+    assert run["alert"] == "The checkpoint of step 30 could not be written."
+    card |= {"state": "cancelled", "note": "Stopped after step 39 of 40."}
+    (folder / "run.json").write_text(json.dumps(card))
+    run = board.metrics("enc1")
+    assert run["history"] == "Resumed 2 times; 14 steps, 38 s of work lost."
+    assert (run["alert"], run["message"]) == ("", "Stopped after step 39 of 40.")
+
+
 def test_a_run_whose_card_is_damaged_says_so_without_a_path(empty: Workspace, shapes: Any) -> None:
     folder = shapes.write_run(empty, "enc1", num_steps=3)
     (folder / "run.json").write_text('{"state": "do')

@@ -34,12 +34,14 @@ class Runs extends Panel {
     this.state = el("span", { class: "la-state" });
     this.about = el("span", { class: "la-notice" });
     this.bar = el("div", { class: "la-progress", role: "progressbar", "aria-label": "Training progress", "aria-valuemin": 0, "aria-valuemax": 100 }, el("i"));
+    this.alert = el("p", { class: "la-banner", role: "alert" });
     this.message = el("p", { class: "la-notice", "aria-live": "polite" });
+    this.history = el("p", { class: "la-notice la-history" });
     this.figures = el("dl", { class: "la-figures" });
     this.charts = el("div", { class: "la-charts" });
     this.chartOf = {};
     const top = el("div", { class: "la-run-top" }, this.select, this.state, this.about);
-    this.body.replaceChildren(top, this.bar, this.message, this.charts, this.figures);
+    this.body.replaceChildren(top, this.bar, this.alert, this.message, this.history, this.charts, this.figures);
     await this.load();
   }
 
@@ -67,8 +69,10 @@ class Runs extends Panel {
     const parts = [`step ${count(run.step)} of ${count(run.num_steps)}`, `epoch ${readable(run.epoch)}`, this.live ? `${duration(run.time_s)} so far` : `took ${duration(run.time_s)}`];
     if (this.live && share > 0.01) parts.push(`about ${duration((run.time_s * (1 - share)) / share)} to go`);
     this.about.textContent = parts.join(" · ");
-    this.message.textContent = run.message || "";
-    this.message.hidden = !run.message;
+    for (const [line, text] of [[this.alert, run.alert], [this.message, run.message], [this.history, run.history]]) {
+      if (line.textContent !== text) line.textContent = text; // a screen reader reads an alert once
+      line.hidden = !text;
+    }
   }
 
   showFigures(run) {

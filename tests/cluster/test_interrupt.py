@@ -1,0 +1,67 @@
+"""Ctrl-C and SIGTERM while a job works."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+
+import pytest
+
+from cluster.interrupt import until_interrupted
+
+
+class Job:
+    """Works until it is asked to stop, or for ever."""
+
+    def __init__(self, *, hears: bool) -> None:
+        self.hears = hears
+        self.asked = threading.Event()
+        self.num_asked = 0
+        self.released = threading.Event()
+
+    def work(self) -> str:
+        os.kill(os.getpid(), signal.SIGINT)
+        heard = self.asked.wait(10)
+        if not self.hears:
+            os.kill(os.getpid(), signal.SIGTERM)
+            self.released.wait(10)
+        return "well" if heard else "deaf"
+
+    def ask(self) -> None:
+        self.num_asked += 1
+        self.asked.set()
+
+
+def test_the_first_signal_asks_once_and_the_work_s_result_comes_back() -> None:
+    before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
+    job = Job(hears=True)
+    assert until_interrupted(job.work, job.ask) == "well"
+    assert job.num_asked == 1
+    assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
+
+
+def test_the_second_signal_ends_the_wait_at_once() -> None:
+    job = Job(hears=False)
+    started = time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        until_interrupted(job.work, job.ask)
+    assert time.monotonic() - started < 5
+    assert job.num_asked == 1
+    job.released.set()
+
+
+def test_an_error_of_the_work_comes_out_as_itself() -> None:
+    with pytest.raises(ZeroDivisionError):
+        until_interrupted(lambda: 1 // 0, lambda: None)
+
+
+def test_in_a_thread_where_no_signal_arrives_the_work_is_simply_done() -> None:
+    results: list[int] = []
+    thread = threading.Thread(
+        target=lambda: results.append(until_interrupted(lambda: 7, lambda: None))
+    )
+    thread.start()
+    thread.join(10)
+    assert results == [7]
