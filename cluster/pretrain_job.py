@@ -12,12 +12,11 @@ from __future__ import annotations
 
 import logging
 import time
-from dataclasses import dataclass, field
+import uuid
+from dataclasses import asdict, dataclass, field
 from typing import Annotated, Any
 
-import numpy as np
 import tyro
-from numpy.typing import NDArray
 
 from cluster.auto_recipe import CorpusFacts, facts_of
 from cluster.catalog import Catalog, open_corpus
@@ -25,8 +24,11 @@ from cluster.context import Context
 from cluster.pixels_job import PixelCache, build_pixels
 from cluster.pretrain_worker import WorkerPlan, publish_encoder
 from cluster.ray_train import fit
-from cluster.runlog import load_newest_checkpoint, read_metrics, read_run, save_labels, write_run
+from cluster.run_labels import LabelSettings, LabelSource, check_enough, settle_labels
+from cluster.runlog import load_newest_checkpoint, read_metrics, read_run, write_run
 from cluster.shard_job import check_error_budget
+from cluster.starting import check_start, settle_start
+from cluster.trackers import TrackerName, TrackingPlan, plan_tracking
 from cluster.workspace import Workspace, check_name
 from encoders.pretrain_config import PretrainConfig
 from encoders.training import Pretraining
@@ -60,12 +62,22 @@ class PretrainJobConfig:
         default_factory=PretrainConfig
     )
     """What to compute; the recipe sets it, single fields can be overridden."""
+    start: str | None = None
+    """Name of an encoder to train on from, made here or imported; from nothing unless given."""
+    labels: LabelSource | None = None
+    """corpus: the folder names of the scan; given: those of the Label tab and of imported files;
+    both: the given ones, and the corpus' own of all others. Both unless given, but for methods that
+    learn from labels, which learn the corpus' own."""
+    held_out: float = 0.2
+    """Share of the labels, at most 512, that no method learns and accuracy is measured by."""
     checkpoint_every: int = 200
     """Steps between checkpoints: the most that a kill can cost."""
     log_every: int = 10
     """Steps between lines of metrics.jsonl."""
     probe_every: int = 5
-    """Epochs between kNN probes, when the corpus has labels."""
+    """Epochs between measuring kNN and linear probe accuracy, when there are labels."""
+    trackers: tuple[TrackerName, ...] = ("tensorboard",)
+    """Where the numbers go besides metrics.jsonl; mlflow and wandb are extras to be installed."""
     max_failures: int = 3
     """How often Ray may restart the workers before the run is given up."""
     error_budget: float = 0.25
@@ -83,7 +95,24 @@ class PretrainJobConfig:
                     "Leave it out for the default."
                 )
         check_error_budget(self.error_budget)
+        if self.start is not None:
+            check_name(self.start, what="encoder --start")
+        if not 0 <= self.held_out < 1:
+            raise ValueError(
+                f"held_out is {self.held_out}; it has to be a share from 0 to below 1. "
+                "Leave it out for the default, or use 0 to learn all labels and measure nothing."
+            )
 
+    @property
+    def label_settings(self) -> LabelSettings:
+        """Which labels the run takes, and what for."""
+        return LabelSettings(
+            source=self.labels, share=self.held_out, to_learn=self.training.learns_labels
+        )
+
+
+REPORTED = ("knn", "knn_random", "probe", "probe_random", "num_bank", "num_test")
+"""Figures by labels that the report repeats."""
 
 _LEAST = {"checkpoint_every": 1, "log_every": 1, "probe_every": 1, "max_failures": 0}
 
@@ -105,21 +134,26 @@ def pretrain(config: PretrainJobConfig, context: Context) -> dict[str, Any]:
     catalog = open_corpus(workspace, config.corpus)
     folder = workspace.folder("runs", config.name)
     resumed_at = None
-    if not _is_done(_run_of(config, folder), config, workspace):
+    if not _is_done(_run_of(config, workspace), config, workspace):
         with sole_writer(folder, "training this run"):
-            run = _run_of(config, folder)
+            run = _run_of(config, workspace)
             resumed_at = _publish_again(run, config, context)
             if resumed_at is None:
                 resumed_at = _train(run, config, catalog, context)
     return _report(config, catalog, context, resumed_at)
 
 
-def _run_of(config: PretrainJobConfig, folder: Folder) -> dict[str, Any]:
+def _run_of(config: PretrainJobConfig, workspace: Workspace) -> dict[str, Any]:
     """Content of ``run.json``, or nothing; refuses a run of another corpus or other settings."""
+    folder = workspace.folder("runs", config.name)
     run = read_run(folder)
     if not run:
         return {}
+    check_start(run, workspace, config.name, config.start)
     changed = config.training.differences(run.get("config", {}))
+    now = asdict(config.label_settings)
+    was = {**now, **run.get("label_settings", {})}
+    changed += [f"{key} was {was[key]!r}, is {now[key]!r}" for key in now if was[key] != now[key]]
     if run.get("corpus") != config.corpus:
         changed.insert(0, f"corpus was {run.get('corpus')!r}, is {config.corpus!r}")
     if changed:
@@ -160,7 +194,7 @@ def _publish_again(run: dict[str, Any], config: PretrainJobConfig, context: Cont
         config.name,
         training,
         seconds=state["seconds"],
-        corpus_id=run["corpus_id"],
+        parents=run.get("parents", {"corpus_id": run["corpus_id"]}),
     )
     return training.step_index
 
@@ -174,14 +208,18 @@ def _train(
     num_workers = context.where.profile_settings().num_workers
     # Before an hour goes into the cache; again after it, when unreadable pictures are left out.
     config.training.check_share(len(catalog.ok), num_workers)
-    has_labels = catalog.ok["label"].null_count < len(catalog.ok)
-    config.training.check_labels(np.zeros(1, np.int64) if has_labels else None)
+    if not run:
+        check_enough(config.label_settings, catalog, context.workspace, config.name)
+    tracking = plan_tracking(config.trackers, run.get("uid", uuid.uuid4().hex), context.workspace)
+    start_id = None
+    if config.start is not None:
+        start_id = settle_start(context.workspace, config.name, config.training, config.start)
     cache = build_pixels(
         catalog, config.training.preprocess, context, error_budget=config.error_budget
     )
     config.training.check_share(len(cache), num_workers)
     _refuse_other_pictures(run, config, cache)
-    plan = _plan(config, catalog, cache, context)
+    plan = _plan(config, catalog, cache, context, start_id=start_id, tracking=tracking)
     folder = context.workspace.folder("runs", config.name)
     num_steps = config.training.num_steps(len(cache))
     _begin(folder, config, plan, cache, facts_of(catalog))
@@ -229,14 +267,24 @@ def _refuse_other_pictures(
 
 
 def _plan(
-    config: PretrainJobConfig, catalog: Catalog, cache: PixelCache, context: Context
+    config: PretrainJobConfig,
+    catalog: Catalog,
+    cache: PixelCache,
+    context: Context,
+    *,
+    start_id: str | None,
+    tracking: TrackingPlan,
 ) -> WorkerPlan:
     """Pin what the run learns from, and keep its labels in the run's folder."""
-    codes = _label_codes(catalog, cache.ids)
-    config.training.check_labels(codes)
-    labels = None
-    if codes is not None:
-        labels = save_labels(context.workspace.folder("runs", config.name), cache.ids, codes)
+    labels, sentences = settle_labels(
+        config.label_settings, catalog, cache.ids, context.workspace, config.name
+    )
+    for sentence in sentences:
+        context.say(f"pretrain: {sentence}")
+    identity = [config.training.settings(), catalog.corpus_id]
+    identity += [] if start_id is None else [{"start": start_id}]
+    if labels is not None and config.training.learns_labels:
+        identity.append({"labels": labels["labels_id"]})
     return WorkerPlan(
         location=context.workspace.location,
         name=config.name,
@@ -244,22 +292,15 @@ def _plan(
         pixels_path=cache.folder.path,
         pixels_id=cache.id,
         labels=labels,
-        config_id=digest([config.training.settings(), catalog.corpus_id]),
+        start_id=start_id,
+        config_id=digest(identity),
         training=config.training,
         checkpoint_every=config.checkpoint_every,
         log_every=config.log_every,
         probe_every=config.probe_every,
+        tracking=tracking,
         num_threads=max(1, int(context.where.profile_settings().cpus_per_worker)),
     )
-
-
-def _label_codes(catalog: Catalog, ids: NDArray[np.int64]) -> NDArray[np.int64] | None:
-    """Positions of the pictures' labels among all labels, sorted; -1 for none, None without any."""
-    labels = catalog.labels(ids)
-    names = sorted({label for label in labels if label is not None})
-    code_of = {name: code for code, name in enumerate(names)}
-    codes = [-1 if label is None else code_of[label] for label in labels]
-    return np.array(codes, dtype=np.int64) if names else None
 
 
 def _begin(
@@ -278,6 +319,11 @@ def _begin(
         corpus_id=plan.corpus_id,
         corpus_facts=facts,
         pixels_id=plan.pixels_id,
+        parents=plan.parents(),
+        start=plan.start_id and {"encoder": config.start, "encoder_id": plan.start_id},
+        labels=plan.labels,
+        label_settings=asdict(config.label_settings),
+        uid=plan.tracking.uid,
         num_pictures=len(cache),
         failed=cache.failed,
         num_steps=plan.training.num_steps(len(cache)),
@@ -293,6 +339,7 @@ def _report(
     folder = context.workspace.folder("runs", config.name)
     run, metrics = read_run(folder), read_metrics(folder)
     encoder = context.workspace.open_encoder(config.name)
+    probed: dict[str, Any] = next((line for line in reversed(metrics) if "knn" in line), {})
     earlier = run["corpus_id"] != catalog.corpus_id
     return {
         "encoder": config.name,
@@ -301,7 +348,7 @@ def _report(
         "failed": run.get("failed", {}),
         "steps": metrics[-1]["step"] if metrics else 0,
         "loss": metrics[-1]["loss"] if metrics else None,
-        "knn": next((item["knn"] for item in reversed(metrics) if "knn" in item), None),
+        **{figure: probed.get(figure) for figure in REPORTED},
         "resumed_at": resumed_at,
         "note": "trained on an earlier scan of the corpus" if earlier else None,
         "path": str(context.workspace.folder("encoders", config.name)),

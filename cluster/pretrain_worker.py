@@ -6,20 +6,27 @@ Every rank walks the same steps and reads its own rows of each global batch. Ran
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
+from cluster.online_probe import OnlineProbe, split_labels
 from cluster.pixels_job import PixelCache
-from cluster.runlog import MetricsLog, load_labels, load_newest_checkpoint, save_checkpoint
+from cluster.run_labels import load_labels
+from cluster.runlog import MetricsLog, load_newest_checkpoint, save_checkpoint
+from cluster.starting import load_kept_start
+from cluster.trackers import Trackers, TrackingPlan
 from cluster.workspace import Workspace
+from encoders.encoder import Encoder
 from encoders.health import CollapseError, NonFiniteError
+from encoders.losses import NO_LABEL
 from encoders.pretrain_config import PretrainConfig
-from encoders.probe import knn_accuracy
 from encoders.training import Pretraining
-from index.artifact import FileRecord, Folder, library_versions
+from index.artifact import Folder, library_versions
 
 __all__ = [
     "TrainingDataChangedError",
@@ -29,8 +36,6 @@ __all__ = [
 ]
 
 KEEP_CHECKPOINTS = 2
-PROBE_PICTURES = 2048
-PROBE_K = 5
 
 
 class TrainingDataChangedError(ValueError):
@@ -42,7 +47,7 @@ class WorkerPlan:
     """All that a worker needs to know; small, since it travels to each.
 
     It pins what the run learns from: a worker, also one that Ray starts anew after days, takes the
-    pixels of this identity and the labels of this file, or refuses.
+    pixels of this identity, the labels of this file and the weights of this encoder, or refuses.
     """
 
     location: str
@@ -50,13 +55,24 @@ class WorkerPlan:
     corpus_id: str
     pixels_path: str
     pixels_id: str
-    labels: FileRecord | None
+    labels: dict[str, Any] | None
+    start_id: str | None
     config_id: str
     training: PretrainConfig
     checkpoint_every: int
     log_every: int
     probe_every: int
+    tracking: TrackingPlan
     num_threads: int
+
+    def parents(self) -> dict[str, str]:
+        """Identities of what the encoder is made from."""
+        made_from = {"corpus_id": self.corpus_id}
+        if self.start_id is not None:
+            made_from["start_id"] = self.start_id
+        if self.labels is not None and self.training.learns_labels:
+            made_from["labels_id"] = self.labels["labels_id"]
+        return made_from
 
 
 def train_worker(loop_config: dict[str, Any]) -> dict[str, Any]:
@@ -84,8 +100,11 @@ class _Worker:
         self.workspace = Workspace.at(plan.location)
         self.folder = self.workspace.folder("runs", plan.name)
         self.cache = _open_pixels(Folder(self.workspace.root.fs, plan.pixels_path), plan)
-        self.labels = None if plan.labels is None else load_labels(self.folder, plan.labels)
-        self.training = Pretraining(plan.training, num_pictures=len(self.cache), device=device)
+        start = None if plan.start_id is None else load_kept_start(self.folder, plan.start_id)
+        self._take_labels(start)
+        self.training = Pretraining(
+            plan.training, num_pictures=len(self.cache), device=device, start=start
+        )
         state = load_newest_checkpoint(self.folder, plan.config_id)
         self.resumed_at: int | None = None
         if state is not None:
@@ -94,6 +113,18 @@ class _Worker:
         self.seconds_before = float(state["seconds"]) if state is not None else 0.0
         self.started_s = time.monotonic()
 
+    def _take_labels(self, start: Encoder | None) -> None:
+        """What the method is shown, and what it is judged by."""
+        self.labels: NDArray[np.int64] | None = None
+        self.probe: OnlineProbe | None = None
+        if self.plan.labels is None:
+            return
+        codes, held_out = load_labels(self.folder, self.plan.labels["file"])
+        self.labels = np.where(held_out, NO_LABEL, codes)
+        if (split := split_labels(codes, held_out)) is not None:
+            seed = self.plan.training.seed
+            self.probe = OnlineProbe(self.cache, split, seed=seed, start=start)
+
     @property
     def seconds(self) -> float:
         """Training time over all resumes."""
@@ -101,58 +132,62 @@ class _Worker:
 
     def run(self) -> dict[str, Any]:
         training = self.training
-        log = MetricsLog(self.folder, training.step_index) if self.rank == 0 else None
+        log = self._open_log() if self.rank == 0 else None
+        done = False
         try:
             while training.step_index < training.num_steps:
                 rows = training.next_rows()
                 labels = None if self.labels is None else self.labels[rows]
                 metrics = training.train_step(self.cache.read(rows), self.cache.ids[rows], labels)
+                probed = self._probe()
                 if log is not None:
-                    self._record(log, metrics)
+                    self._record(log, {**metrics, **probed}, is_due=bool(probed))
+            done = True
         finally:
             if log is not None:
-                log.flush()
+                log.close(done=done)
         if self.rank == 0:
             publish_encoder(
                 self.workspace,
                 self.plan.name,
                 training,
                 seconds=self.seconds,
-                corpus_id=self.plan.corpus_id,
+                parents=self.plan.parents(),
             )
         return {"resumed_at": self.resumed_at, "stopped": None}
 
-    def _record(self, log: MetricsLog, metrics: dict[str, Any]) -> None:
-        """Rank 0 after each step: metrics, probe and checkpoint when they are due."""
+    def _open_log(self) -> MetricsLog:
+        plan = self.plan
+        log = MetricsLog(self.folder, self.training.step_index)
+        settings = plan.training.settings()
+        trackers = plan.tracking.open(self.folder, plan.name, settings, log.written_until)
+        log.follow(Trackers(trackers, log.lines, self.seconds))
+        return log
+
+    def _record(self, log: MetricsLog, figures: dict[str, float], *, is_due: bool) -> None:
+        """Rank 0 after each step: a line and a checkpoint when they are due."""
         training, plan = self.training, self.plan
         step, last = training.step_index, training.step_index == training.num_steps
-        probing = step % (plan.probe_every * training.steps_per_epoch) == 0 or last
-        if step % plan.log_every == 0 or probing:
+        if step % plan.log_every == 0 or is_due or last:
             line = {
                 "step": step,
                 "epoch": round(step / training.steps_per_epoch, 3),
                 "time_s": round(self.seconds, 3),
-                **{name: float(value) for name, value in metrics.items()},
+                **{name: float(value) for name, value in figures.items()},
             }
-            knn = self._probe() if probing else None
-            log.append(line if knn is None else {**line, "knn": knn})
+            log.append(line)
         if step % plan.checkpoint_every == 0 or last:
             log.flush()
             state = {"training": training.state_dict(), "seconds": self.seconds}
             save_checkpoint(self.folder, step, state, plan.config_id, keep=KEEP_CHECKPOINTS)
 
-    def _probe(self) -> float | None:
-        """KNN accuracy of a fixed sample, a quarter queried against the rest; None unlabelled."""
-        if self.labels is None:
-            return None
-        labelled = np.flatnonzero(self.labels >= 0)
-        if len(labelled) < 8 or len(np.unique(self.labels[labelled])) < 2:
-            return None
-        sample = np.random.default_rng(0).permutation(labelled)[:PROBE_PICTURES]
-        vectors = self.training.encoder().embed(self.cache.read(sample))
-        cut = len(sample) // 4
-        labels = self.labels[sample]
-        return knn_accuracy(vectors[cut:], labels[cut:], vectors[:cut], labels[:cut], k=PROBE_K)
+    def _probe(self) -> dict[str, float]:
+        """Figures by labels, when they are due; every rank comes along."""
+        training = self.training
+        step, every = training.step_index, self.plan.probe_every * training.steps_per_epoch
+        if self.probe is None or (step % every and step != training.num_steps):
+            return {}
+        return self.probe.measure(training.encoder())
 
 
 def _open_pixels(folder: Folder, plan: WorkerPlan) -> PixelCache:
@@ -167,9 +202,14 @@ def _open_pixels(folder: Folder, plan: WorkerPlan) -> PixelCache:
 
 
 def publish_encoder(
-    workspace: Workspace, name: str, training: Pretraining, *, seconds: float, corpus_id: str
+    workspace: Workspace,
+    name: str,
+    training: Pretraining,
+    *,
+    seconds: float,
+    parents: Mapping[str, str],
 ) -> dict[str, Any]:
-    """Publish the encoder that training has made; returns its card."""
+    """Publish the encoder that training has made, of these identities; returns its card."""
     facts = {
         "training": {
             "recipe": training.config.settings(),
@@ -178,7 +218,7 @@ def publish_encoder(
             "seconds": round(seconds, 1),
             "num_pictures": training.num_pictures,
         },
-        "parents": {"corpus_id": corpus_id},
+        "parents": dict(parents),
         "versions": library_versions("torch", "torchvision", "ray"),
     }
     return workspace.publish_encoder(name, training.encoder(), facts)
