@@ -14,7 +14,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -70,7 +70,7 @@ class TrackingPlan:
 
     names: tuple[TrackerName, ...]
     uid: str
-    mlflow_uri: str | None = None
+    mlflow_uri: str | None = field(default=None, repr=False)
 
     def open(
         self, folder: Folder, name: str, settings: Mapping[str, Any], written_until: int
