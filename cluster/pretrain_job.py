@@ -111,7 +111,7 @@ class PretrainJobConfig:
         )
 
 
-REPORTED = ("knn", "knn_random", "probe", "probe_random", "num_bank", "num_test")
+REPORTED = ("knn", "knn_random", "probe", "probe_random", "num_test")
 """Figures by labels that the report repeats."""
 
 _LEAST = {"checkpoint_every": 1, "log_every": 1, "probe_every": 1, "max_failures": 0}

@@ -108,50 +108,59 @@ class FakeServer:
         self.is_down = False
 
 
+class FakeClient:
+    """The calls of MLflow's client that are used."""
+
+    server = FakeServer()
+
+    def __init__(self, tracking_uri: str) -> None:
+        assert tracking_uri == "sqlite:///here.db"
+
+    def get_experiment_by_name(self, name: str) -> Any:
+        assert name == "lookalike"
+        return SimpleNamespace(experiment_id="1") if self.server.runs else None
+
+    def create_experiment(self, name: str, **_: Any) -> str:
+        assert name == "lookalike"
+        return "1"
+
+    def search_runs(self, experiments: list[str], filter_string: str) -> list[Any]:
+        assert experiments == ["1"]
+        found = [run for run, uid in self.server.runs.items() if f"'{uid}'" in filter_string]
+        return [SimpleNamespace(info=SimpleNamespace(run_id=run)) for run in found]
+
+    def create_run(self, _: str, *, tags: dict[str, str], **__: Any) -> Any:
+        (uid,) = tags.values()
+        self.server.runs[f"run-{len(self.server.runs)}"] = uid
+        return SimpleNamespace(info=SimpleNamespace(run_id=list(self.server.runs)[-1]))
+
+    def update_run(self, _: str, status: str) -> None:
+        self.server.status = status
+
+    def get_metric_history(self, _: str, key: str) -> list[Any]:
+        return [SimpleNamespace(step=step) for step, _ in self.server.points[key]]
+
+    def log_batch(self, _: str, metrics: Any = (), params: Any = ()) -> None:
+        if self.server.is_down:
+            raise ConnectionError("no route\nto host")
+        assert len(metrics) <= 1000
+        for key, value, _, step in metrics:
+            self.server.points[key].append((step, value))
+        self.server.params.update(dict(params))
+
+    def set_terminated(self, _: str, status: str) -> None:
+        self.server.status = status
+
+
 @pytest.fixture
 def mlflow(monkeypatch: pytest.MonkeyPatch) -> FakeServer:
     server = FakeServer()
-
-    class MlflowClient:
-        def __init__(self, tracking_uri: str) -> None:
-            assert tracking_uri == "sqlite:///here.db"
-
-        def get_experiment_by_name(self, name: str) -> Any:
-            return SimpleNamespace(experiment_id="1") if server.runs else None
-
-        def create_experiment(self, name: str, artifact_location: str | None) -> str:
-            return "1"
-
-        def search_runs(self, experiments: list[str], filter_string: str) -> list[Any]:
-            found = [run for run, uid in server.runs.items() if f"'{uid}'" in filter_string]
-            return [SimpleNamespace(info=SimpleNamespace(run_id=run)) for run in found]
-
-        def create_run(self, experiment: str, run_name: str, tags: dict[str, str]) -> Any:
-            (uid,) = tags.values()
-            server.runs[f"run-{len(server.runs)}"] = uid
-            return SimpleNamespace(info=SimpleNamespace(run_id=list(server.runs)[-1]))
-
-        def update_run(self, run_id: str, status: str) -> None:
-            server.status = status
-
-        def get_metric_history(self, run_id: str, key: str) -> list[Any]:
-            return [SimpleNamespace(step=step) for step, _ in server.points[key]]
-
-        def log_batch(self, run_id: str, metrics: Any = (), params: Any = ()) -> None:
-            if server.is_down:
-                raise ConnectionError("no route\nto host")
-            assert len(metrics) <= 1000
-            for key, value, _, step in metrics:
-                server.points[key].append((step, value))
-            server.params.update(dict(params))
-
-        def set_terminated(self, run_id: str, status: str) -> None:
-            server.status = status
-
-    tracking, entities = ModuleType("mlflow.tracking"), ModuleType("mlflow.entities")
-    tracking.MlflowClient = MlflowClient  # type: ignore[attr-defined]
-    entities.Metric = lambda key, value, timestamp, step: (key, value, timestamp, step)  # type: ignore[attr-defined]
-    entities.Param = lambda key, value: (key, value)  # type: ignore[attr-defined]
+    monkeypatch.setattr(FakeClient, "server", server)
+    tracking: Any = ModuleType("mlflow.tracking")
+    entities: Any = ModuleType("mlflow.entities")
+    tracking.MlflowClient = FakeClient
+    entities.Metric = lambda key, value, timestamp, step: (key, value, timestamp, step)
+    entities.Param = lambda key, value: (key, value)
     for module in (ModuleType("mlflow"), tracking, entities):
         monkeypatch.setitem(sys.modules, module.__name__, module)
     return server
@@ -243,9 +252,9 @@ def fake_wandb(monkeypatch: pytest.MonkeyPatch, *, mode: str) -> FakeServer:
             finish=lambda exit_code: server.params.update(exit=str(exit_code)),
         )
 
-    wandb = ModuleType("wandb")
-    wandb.init = init  # type: ignore[attr-defined]
-    wandb.Settings = lambda **values: values  # type: ignore[attr-defined]
+    wandb: Any = ModuleType("wandb")
+    wandb.init = init
+    wandb.Settings = dict
     monkeypatch.setitem(sys.modules, "wandb", wandb)
     return server
 
@@ -279,7 +288,7 @@ def test_wandb_asked_for_later_is_sent_what_there_is(
 def test_a_tracker_that_is_not_installed_is_an_error_before_training(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    monkeypatch.setattr("importlib.util.find_spec", {}.get)
     with pytest.raises(ValueError, match=r"--trackers wandb: .* not installed .*\.\[wandb\].* out"):
         plan_tracking(("wandb",), "abc", Workspace.at(tmp_path))
 
@@ -287,7 +296,7 @@ def test_a_tracker_that_is_not_installed_is_an_error_before_training(
 def test_mlflow_writes_to_its_server_or_else_into_the_workspace(
     mlflow: FakeServer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: name)
+    monkeypatch.setattr("importlib.util.find_spec", str)
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     workspace = Workspace.at(tmp_path)
     here = plan_tracking(("mlflow",), "abc", workspace)
