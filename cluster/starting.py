@@ -12,7 +12,7 @@ from cluster.runlog import read_run
 from cluster.workspace import Workspace
 from encoders.pretrain_config import PretrainConfig
 from encoders.warm_start import keeps_projector, load_start, starting_config
-from index.artifact import CorruptArtifactError, Folder, open_door, publish
+from index.artifact import ArtifactError, CorruptArtifactError, Folder, open_door, publish
 
 if TYPE_CHECKING:
     from encoders.encoder import Encoder
@@ -62,15 +62,16 @@ def check_start(begun: dict[str, Any], workspace: Workspace, run: str, name: str
         )
     if was is None or name is None:
         return
-    encoder = workspace.folder("encoders", name)
-    if encoder.exists(DOOR):
-        now = str(open_door(encoder, "encoder", door=DOOR, verify="sizes")["id"])
-        if now != was["encoder_id"]:
-            raise ValueError(
-                f"run {run!r}: began from encoder {name!r} when it was {was['encoder_id'][:12]}; "
-                f"it is {now[:12]} now, and a run starts once. Give a new --name to start from "
-                "the encoder as it is."
-            )
+    try:
+        door = open_door(workspace.folder("encoders", name), "encoder", door=DOOR, verify="sizes")
+    except ArtifactError:
+        return  # Gone or damaged: the run has a copy of its own.
+    if door["id"] != was["encoder_id"]:
+        raise ValueError(
+            f"run {run!r}: began from encoder {name!r} when it was {was['encoder_id'][:12]}; "
+            f"it is {str(door['id'])[:12]} now, and a run starts once. Give a new --name to start "
+            "from the encoder as it is."
+        )
 
 
 def _named(encoder: str | None) -> str:

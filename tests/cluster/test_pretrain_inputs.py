@@ -192,7 +192,7 @@ def test_given_labels_are_learnt_kept_and_named_in_the_card(
 
 
 def test_given_labels_take_the_place_of_the_corpus_own(context: Context) -> None:
-    give(context, {picture: "mine" for picture in range(0, NUM_PICTURES, 2)})
+    give(context, dict.fromkeys(range(0, NUM_PICTURES, 2), "mine"))
     pretrain(job("both", SIMCLR), context)
     facts = run_state(context, "both")["labels"]
     assert (facts["num_labelled"], facts["num_classes"]) == (NUM_PICTURES, 11)
@@ -334,7 +334,7 @@ def test_an_encoder_that_changed_since_is_refused(context: Context, make_encoder
 def test_a_start_that_is_missing_or_another_network_is_refused(
     context: Context, make_encoder: Any
 ) -> None:
-    with pytest.raises(MissingArtifactError, match="'none' in .*Existing: pixels"):
+    with pytest.raises(MissingArtifactError, match=r"'none' in .*Existing: pixels"):
         pretrain(job("second", SIMCLR, start="none"), context)
     make_encoder(context.workspace, "first")
     with pytest.raises(ValueError, match=r"--start first: its network is .*the encoder decides"):
