@@ -29,6 +29,7 @@ __all__ = ["VERBS", "Options", "Verb", "main"]
 
 DEFAULT_WORKSPACE = "./workspace"
 ADDRESS = re.compile(r"--address(=|$)")
+START = re.compile(r"--start(=|$)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -326,6 +327,8 @@ def _recipe_config(config_type: type, arguments: list[str]) -> tuple[type, list[
     else:
         source = recipe if recipe in RECIPES else f"{AUTO_RECIPES[recipe][0]}-small"
         training = RECIPES[source]()
+    if not asks and any(START.match(word) for word in rest):
+        training = _around_start(training, rest)
     described = dataclasses.make_dataclass(
         config_type.__name__,
         [
@@ -353,24 +356,42 @@ class _Names:
 
     corpus: str
     name: str
+    start: str | None = None
 
 
 def _automatic(recipe: str, arguments: list[str]) -> Any:
     """Settings chosen from the corpus that the arguments name, after saying why."""
-    from rich.console import Console
-
     from cluster.auto_recipe import choose
-    from cluster.context import Context
-    from cluster.workspace import Workspace
 
-    names, where, options = _parse("pretrain", _Names, arguments, others=True)
-    storage = options.workspace or where.profile_settings().storage or DEFAULT_WORKSPACE
-    context = Context(Workspace.at(storage), where, Console(stderr=True))
+    names, context = _before(arguments)
     with _advised(context.workspace.root):
         automatic = choose(recipe, names.corpus, names.name, context.workspace)
     for reason in (*automatic.reasons, "Options that are given take the place of these choices."):
         context.say(reason)
     return automatic.config
+
+
+def _before(arguments: list[str]) -> tuple[_Names, Context]:
+    """Names and where to work, before all of pretrain's settings are known."""
+    from rich.console import Console
+
+    from cluster.context import Context
+    from cluster.workspace import Workspace
+
+    names, where, options = _parse("pretrain", _Names, arguments, others=True)
+    storage = options.workspace or where.profile_settings().storage or DEFAULT_WORKSPACE
+    return names, Context(Workspace.at(storage), where, Console(stderr=True))
+
+
+def _around_start(recipe: Any, arguments: list[str]) -> Any:
+    """The recipe with the network of the encoder that ``--start`` names, after saying so."""
+    from cluster.starting import recipe_around
+
+    names, context = _before(arguments)
+    with _advised(context.workspace.root):
+        config, reason = recipe_around(recipe, context.workspace, names.name, names.start)
+    context.say(reason)
+    return config
 
 
 def _usage(message: str) -> int:

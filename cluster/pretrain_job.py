@@ -11,22 +11,27 @@ command goes on where the last run ended, with any number of workers.
 from __future__ import annotations
 
 import logging
-import time
-from dataclasses import dataclass, field, replace
-from typing import Annotated, Any
+import uuid
+from dataclasses import replace
+from typing import Any
 
-import numpy as np
-import tyro
-from numpy.typing import NDArray
-
-from cluster.auto_recipe import CorpusFacts, facts_of
+from cluster.auto_recipe import facts_of
 from cluster.catalog import Catalog, open_corpus
 from cluster.checkpoints import newest_checkpoint
 from cluster.context import Context
-from cluster.pixels_job import PixelCache, build_pixels
-from cluster.pretrain_worker import WorkerPlan
-from cluster.pulse import forget_stop
+from cluster.pixels_job import build_pixels
+from cluster.pretrain_settings import PretrainJobConfig
 from cluster.ray_train import fit
+from cluster.run_begin import (
+    begin_run,
+    check_workers,
+    plan_run,
+    read_own_run,
+    refuse_other_pictures,
+    refuse_other_scan,
+    refuse_taken_name,
+    time_limit,
+)
 from cluster.run_end import (
     PretrainingCancelled,
     PretrainingStoppedError,
@@ -34,17 +39,12 @@ from cluster.run_end import (
     end_run,
     publish_newest,
 )
-from cluster.runlog import read_metrics, read_run, save_labels, write_run
-from cluster.shard_job import check_error_budget
-from cluster.workspace import Workspace, check_name
-from encoders.pretrain_config import PretrainConfig
-from index.artifact import (
-    CorruptArtifactError,
-    Folder,
-    MissingArtifactError,
-    digest,
-    library_versions,
-)
+from cluster.run_labels import check_enough
+from cluster.runlog import read_metrics, read_run
+from cluster.starting import settle_start
+from cluster.trackers import plan_tracking
+from cluster.workspace import Workspace
+from index.artifact import CorruptArtifactError, MissingArtifactError
 from index.lock import sole_writer
 
 __all__ = [
@@ -56,53 +56,8 @@ __all__ = [
 
 logger = logging.getLogger(__name__)
 
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class PretrainJobConfig:
-    """Train an encoder on a corpus; run again to resume."""
-
-    corpus: str
-    """Name of the corpus to learn from."""
-    name: str
-    """Name of the run, and of the encoder that it makes."""
-    training: Annotated[PretrainConfig, tyro.conf.arg(name="")] = field(
-        default_factory=PretrainConfig
-    )
-    """What to compute; the recipe sets it, single fields can be overridden."""
-    checkpoint_every: int = 200
-    """Steps of work that a kill can cost at most; a checkpoint is written at every half of it."""
-    stop_after_s: float | None = None
-    """Seconds of training after which to end with the encoder so far; run again to go on. 0 only
-    publishes that of the newest checkpoint."""
-    log_every: int = 10
-    """Steps between lines of metrics.jsonl."""
-    probe_every: int = 5
-    """Epochs between kNN probes, when the corpus has labels."""
-    max_failures: int = 3
-    """How often Ray may restart the workers before the run is given up."""
-    error_budget: float = 0.25
-    """Share of undecodable pictures at which the job stops."""
-
-    def __post_init__(self) -> None:
-        """Check names and ranges."""
-        check_name(self.corpus, what="corpus")
-        check_name(self.name, what="encoder")
-        for field_name, least in _LEAST.items():
-            value = getattr(self, field_name)
-            if value < least:
-                raise ValueError(
-                    f"{field_name} is {value}; it has to be {least} or more. "
-                    "Leave it out for the default."
-                )
-        if self.stop_after_s is not None and not self.stop_after_s >= 0:
-            raise ValueError(
-                f"stop_after_s is {self.stop_after_s}; it has to be 0 or more. "
-                "Leave it out to train to the end."
-            )
-        check_error_budget(self.error_budget)
-
-
-_LEAST = {"checkpoint_every": 1, "log_every": 1, "probe_every": 1, "max_failures": 0}
+REPORTED = ("knn", "knn_random", "probe", "probe_random", "num_test")
+"""Figures by labels that the report repeats."""
 
 
 def pretrain(config: PretrainJobConfig, context: Context) -> dict[str, Any]:
@@ -123,29 +78,13 @@ def pretrain(config: PretrainJobConfig, context: Context) -> dict[str, Any]:
     catalog = open_corpus(workspace, config.corpus)
     folder = workspace.folder("runs", config.name)
     resumed_at = None
-    if not _is_done(_run_of(config, folder), config, workspace):
+    if not _is_done(read_own_run(config, workspace), config, workspace):
         with sole_writer(folder, "training this run"):
-            run = _run_of(config, folder)
+            run = read_own_run(config, workspace)
             resumed_at = _publish_only(run, config, workspace)
             if resumed_at is None:
                 resumed_at = _train(run, config, catalog, context)
     return _report(config, catalog, context, resumed_at)
-
-
-def _run_of(config: PretrainJobConfig, folder: Folder) -> dict[str, Any]:
-    """Content of ``run.json``, or nothing; refuses a run of another corpus or other settings."""
-    run = read_run(folder)
-    if not run:
-        return {}
-    changed = config.training.differences(run.get("config", {}))
-    if run.get("corpus") != config.corpus:
-        changed.insert(0, f"corpus was {run.get('corpus')!r}, is {config.corpus!r}")
-    if changed:
-        raise ValueError(
-            f"run {config.name!r} in {folder}: started with another configuration; different: "
-            f"{', '.join(changed)}. Give this one a new --name, or the old settings to go on."
-        )
-    return run
 
 
 def _is_done(run: dict[str, Any], config: PretrainJobConfig, workspace: Workspace) -> bool:
@@ -191,138 +130,33 @@ def _train(
     run: dict[str, Any], config: PretrainJobConfig, catalog: Catalog, context: Context
 ) -> int | None:
     """Start or go on with the run; returns the step at which it went on."""
-    _refuse_taken_name(run, config, context)
-    _refuse_other_scan(run, config, catalog)
+    workspace, training = context.workspace, config.training
+    refuse_taken_name(run, config, context)
+    refuse_other_scan(run, config, catalog)
     # Before an hour goes into the cache; again after it, when unreadable pictures are left out.
-    _check_workers(config, len(catalog.ok), context)
-    has_labels = catalog.ok["label"].null_count < len(catalog.ok)
-    config.training.check_labels(np.zeros(1, np.int64) if has_labels else None)
-    cache = build_pixels(
-        catalog, config.training.preprocess, context, error_budget=config.error_budget
-    )
-    _check_workers(config, len(cache), context)
-    _refuse_other_pictures(run, config, cache)
-    plan = _plan(config, catalog, cache, context)
-    folder = context.workspace.folder("runs", config.name)
-    num_steps = config.training.num_steps(len(cache))
-    plan = replace(plan, stop_at_s=_time_limit(config, folder, plan))
-    _begin(folder, config, plan, cache, facts_of(catalog))
+    check_workers(config, len(catalog.ok), context)
+    if not run:
+        check_enough(config.label_settings, catalog, workspace, config.name)
+    tracking = plan_tracking(config.trackers, run.get("uid", uuid.uuid4().hex), workspace)
+    start_id = None
+    if config.start is not None:
+        start_id = settle_start(workspace, config.name, training, config.start)
+    cache = build_pixels(catalog, training.preprocess, context, error_budget=config.error_budget)
+    check_workers(config, len(cache), context)
+    refuse_other_pictures(run, config, cache)
+    plan = plan_run(config, catalog, cache, context, start_id=start_id, tracking=tracking)
+    folder = workspace.folder("runs", config.name)
+    num_steps = training.num_steps(len(cache))
+    plan = replace(plan, stop_at_s=time_limit(config, folder, plan))
+    begin_run(folder, config, plan, cache, facts_of(catalog))
     try:
         outcome = fit(plan, context, num_steps=num_steps, max_failures=config.max_failures)
     except BaseException as error:
-        end_in_error(error, context.workspace, config.name, config.training)
+        end_in_error(error, workspace, config.name, training)
         raise
-    end_run(outcome, context.workspace, config.name, config.training)
+    end_run(outcome, workspace, config.name, training)
     resumed_at: int | None = outcome["resumed_at"]
     return resumed_at
-
-
-def _check_workers(config: PretrainJobConfig, num_pictures: int, context: Context) -> None:
-    """Refuse a number of workers that cannot share a batch, unless the profile leaves it open."""
-    profile = context.where.profile_settings()
-    if profile.min_workers:
-        config.training.most_ranks(num_pictures, profile.num_workers)
-    else:
-        config.training.check_share(num_pictures, profile.num_workers)
-
-
-def _time_limit(config: PretrainJobConfig, folder: Folder, plan: WorkerPlan) -> float | None:
-    """Training time over all resumes at which this command is over, or None."""
-    if config.stop_after_s is None:
-        return None
-    newest = newest_checkpoint(folder, plan.config_id)
-    return config.stop_after_s + (newest["seconds"] if newest else 0.0)
-
-
-def _refuse_taken_name(run: dict[str, Any], config: PretrainJobConfig, context: Context) -> None:
-    encoder = context.workspace.folder("encoders", config.name)
-    if not run and encoder.exists("card.json"):
-        raise ValueError(
-            f"encoder {config.name!r} in {encoder}: is there, and this run did not make it: it was "
-            "imported, or its run was removed. Choose another --name, or remove that folder."
-        )
-
-
-def _refuse_other_scan(run: dict[str, Any], config: PretrainJobConfig, catalog: Catalog) -> None:
-    if run and run["corpus_id"] != catalog.corpus_id:
-        raise ValueError(
-            f"run {config.name!r}: began on an earlier scan of corpus {config.corpus!r}, which is "
-            "no more; a run learns from one scan from its first step to its last. "
-            "Give --name a new name to learn from the corpus as it is now."
-        )
-
-
-def _refuse_other_pictures(
-    run: dict[str, Any], config: PretrainJobConfig, cache: PixelCache
-) -> None:
-    if run and run.get("pixels_id", cache.id) != cache.id:
-        raise ValueError(
-            f"run {config.name!r}: began on {run['num_pictures']} pictures; the {len(cache)} "
-            "that can be read now are not the same. A run learns from one set to its end. "
-            "Bring the files back as they were, or give --name a new name."
-        )
-
-
-def _plan(
-    config: PretrainJobConfig, catalog: Catalog, cache: PixelCache, context: Context
-) -> WorkerPlan:
-    """Pin what the run learns from, and keep its labels in the run's folder."""
-    codes = _label_codes(catalog, cache.ids)
-    config.training.check_labels(codes)
-    labels = None
-    if codes is not None:
-        labels = save_labels(context.workspace.folder("runs", config.name), cache.ids, codes)
-    return WorkerPlan(
-        location=context.workspace.location,
-        name=config.name,
-        corpus_id=catalog.corpus_id,
-        pixels_path=cache.folder.path,
-        pixels_id=cache.id,
-        labels=labels,
-        config_id=digest([config.training.settings(), catalog.corpus_id]),
-        training=config.training,
-        checkpoint_every=config.checkpoint_every,
-        log_every=config.log_every,
-        probe_every=config.probe_every,
-        num_threads=max(1, int(context.where.profile_settings().cpus_per_worker)),
-    )
-
-
-def _label_codes(catalog: Catalog, ids: NDArray[np.int64]) -> NDArray[np.int64] | None:
-    """Positions of the pictures' labels among all labels, sorted; -1 for none, None without any."""
-    labels = catalog.labels(ids)
-    names = sorted({label for label in labels if label is not None})
-    code_of = {name: code for code, name in enumerate(names)}
-    codes = [-1 if label is None else code_of[label] for label in labels]
-    return np.array(codes, dtype=np.int64) if names else None
-
-
-def _begin(
-    folder: Folder,
-    config: PretrainJobConfig,
-    plan: WorkerPlan,
-    cache: PixelCache,
-    facts: CorpusFacts,
-) -> None:
-    forget_stop(folder)
-    write_run(
-        folder,
-        state="running",
-        config=plan.training.settings(),
-        config_id=plan.config_id,
-        corpus=config.corpus,
-        corpus_id=plan.corpus_id,
-        corpus_facts=facts,
-        pixels_id=plan.pixels_id,
-        num_pictures=len(cache),
-        failed=cache.failed,
-        num_steps=plan.training.num_steps(len(cache)),
-        started_at=time.time(),
-        error=None,
-        note=None,
-        alert=None,
-        versions=library_versions("torch", "ray"),
-    )
 
 
 def _report(
@@ -331,6 +165,7 @@ def _report(
     folder = context.workspace.folder("runs", config.name)
     run, metrics = read_run(folder), read_metrics(folder)
     encoder = context.workspace.open_encoder(config.name)
+    probed: dict[str, Any] = next((line for line in reversed(metrics) if "knn" in line), {})
     earlier = run["corpus_id"] != catalog.corpus_id
     return {
         "encoder": config.name,
@@ -339,7 +174,7 @@ def _report(
         "failed": run.get("failed", {}),
         "steps": metrics[-1]["step"] if metrics else 0,
         "loss": metrics[-1]["loss"] if metrics else None,
-        "knn": next((item["knn"] for item in reversed(metrics) if "knn" in item), None),
+        **{figure: probed.get(figure) for figure in REPORTED},
         "resumed_at": resumed_at,
         "note": run.get("note")
         or ("trained on an earlier scan of the corpus" if earlier else None),

@@ -7,24 +7,30 @@ from __future__ import annotations
 
 import contextlib
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from cluster.attempts import begin_attempt
 from cluster.checkpoints import Checkpoint, host_copy, load_checkpoint, newest_checkpoint
+from cluster.online_probe import OnlineProbe, split_labels
 from cluster.pixels_job import PixelCache
 from cluster.recorder import Recorder
-from cluster.runlog import load_labels
+from cluster.run_labels import load_labels
+from cluster.starting import load_kept_start
+from cluster.trackers import Trackers, TrackingPlan
 from cluster.workspace import Workspace
 from encoders.collective import first_ranks, gather_rows, world_size
+from encoders.encoder import Encoder
 from encoders.health import CollapseError, NonFiniteError
+from encoders.losses import NO_LABEL
 from encoders.pretrain_config import PretrainConfig
-from encoders.probe import knn_accuracy
 from encoders.training import Pretraining
-from index.artifact import FileRecord, Folder, library_versions
+from index.artifact import Folder, library_versions
 
 __all__ = [
     "TrainingDataChangedError",
@@ -32,9 +38,6 @@ __all__ = [
     "publish_encoder",
     "train_worker",
 ]
-
-PROBE_PICTURES = 2048
-PROBE_K = 5
 
 
 class TrainingDataChangedError(ValueError):
@@ -46,7 +49,7 @@ class WorkerPlan:
     """All that a worker needs to know; small, since it travels to each.
 
     It pins what the run learns from: a worker, also one that Ray starts anew after days, takes the
-    pixels of this identity and the labels of this file, or refuses.
+    pixels of this identity, the labels of this file and the weights of this encoder, or refuses.
     """
 
     location: str
@@ -54,15 +57,26 @@ class WorkerPlan:
     corpus_id: str
     pixels_path: str
     pixels_id: str
-    labels: FileRecord | None
+    labels: dict[str, Any] | None
+    start_id: str | None
     config_id: str
     training: PretrainConfig
     checkpoint_every: int
     log_every: int
     probe_every: int
+    tracking: TrackingPlan
     num_threads: int
     stop_at_s: float | None = None
     """Training time, over all resumes, at which the run stops with the encoder so far."""
+
+    def parents(self) -> dict[str, str]:
+        """Identities of what the encoder is made from."""
+        made_from = {"corpus_id": self.corpus_id}
+        if self.start_id is not None:
+            made_from["start_id"] = self.start_id
+        if self.labels is not None and self.training.learns_labels:
+            made_from["labels_id"] = self.labels["labels_id"]
+        return made_from
 
 
 def train_worker(loop_config: dict[str, Any]) -> dict[str, Any]:
@@ -102,8 +116,11 @@ class _Worker:
         self.workspace = Workspace.at(plan.location)
         self.folder = self.workspace.folder("runs", plan.name)
         self.cache = cache
-        self.labels = None if plan.labels is None else load_labels(self.folder, plan.labels)
-        self.training = Pretraining(plan.training, num_pictures=len(self.cache), device=device)
+        start = None if plan.start_id is None else load_kept_start(self.folder, plan.start_id)
+        self._take_labels(start)
+        self.training = Pretraining(
+            plan.training, num_pictures=len(self.cache), device=device, start=start
+        )
         state = self._agreed_checkpoint(device)
         self.resumed_at: int | None = None
         if state is not None:
@@ -111,6 +128,18 @@ class _Worker:
             self.resumed_at = self.training.step_index
         self.seconds_before = float(state["seconds"]) if state is not None else 0.0
         self.started_s = time.monotonic()
+
+    def _take_labels(self, start: Encoder | None) -> None:
+        """What the method is shown, and what it is judged by."""
+        self.labels: NDArray[np.int64] | None = None
+        self.probe: OnlineProbe | None = None
+        if self.plan.labels is None:
+            return
+        codes, held_out = load_labels(self.folder, self.plan.labels["file"])
+        self.labels = np.where(held_out, NO_LABEL, codes)
+        if (split := split_labels(codes, held_out)) is not None:
+            seed = self.plan.training.seed
+            self.probe = OnlineProbe(self.cache, split, seed=seed, start=start)
 
     def _agreed_checkpoint(self, device: torch.device) -> dict[str, Any] | None:
         """The state that rank 0 finds newest: what a shared disk shows may differ by machine."""
@@ -124,40 +153,53 @@ class _Worker:
         """Training time over all resumes."""
         return self.seconds_before + time.monotonic() - self.started_s
 
+    @property
+    def is_over(self) -> bool:
+        """Whether the step just made was the last, of the run or before a stop."""
+        return self.training.step_index == self.training.num_steps or self.training.stop_agreed
+
     def run(self, num_waiting: int = 0) -> dict[str, Any]:
         """Train to the end, or until somebody asks to stop."""
+        if self.rank != 0:
+            self._walk(None)
+            return {}
         training = self.training
-        if self.rank == 0:
-            begin_attempt(
-                self.folder,
-                resumed_at=training.step_index,
-                seconds=self.seconds_before,
-                num_workers=world_size(),
-                num_waiting=num_waiting,
-            )
-            every, stop_at_s = self.plan.checkpoint_every, self.plan.stop_at_s
-            recorder = Recorder(self.folder, training.step_index, every=every, stop_at_s=stop_at_s)
-            with contextlib.closing(recorder):
-                self._walk(recorder)
-            if recorder.writer.gave_up and training.step_index < training.num_steps:
-                return {"resumed_at": self.resumed_at, "stopped": recorder.writer.gave_up}
-            cut_short = recorder.stop_reason(self.seconds) if training.stop_agreed else None
-            publish_encoder(
-                self.workspace,
-                self.plan.name,
-                training,
-                seconds=self.seconds,
-                corpus_id=self.plan.corpus_id,
-                cut_short=cut_short,
-            )
-            return {
-                "resumed_at": self.resumed_at,
-                "stopped": None,
-                "cut_short": cut_short,
-                "steps": training.step_index,
-            }
-        self._walk(None)
-        return {}
+        begin_attempt(
+            self.folder,
+            resumed_at=training.step_index,
+            seconds=self.seconds_before,
+            num_workers=world_size(),
+            num_waiting=num_waiting,
+        )
+        with contextlib.closing(self._recorder()) as recorder:
+            self._walk(recorder)
+            recorder.done = training.step_index == training.num_steps
+        if recorder.writer.gave_up and training.step_index < training.num_steps:
+            return {"resumed_at": self.resumed_at, "stopped": recorder.writer.gave_up}
+        cut_short = recorder.stop_reason(self.seconds) if training.stop_agreed else None
+        publish_encoder(
+            self.workspace,
+            self.plan.name,
+            training,
+            seconds=self.seconds,
+            parents=self.plan.parents(),
+            cut_short=cut_short,
+        )
+        return {
+            "resumed_at": self.resumed_at,
+            "stopped": None,
+            "cut_short": cut_short,
+            "steps": training.step_index,
+        }
+
+    def _recorder(self) -> Recorder:
+        plan = self.plan
+        every, stop_at_s = plan.checkpoint_every, plan.stop_at_s
+        recorder = Recorder(self.folder, self.training.step_index, every=every, stop_at_s=stop_at_s)
+        log, settings = recorder.log, plan.training.settings()
+        trackers = plan.tracking.open(self.folder, plan.name, settings, log.written_until)
+        log.follow(Trackers(trackers, log.lines, self.seconds))
+        return recorder
 
     def _walk(self, recorder: Recorder | None) -> None:
         training = self.training
@@ -170,26 +212,24 @@ class _Worker:
                 labels,
                 stop=recorder is not None and recorder.stop_reason(self.seconds) is not None,
             )
+            probed = self._probe()
             if recorder is not None:
-                self._record(recorder, metrics)
+                self._record(recorder, {**metrics, **probed}, is_due=bool(probed))
 
-    def _record(self, recorder: Recorder, metrics: dict[str, Any]) -> None:
-        """Rank 0 after each step: metrics, probe and checkpoint when they are due."""
-        training, plan, log = self.training, self.plan, recorder.log
+    def _record(self, recorder: Recorder, figures: Mapping[str, float], *, is_due: bool) -> None:
+        """Rank 0 after each step: a line and a checkpoint when they are due."""
+        training, log = self.training, recorder.log
         step = training.step_index
-        last = step == training.num_steps or training.stop_agreed
         recorder.pulse.at(step, self.seconds)
-        probing = step % (plan.probe_every * training.steps_per_epoch) == 0 or last
-        if step % plan.log_every == 0 or probing:
+        if step % self.plan.log_every == 0 or is_due or self.is_over:
             line = {
                 "step": step,
                 "epoch": round(step / training.steps_per_epoch, 3),
                 "time_s": round(self.seconds, 3),
-                **{name: float(value) for name, value in metrics.items()},
+                **{name: float(value) for name, value in figures.items()},
             }
-            knn = self._probe() if probing else None
-            log.append(line if knn is None else {**line, "knn": knn})
-        if recorder.writer.is_due(step) or last:
+            log.append(line)
+        if recorder.writer.is_due(step) or self.is_over:
             log.flush()
             recorder.writer.write(self._checkpoint())
         recorder.writer.hold(step)
@@ -205,18 +245,13 @@ class _Worker:
             healthy=training["health"]["failed_checks"] == 0,
         )
 
-    def _probe(self) -> float | None:
-        """KNN accuracy of a fixed sample, a quarter queried against the rest; None unlabelled."""
-        if self.labels is None:
-            return None
-        labelled = np.flatnonzero(self.labels >= 0)
-        if len(labelled) < 8 or len(np.unique(self.labels[labelled])) < 2:
-            return None
-        sample = np.random.default_rng(0).permutation(labelled)[:PROBE_PICTURES]
-        vectors = self.training.encoder().embed(self.cache.read(sample))
-        cut = len(sample) // 4
-        labels = self.labels[sample]
-        return knn_accuracy(vectors[cut:], labels[cut:], vectors[:cut], labels[:cut], k=PROBE_K)
+    def _probe(self) -> dict[str, float]:
+        """Figures by labels, when they are due; every rank comes along."""
+        training = self.training
+        every = self.plan.probe_every * training.steps_per_epoch
+        if self.probe is None or (training.step_index % every and not self.is_over):
+            return {}
+        return self.probe.measure(training.encoder())
 
 
 def open_pixels(plan: WorkerPlan) -> PixelCache:
@@ -242,7 +277,7 @@ def publish_encoder(
     training: Pretraining,
     *,
     seconds: float,
-    corpus_id: str,
+    parents: Mapping[str, str],
     cut_short: str | None = None,
 ) -> dict[str, Any]:
     """Publish the encoder as trained so far; returns its card.
@@ -252,7 +287,7 @@ def publish_encoder(
         name: of the run, and so of the encoder.
         training: has made it.
         seconds: of training.
-        corpus_id: what it has learnt from.
+        parents: identities of what it is made from.
         cut_short: why training ended before its last step.
     """
     facts = {
@@ -265,7 +300,7 @@ def publish_encoder(
             "seconds": round(seconds, 1),
             "num_pictures": training.num_pictures,
         },
-        "parents": {"corpus_id": corpus_id},
+        "parents": dict(parents),
         "versions": library_versions("torch", "torchvision", "ray"),
     }
     return workspace.publish_encoder(name, training.encoder(), facts)

@@ -192,7 +192,7 @@ def _follow(
 ) -> None:
     tail = MetricsTail(folder)
     news = RunNews(folder, say)
-    knn: float | None = None
+    accuracy = ""
     earlier = tail.refresh()
     line.start_at(earlier[-1]["step"] if earlier else 0)
     while not finished.wait(POLL_S):
@@ -201,6 +201,9 @@ def _follow(
         if not fresh:
             continue
         newest = fresh[-1]
-        knn = next((item["knn"] for item in reversed(fresh) if "knn" in item), knn)
-        note = f"loss {newest['loss']:.3f}" + (f"  kNN {knn:.1%}" if knn is not None else "")
-        line.set(newest["step"], note)
+        probed = next((item for item in reversed(fresh) if "knn" in item), None)
+        if probed is not None:
+            accuracy = f"  kNN {probed['knn']:.1%}"
+            if "knn_random" in probed:
+                accuracy += f" (untrained {probed['knn_random']:.1%})"
+        line.set(newest["step"], f"loss {newest['loss']:.3f}{accuracy}")

@@ -24,9 +24,13 @@ class Recorder:
         step: at which the attempt begins.
         every: steps that a kill may cost at most.
         stop_at_s: training time at which the run shall stop, or None.
+
+    Attributes:
+        done: to be set once the run has come to its end, for those who follow its log.
     """
 
     def __init__(self, folder: Folder, step: int, *, every: int, stop_at_s: float | None) -> None:
+        self.done = False
         self.log = MetricsLog(folder, step)
         self.pulse = Pulse(folder)
         self.writer = CheckpointWriter(
@@ -44,7 +48,7 @@ class Recorder:
         """Wait for what is being written, and write what is left."""
         self.writer.close()
         self.pulse.close()
-        self.log.flush()
+        self.log.close(done=self.done)
 
     def _tell(self, alert: str | None) -> None:
         """Have ``run.json``, and so the Runs page, say that work is not protected."""

@@ -61,7 +61,7 @@ def publish_newest(
         name,
         training,
         seconds=state["seconds"],
-        corpus_id=run["corpus_id"],
+        parents=run.get("parents", {"corpus_id": run["corpus_id"]}),
         cut_short=cut_short if training.step_index < training.num_steps else None,
     )
     return training.step_index

@@ -6,32 +6,24 @@ object a line. Checkpoints: `cluster.checkpoints`.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, Protocol
 
-import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
-from numpy.typing import NDArray
-
-from index.artifact import CorruptArtifactError, FileRecord, Folder, write_json
+from index.artifact import CorruptArtifactError, Folder, write_json
 
 __all__ = [
     "MetricsLog",
     "MetricsTail",
-    "load_labels",
     "read_metrics",
     "read_run",
-    "save_labels",
     "write_run",
 ]
 
 logger = logging.getLogger(__name__)
 
 METRICS = "metrics.jsonl"
-LABELS = "labels.parquet"
 
 
 def read_run(folder: Folder) -> dict[str, Any]:
@@ -128,6 +120,22 @@ class MetricsTail:
             return None
 
 
+class Follower(Protocol):
+    """Takes every line of a log as well, such as `cluster.trackers.Trackers`."""
+
+    def log(self, line: Mapping[str, float]) -> None:
+        """A line was appended."""
+        ...
+
+    def flush(self) -> None:
+        """The log was flushed."""
+        ...
+
+    def close(self, *, done: bool) -> None:
+        """The log was closed."""
+        ...
+
+
 class MetricsLog:
     """Appends lines to ``metrics.jsonl``; on an object store, rewrites it at each `flush`.
 
@@ -137,18 +145,31 @@ class MetricsLog:
     Args:
         folder: the run's folder.
         resume_step: lines of later steps, which the resumed run will write again, are dropped.
+
+    Attributes:
+        lines: all that it holds.
+        written_until: the last step that was there before the later ones were dropped, -1 of none.
     """
 
     def __init__(self, folder: Folder, resume_step: int) -> None:
         self._folder = folder
-        self._lines = [line for line in read_metrics(folder) if line["step"] <= resume_step]
+        self._follower: Follower | None = None
+        found = read_metrics(folder)
+        self.written_until: int = found[-1]["step"] if found else -1
+        self.lines = [line for line in found if line["step"] <= resume_step]
         # Also while the file lacks lines or ends in half of one, so that appending would harm it.
         self._is_behind = True
         self.flush()
 
+    def follow(self, follower: Follower) -> None:
+        """Tell somebody else of each line, flush and close from now on."""
+        self._follower = follower
+
     def append(self, line: dict[str, Any]) -> None:
         """Add one line; on a local or shared disk it can be read at once."""
-        self._lines.append(line)
+        self.lines.append(line)
+        if self._follower is not None:
+            self._follower.log(line)
         if not self._folder.is_local or self._is_behind:
             self._is_behind = True
             return
@@ -160,38 +181,25 @@ class MetricsLog:
 
     def flush(self) -> None:
         """Make every line readable."""
+        if self._follower is not None:
+            self._follower.flush()
         if not self._is_behind:
             return
-        text = "".join(json.dumps(line) + "\n" for line in self._lines)
+        text = "".join(json.dumps(line) + "\n" for line in self.lines)
         try:
             self._folder.make().write_atomic(METRICS, text.encode())
             self._is_behind = False
         except OSError as error:
             self._fell_behind(error)
 
+    def close(self, *, done: bool) -> None:
+        """Write what is left; ``done`` says whether the run came to its end."""
+        self.flush()
+        if self._follower is not None:
+            self._follower.close(done=done)
+
     def _fell_behind(self, error: OSError) -> None:
         self._is_behind = True
         logger.warning(
             "%s/%s: could not be written (%s); tried again", self._folder, METRICS, error
         )
-
-
-def save_labels(folder: Folder, ids: NDArray[np.int64], labels: NDArray[np.int64]) -> FileRecord:
-    """Keep what each picture was labelled when the run began, in the order of the pixels' ids."""
-    table = pa.table({"id": ids, "label": labels})
-    return folder.make().write_hashed(LABELS, lambda path: pq.write_table(table, path))
-
-
-def load_labels(folder: Folder, record: FileRecord) -> NDArray[np.int64]:
-    """The labels that `save_labels` kept.
-
-    Raises:
-        CorruptArtifactError: the file is not the one that was saved.
-    """
-    data = folder.read_bytes(LABELS)
-    if hashlib.sha256(data).hexdigest() != record["sha256"]:
-        raise CorruptArtifactError(
-            f"{folder}/{LABELS}: its content is not that of the labels this run began with "
-            "(sha256 differs). Run the same command again, which writes it anew."
-        )
-    return np.asarray(pq.read_table(pa.BufferReader(data))["label"].to_numpy())

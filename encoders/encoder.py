@@ -171,7 +171,8 @@ def preferred_device() -> torch.device:
 def fresh_modules(config: EncoderConfig, seed: int) -> tuple[Backbone, nn.Sequential]:
     """Backbone and projector with initial weights that only the seed decides, on the CPU."""
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        # torch.manual_seed would set the generators of GPUs as well, which nothing puts back.
+        torch.default_generator.manual_seed(seed)
         backbone = build_backbone(config.backbone, config.preprocess.size)
         projector = build_projector(config.projector, backbone.feature_dim)
     return backbone, projector

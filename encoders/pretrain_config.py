@@ -133,6 +133,11 @@ class PretrainConfig:
             backbone=self.backbone, projector=self.projector, preprocess=self.preprocess
         )
 
+    @property
+    def learns_labels(self) -> bool:
+        """Whether the method learns from labels."""
+        return isinstance(self.method, SupConConfig)
+
     def settings(self) -> dict[str, Any]:
         """Every field by name, the method's own name among its fields: what identifies a run."""
         name = type(self.method).__name__.removesuffix("Config").lower()
@@ -180,8 +185,7 @@ class PretrainConfig:
         Args:
             labels: int64 classes of the whole corpus, -1 for none; None when it knows no labels.
         """
-        needed = isinstance(self.method, SupConConfig)
-        if needed and (labels is None or not (labels >= 0).any()):
+        if self.learns_labels and (labels is None or not (labels >= 0).any()):
             raise ValueError(
                 "supcon learns from labels, and no picture of this corpus has one. "
                 "Scan a corpus with labels, or train with simclr, moco or byol, which need none."

@@ -28,7 +28,13 @@ from encoders.recipes_imagenet import (
     supcon_imagenet,
     supcon_imagenet100,
 )
-from encoders.recipes_small import byol_small, moco_small, simclr_small, supcon_small
+from encoders.recipes_small import (
+    byol_small,
+    moco_small,
+    simclr_small,
+    supcon_finetune_small,
+    supcon_small,
+)
 
 __all__ = [
     "RECIPES",
@@ -46,6 +52,7 @@ __all__ = [
     "simclr_imagenet100",
     "simclr_small",
     "supcon_cifar10",
+    "supcon_finetune_small",
     "supcon_imagenet",
     "supcon_imagenet100",
     "supcon_small",
@@ -57,6 +64,7 @@ _FUNCTIONS: tuple[Callable[[], PretrainConfig], ...] = (
     moco_small,
     byol_small,
     supcon_small,
+    supcon_finetune_small,
     simclr_cifar10,
     moco_cifar10,
     byol_cifar10,

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from index.heads import centred, fit_logistic
+from index.heads import LOGISTIC_C, centred, fit_logistic
 from index.retrieval import directions
 from index.trials import Trials
 from index.vectors import Floats
@@ -25,7 +25,13 @@ from index.vectors import Floats
 if TYPE_CHECKING:
     from sklearn.linear_model import LogisticRegression
 
-__all__ = ["MIN_PROBE_PICTURES", "LinearProbe", "few_label_accuracy", "linear_probe"]
+__all__ = [
+    "MIN_PROBE_PICTURES",
+    "LinearProbe",
+    "few_label_accuracy",
+    "held_out_accuracy",
+    "linear_probe",
+]
 
 Rows = NDArray[np.int64]
 
@@ -93,6 +99,27 @@ def few_label_accuracy(
         left = [np.setdiff1d(rows, drawn, assume_unique=True) for rows in rows_of]
         accuracies.append(np.mean([right_N[rows].mean() for rows in left]))
     return Trials(scores=np.array(accuracies), unit="draws")
+
+
+def held_out_accuracy(
+    bank_ND: Floats, bank_codes_N: Rows, test_QD: Floats, test_codes_Q: Rows
+) -> Trials:
+    """Whether logistic regression on some labels is right about each of others, however few.
+
+    C is fixed at 10, as in `few_label_accuracy`; features are centred by the mean of those it
+    learns from and L2-normalised. A test row of a class that the bank lacks counts as wrong.
+
+    Args:
+        bank_ND: float32 vectors that it learns from.
+        bank_codes_N: int64 classes of them, of which there have to be two.
+        test_QD: float32 vectors of other pictures.
+        test_codes_Q: int64 classes of them.
+    """
+    bank = directions(bank_ND)
+    mean_D = bank.mean(axis=0)
+    model = _fitted(_logistic(LOGISTIC_C), centred(bank, mean_D), bank_codes_N)
+    predicted_Q = model.predict(centred(directions(test_QD), mean_D))
+    return Trials(scores=np.asarray(predicted_Q == test_codes_Q, np.float64))
 
 
 def linear_probe(vectors_ND: Floats, labels_N: Sequence[str], seed: int) -> LinearProbe:

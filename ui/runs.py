@@ -12,6 +12,7 @@ from cluster.attempts import lost_work
 from cluster.runlog import METRICS, MetricsTail, read_run
 from cluster.workspace import Workspace
 from index.artifact import CorruptArtifactError, Folder, MissingArtifactError
+from index.measure import Proportion
 
 __all__ = ["RunBoard", "curves", "thin_out"]
 
@@ -22,7 +23,8 @@ QUIET_AFTER_S = 120.0
 # What a number means to somebody who watches a run; others are shown under their own name.
 FIGURES = {
     "loss": ("Loss", "Lower is better; compare only runs of one method."),
-    "knn": ("kNN accuracy", "Share of pictures whose nearest neighbours have the same label."),
+    "knn": ("kNN accuracy", "Share of held-out pictures whose nearest neighbours are of a class."),
+    "probe": ("Probe accuracy", "The same of a linear classifier on the known labels."),
     "embedding_std": ("Embedding spread", "1 is even over the sphere; near 0 it collapsed."),
     "effective_rank": ("Effective rank", "How many directions the embeddings use."),
     "alignment": ("Alignment", "Distance between two views of one picture; lower is better."),
@@ -33,7 +35,11 @@ FIGURES = {
     "lr": ("Learning rate", "Rises in warm-up, then falls to nothing."),
     "grad_norm": ("Gradient norm", "Steady is healthy; spikes are not."),
 }
-SHARES = frozenset({"knn"})
+SHARES = frozenset({"knn", "probe"})
+# What a share stands beside, by the end of its name.
+BASELINES = {"_random": "untrained", "_pixels": "raw pixels", "_start": "at the start"}
+BESIDE = frozenset(share + ending for share in SHARES for ending in BASELINES)
+SETTINGS = frozenset({"knn_k", "knn_temperature", "num_bank", "num_test"})
 
 
 def curves(
@@ -45,7 +51,7 @@ def curves(
         for name, value in _numbers(line):
             points.setdefault(name, []).append((line["step"], value))
     result = {}
-    for name in sorted(points.keys() - POSITION):
+    for name in sorted(points.keys() - POSITION - SETTINGS):
         steps, values = zip(*thin_out(points[name], max_points), strict=True)
         result[name] = {"steps": list(steps), "values": list(values)}
     return result
@@ -135,7 +141,7 @@ class RunBoard:
             "epoch": latest.get("epoch", 0.0),
             "time_s": latest.get("time_s", 0.0),
             "series": series,
-            "figures": [_figure(key, latest[key]) for key in _ordered(latest)],
+            "figures": [_figure(key, latest) for key in _ordered(latest)],
         }
 
 
@@ -175,11 +181,30 @@ def _history(card: dict[str, Any]) -> str:
     return " ".join(parts)
 
 
-def _figure(key: str, value: float) -> dict[str, Any]:
+def _figure(key: str, latest: dict[str, float]) -> dict[str, Any]:
     title, why = FIGURES.get(key, (key.replace("_", " "), ""))
-    return {"name": key, "title": title, "why": why, "value": value, "is_share": key in SHARES}
+    value = latest[key]
+    figure = {"name": key, "title": title, "why": why, "value": value, "is_share": key in SHARES}
+    return {**figure, **_honesty(key, latest)} if key in SHARES else figure
+
+
+def _honesty(key: str, latest: dict[str, float]) -> dict[str, Any]:
+    """The interval of a share, what it stands beside, and how it was measured."""
+    beside = [
+        {"title": title, "value": latest[key + ending]}
+        for ending, title in BASELINES.items()
+        if key + ending in latest
+    ]
+    num_test, num_bank = int(latest.get("num_test", 0)), int(latest.get("num_bank", 0))
+    if num_test < 1:
+        return {"beside": beside}
+    share = Proportion.wilson(latest[key] * num_test, num_test)
+    measured = f"{num_test:,} pictures tested, {num_bank:,} labels known"
+    if key == "knn" and "knn_k" in latest and "knn_temperature" in latest:
+        measured += f"; k {latest['knn_k']:g}, temperature {latest['knn_temperature']:g}"
+    return {"beside": beside, "low": share.low, "high": share.high, "measured": measured}
 
 
 def _ordered(latest: dict[str, float]) -> list[str]:
     known = [key for key in FIGURES if key in latest]
-    return known + sorted(set(latest) - set(known) - POSITION)
+    return known + sorted(set(latest) - set(known) - POSITION - BESIDE - SETTINGS)

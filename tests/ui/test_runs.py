@@ -40,6 +40,28 @@ def test_a_run_shows_its_curves_figures_and_progress(empty: Workspace, shapes: A
     assert "step" not in run["series"]
 
 
+def test_accuracy_is_shown_with_its_interval_beside_what_it_has_to_beat(
+    empty: Workspace, shapes: Any
+) -> None:
+    folder = shapes.write_run(empty, "enc1", num_steps=3)
+    how = {"knn_k": 5, "knn_temperature": 0.1, "num_bank": 30, "num_test": 10}
+    beside = {"knn_random": 0.4, "knn_pixels": 0.6, "probe_random": 0.5, "probe": 0.8}
+    append(folder, {"step": 9, "loss": 1.0, "knn": 0.9, **beside, **how})
+    run = RunBoard(empty).metrics("enc1")
+    figures = {figure["name"]: figure for figure in run["figures"]}
+    knn = figures["knn"]
+    assert knn["low"] == pytest.approx(0.5958, abs=1e-4)  # Wilson, 9 of 10
+    assert knn["beside"] == [
+        {"title": "untrained", "value": 0.4},
+        {"title": "raw pixels", "value": 0.6},
+    ]
+    assert knn["measured"] == "10 pictures tested, 30 labels known; k 5, temperature 0.1"
+    assert figures["probe"]["beside"] == [{"title": "untrained", "value": 0.5}]
+    assert not set(figures) & {"knn_random", "knn_k", "num_test"}
+    assert run["series"]["knn_random"] == {"steps": [9], "values": [0.4]}
+    assert "num_test" not in run["series"]
+
+
 def test_a_growing_run_is_followed_without_its_half_written_line(
     empty: Workspace, shapes: Any
 ) -> None:

@@ -25,13 +25,15 @@ export function readable(value) {
 }
 
 export class Chart extends HTMLElement {
-  // series: {steps: [...], values: [...]}, both sorted by step.
-  show({ title, series, lastStep, format = readable }) {
+  // series, and a baseline if there is one: {steps: [...], values: [...]}, both sorted by step.
+  show({ title, series, baseline, lastStep, format = readable }) {
     this.series = series;
+    this.baseline = baseline;
     this.format = format;
     const { steps, values } = series;
-    const low = Math.min(...values);
-    const high = Math.max(...values);
+    const shown = [...values, ...(baseline?.values || [])];
+    const low = Math.min(...shown);
+    const high = Math.max(...shown);
     const margin = (high - low || Math.abs(high) || 1) * 0.06;
     this.domain = { x: [0, Math.max(lastStep, steps.at(-1), 1)], y: [low - margin, high + margin] };
     const figure = svg("svg", { viewBox: `0 0 ${WIDTH} ${HEIGHT}`, role: "img", "aria-label": this.spoken(title) });
@@ -44,7 +46,8 @@ export class Chart extends HTMLElement {
 
   spoken(title) {
     const { steps, values } = this.series;
-    return `${title}: from ${this.format(values[0])} at step ${steps[0]} to ${this.format(values.at(-1))} at step ${steps.at(-1)}`;
+    const untrained = this.baseline ? `; untrained ${this.format(this.baseline.values.at(-1))}` : "";
+    return `${title}: from ${this.format(values[0])} at step ${steps[0]} to ${this.format(values.at(-1))} at step ${steps.at(-1)}${untrained}`;
   }
 
   x(step) {
@@ -71,11 +74,19 @@ export class Chart extends HTMLElement {
   line() {
     const { steps, values } = this.series;
     const points = steps.map((step, position) => `${this.x(step).toFixed(1)},${this.y(values[position]).toFixed(1)}`);
-    const parts = [svg("polyline", { class: "la-line", points: points.join(" ") })];
+    const parts = [...this.reference(), svg("polyline", { class: "la-line", points: points.join(" ") })];
     if (steps.length <= 40) {
       parts.push(...steps.map((step, i) => svg("circle", { class: "la-dot", cx: this.x(step), cy: this.y(values[i]), r: 3 })));
     }
     return parts;
+  }
+
+  // The baseline's newest value, right across: it is measured once and does not train.
+  reference() {
+    if (!this.baseline) return [];
+    const y = this.y(this.baseline.values.at(-1));
+    const note = svg("text", { class: "la-tick", x: WIDTH - EDGE.right, y: y - 4, "text-anchor": "end" }, "untrained");
+    return [svg("line", { class: "la-cross", x1: EDGE.left, x2: WIDTH - EDGE.right, y1: y, y2: y }), note];
   }
 
   crosshair() {

@@ -6,7 +6,16 @@ import { readable } from "./chart.js";
 
 const POLL_MS = 2000;
 // Curves in this order; any other number of a run shows as a figure only.
-const CURVES = { loss: "Loss", knn: "kNN accuracy", effective_rank: "Effective rank", lr: "Learning rate" };
+const CURVES = { loss: "Loss", knn: "kNN accuracy", probe: "Probe accuracy", effective_rank: "Effective rank", lr: "Learning rate" };
+
+// A share's interval, what it has to beat, and how many labels it was measured with.
+function honesty(figure) {
+  const parts = [];
+  if (figure.low !== undefined) parts.push(`95 %: ${percent(figure.low)} to ${percent(figure.high)}`);
+  for (const { title, value } of figure.beside || []) parts.push(`${title} ${percent(value)}`);
+  if (figure.measured) parts.push(figure.measured);
+  return parts.map((part) => el("dd", { class: "la-why" }, part));
+}
 
 class Runs extends Panel {
   connected(signal) {
@@ -77,7 +86,7 @@ class Runs extends Panel {
 
   showFigures(run) {
     const figures = run.figures.map((figure) =>
-      el("div", { class: "la-figure" }, el("dt", {}, figure.title), el("dd", {}, figure.is_share ? percent(figure.value) : readable(figure.value)), el("dd", { class: "la-why" }, figure.why)),
+      el("div", { class: "la-figure" }, el("dt", {}, figure.title), el("dd", {}, figure.is_share ? percent(figure.value) : readable(figure.value)), ...honesty(figure), el("dd", { class: "la-why" }, figure.why)),
     );
     this.figures.replaceChildren(...figures);
   }
@@ -90,8 +99,9 @@ class Runs extends Panel {
     const now = [...this.charts.children];
     if (shown.length !== now.length || shown.some((chart, position) => chart !== now[position])) this.charts.replaceChildren(...shown);
     for (const name of names) {
-      const format = name === "knn" ? percent : readable;
-      this.chartOf[name].show({ title: CURVES[name], series: run.series[name], lastStep: run.num_steps, format });
+      const format = name === "knn" || name === "probe" ? percent : readable;
+      const baseline = run.series[`${name}_random`];
+      this.chartOf[name].show({ title: CURVES[name], series: run.series[name], baseline, lastStep: run.num_steps, format });
     }
     if (!names.length) this.charts.replaceChildren(emptyState("Waiting for the first numbers", "The run has started and writes its first numbers after its first steps."));
   }
