@@ -47,8 +47,9 @@ NUM_EPOCHS, NUM_STEPS = 20, 100
 EVERY = 8
 WAIT_S = 400
 DRIVER = """
-import io, sys
+import json, sys
 from dataclasses import replace
+from pathlib import Path
 from rich.console import Console
 from cluster.context import Context
 from cluster.pretrain_job import PretrainJobConfig, pretrain
@@ -63,7 +64,9 @@ config = PretrainJobConfig(
     corpus="noise", name=name, training=replace(recipe, epochs=20, optim=optim),
     checkpoint_every=8, log_every=1, max_failures=9,
 )
-given = eval(where)
+given = json.loads(where)
+if "ray_config" in given:
+    given["ray_config"] = Path(given["ray_config"])
 where = Where(**given)
 pretrain(config, Context(Workspace.at(location), where, console=Console(file=sys.stderr)))
 """
@@ -157,9 +160,13 @@ def is_saving(folder: Folder) -> bool:
     return any(not checkpoints.exists(f"{name}/checkpoint.json") for name in checkpoints.names())
 
 
-def until(condition: Callable[[], bool], what: str) -> None:
+def until(
+    condition: Callable[[], bool], what: str, driver: subprocess.Popen[str] | None = None
+) -> None:
     deadline = time.monotonic() + WAIT_S
     while not condition():
+        if driver is not None and driver.poll() is not None:
+            raise AssertionError(f"{what}: the driver ended: {driver.communicate()[1]}")
         assert time.monotonic() < deadline, f"{what}: waited {WAIT_S} s"
         time.sleep(0.002)
 
@@ -231,7 +238,7 @@ def start_driver(context: Context) -> Iterator[Callable[..., subprocess.Popen[st
     drivers = []
 
     def start(name: str, **where: Any) -> subprocess.Popen[str]:
-        arguments = [context.workspace.location, name, repr(where)]
+        arguments = [context.workspace.location, name, json.dumps(where)]
         driver = subprocess.Popen(
             [sys.executable, "-c", DRIVER, *arguments],
             cwd=CHECKOUT,
@@ -273,7 +280,7 @@ def test_ctrl_c_in_a_terminal_leaves_an_encoder_and_the_run_goes_on_to_the_same_
     """It reaches every process of the terminal's group, Ray's too."""
     folder = context.workspace.folder("runs", "asked")
     driver = start_driver("asked")
-    until(lambda: newest_step(folder) > 3, "progress")
+    until(lambda: newest_step(folder) > 3, "progress", driver)
     os.killpg(driver.pid, signal.SIGINT)
     _, said = driver.communicate(timeout=WAIT_S)
     run = read_run(folder)
@@ -368,7 +375,7 @@ def test_a_run_that_loses_a_node_goes_on_at_the_exact_step(
     where = {"profile": "test", "ray_config": str(placed.where.ray_config)}
     folder = context.workspace.folder("runs", "lost")
     driver = start_driver("lost", address=nodes.address, **where)
-    until(lambda: newest_step(folder) > 2 * EVERY, "progress on two nodes")
+    until(lambda: newest_step(folder) > 2 * EVERY, "progress on two nodes", driver)
     nodes.tell("kill")
     if not least:
         nodes.tell("add")
@@ -379,4 +386,3 @@ def test_a_run_that_loses_a_node_goes_on_at_the_exact_step(
     assert attempts[1]["resumed_at"] > 0
     assert_little_was_lost(folder, num_kills=1)
     assert distance(context, "lost", "calm") < TOLERANCE
-    json.dumps(attempts)
