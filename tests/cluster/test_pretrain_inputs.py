@@ -116,10 +116,10 @@ def taught(monkeypatch: pytest.MonkeyPatch) -> dict[int, set[int]]:
     shown: dict[int, set[int]] = {}
     train_step = Pretraining.train_step
 
-    def spy(self: Pretraining, pixels: Any, ids: Any, labels: Any = None) -> dict[str, float]:
+    def spy(self: Pretraining, pixels: Any, ids: Any, labels: Any, **how: Any) -> dict[str, float]:
         for picture, label in zip(ids.tolist(), labels.tolist(), strict=True):
             shown.setdefault(picture, set()).add(label)
-        return train_step(self, pixels, ids, labels)
+        return train_step(self, pixels, ids, labels, **how)
 
     monkeypatch.setattr(Pretraining, "train_step", spy)
     return shown
@@ -299,7 +299,7 @@ def test_a_run_starts_from_an_encoder_and_goes_on_without_it(
     training = starting_config(SIMCLR, start)
     config = job("second", training, start="first", checkpoint_every=1000)
     with monkeypatch.context() as patch:
-        patch.setattr(Pretraining, "train_step", lambda *_: 1 / 0)
+        patch.setattr(Pretraining, "train_step", lambda *_, **__: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             pretrain(config, context)
     home = context.workspace.folder("encoders", "first")
@@ -307,9 +307,9 @@ def test_a_run_starts_from_an_encoder_and_goes_on_without_it(
     begun: list[torch.Tensor] = []
     train_step = Pretraining.train_step
 
-    def spy(self: Pretraining, *given: Any) -> dict[str, float]:
+    def spy(self: Pretraining, *given: Any, **how: Any) -> dict[str, float]:
         begun.append(start_weight(self.encoder()).clone())
-        return train_step(self, *given)
+        return train_step(self, *given, **how)
 
     monkeypatch.setattr(Pretraining, "train_step", spy)
     pretrain(config, context)
