@@ -153,7 +153,8 @@ def _publish_again(run: dict[str, Any], config: PretrainJobConfig, context: Cont
     state = load_newest_checkpoint(context.workspace.folder("runs", config.name), run["config_id"])
     if state is None or state["training"]["step"] < run["num_steps"]:
         return None
-    training = Pretraining(config.training, num_pictures=run["num_pictures"])
+    num_trained = config.training.num_trained(run["num_pictures"])
+    training = Pretraining(config.training, num_pictures=num_trained)
     training.load_state_dict(state["training"])
     publish_encoder(
         context.workspace,
@@ -173,17 +174,18 @@ def _train(
     _refuse_other_scan(run, config, catalog)
     num_workers = context.where.profile_settings().num_workers
     # Before an hour goes into the cache; again after it, when unreadable pictures are left out.
-    config.training.check_share(len(catalog.ok), num_workers)
+    config.training.check_share(config.training.num_trained(len(catalog.ok)), num_workers)
     has_labels = catalog.ok["label"].null_count < len(catalog.ok)
     config.training.check_labels(np.zeros(1, np.int64) if has_labels else None)
     cache = build_pixels(
         catalog, config.training.preprocess, context, error_budget=config.error_budget
     )
-    config.training.check_share(len(cache), num_workers)
+    num_trained = config.training.num_trained(len(cache))
+    config.training.check_share(num_trained, num_workers)
     _refuse_other_pictures(run, config, cache)
     plan = _plan(config, catalog, cache, context)
     folder = context.workspace.folder("runs", config.name)
-    num_steps = config.training.num_steps(len(cache))
+    num_steps = config.training.num_steps(num_trained)
     _begin(folder, config, plan, cache, facts_of(catalog))
     try:
         outcome = fit(plan, context, num_steps=num_steps, max_failures=config.max_failures)
@@ -269,6 +271,7 @@ def _begin(
     cache: PixelCache,
     facts: CorpusFacts,
 ) -> None:
+    split = plan.training.split(len(cache))
     write_run(
         folder,
         state="running",
@@ -279,8 +282,10 @@ def _begin(
         corpus_facts=facts,
         pixels_id=plan.pixels_id,
         num_pictures=len(cache),
+        num_held_out=len(cache) - len(split.trained),
+        num_examined=len(split.examined),
         failed=cache.failed,
-        num_steps=plan.training.num_steps(len(cache)),
+        num_steps=plan.training.num_steps(len(split.trained)),
         started_at=time.time(),
         error=None,
         versions=library_versions("torch", "ray"),

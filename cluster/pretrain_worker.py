@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from cluster.pixels_job import PixelCache
+from cluster.run_watch import Pace, Warnings, examined_pictures, is_checked
 from cluster.runlog import MetricsLog, load_labels, load_newest_checkpoint, save_checkpoint
 from cluster.workspace import Workspace
 from encoders.health import CollapseError, NonFiniteError
@@ -85,7 +86,13 @@ class _Worker:
         self.folder = self.workspace.folder("runs", plan.name)
         self.cache = _open_pixels(Folder(self.workspace.root.fs, plan.pixels_path), plan)
         self.labels = None if plan.labels is None else load_labels(self.folder, plan.labels)
-        self.training = Pretraining(plan.training, num_pictures=len(self.cache), device=device)
+        self.split = plan.training.split(len(self.cache))
+        self.training = Pretraining(
+            plan.training,
+            num_pictures=len(self.split.trained),
+            device=device,
+            examined=examined_pictures(self.split, self.cache, self.labels, plan.training, device),
+        )
         state = load_newest_checkpoint(self.folder, plan.config_id)
         self.resumed_at: int | None = None
         if state is not None:
@@ -93,6 +100,8 @@ class _Worker:
             self.resumed_at = self.training.step_index
         self.seconds_before = float(state["seconds"]) if state is not None else 0.0
         self.started_s = time.monotonic()
+        self.pace = Pace(plan.training.batch_size)
+        self.warnings = Warnings(self.folder, self.training.findings)
 
     @property
     def seconds(self) -> float:
@@ -104,13 +113,16 @@ class _Worker:
         log = MetricsLog(self.folder, training.step_index) if self.rank == 0 else None
         try:
             while training.step_index < training.num_steps:
-                rows = training.next_rows()
+                rows = self.split.trained[training.next_rows()]
                 labels = None if self.labels is None else self.labels[rows]
-                metrics = training.train_step(self.cache.read(rows), self.cache.ids[rows], labels)
+                with self.pace.waiting():
+                    pixels = self.cache.read(rows)
+                metrics = training.train_step(pixels, self.cache.ids[rows], labels)
                 if log is not None:
                     self._record(log, metrics)
         finally:
             if log is not None:
+                self.warnings.keep(training.findings)
                 log.flush()
         if self.rank == 0:
             publish_encoder(
@@ -127,12 +139,14 @@ class _Worker:
         training, plan = self.training, self.plan
         step, last = training.step_index, training.step_index == training.num_steps
         probing = step % (plan.probe_every * training.steps_per_epoch) == 0 or last
-        if step % plan.log_every == 0 or probing:
+        if step % plan.log_every == 0 or probing or is_checked(metrics):
             line = {
                 "step": step,
                 "epoch": round(step / training.steps_per_epoch, 3),
                 "time_s": round(self.seconds, 3),
                 **{name: float(value) for name, value in metrics.items()},
+                **self.pace.figures(),
+                **self.warnings.keep(training.findings),
             }
             knn = self._probe() if probing else None
             log.append(line if knn is None else {**line, "knn": knn})
