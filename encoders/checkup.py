@@ -63,6 +63,11 @@ class Checkup:
         """Standard deviation of `discrimination` by chance."""
         return CHANCE_SPREAD / math.sqrt(self.num_pictures)
 
+    @property
+    def batch_chance(self) -> float:
+        """The same for the pictures of a batch."""
+        return CHANCE_SPREAD / math.sqrt(self.batch_pictures)
+
     def least_rank(self, num_pictures: int) -> float:
         """The effective rank of so many pictures below which they lie along few directions."""
         possible = possible_rank(num_pictures, self.dim)

@@ -46,7 +46,7 @@ RULES: tuple[Rule, ...] = tuple(sorted((*FAULTS, *SYMPTOMS), key=lambda rule: ru
 TEMPERATURE = 0.1
 TINY = 1e-12
 # Figures that rules need and that say nothing beside the others.
-INTERNAL = frozenset({"distinct_pictures", "input_scale", "keys_in_queue"})
+INTERNAL = frozenset({"distinct_pictures", "input_scale", "keys_in_queue", "weight_rms"})
 NOISY = frozenset({"discrimination", "batch_discrimination", "class_discrimination"})
 # Weight of the newest check in a mean, which is then over some six of them.
 NEWEST = 0.3
@@ -152,12 +152,11 @@ class Doctor:
             NonFiniteError: the networks make NaN or infinity of the examined pictures.
         """
         moved = examination.moved()
-        norm = moved.pop("weight_norm")
-        self._start.setdefault("weight_norm", norm)
+        self._start.setdefault("weight_rms", moved["weight_rms"])
         if step % self._config.health.every:
             return {}
         figures = {**examination.figures, **moved}
-        figures["weight_growth"] = norm / max(self._start["weight_norm"], TINY)
+        figures["weight_growth"] = moved["weight_rms"] / max(self._start["weight_rms"], TINY)
         if self._examined is not None:
             figures |= self._examine(self._examined, step)
         if "discrimination" not in figures:

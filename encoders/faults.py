@@ -11,6 +11,10 @@ __all__ = ["FAULTS"]
 
 # Change of the log of the weights' norm in a step; the steepest healthy run seen had 0.003.
 STEEP = 0.005
+# Weights find their size in the first steps.
+FIRST_STEPS = 20
+# Root mean square of weights; fresh ones have 0.05 to 0.5.
+LARGEST_WEIGHTS = 10.0
 # Share of its norm by which a step has to move a network, at a twentieth of the peak rate or more.
 STILL, STILL_RATE = 1e-6, 0.05
 # A target closer than half an online step follows at once.
@@ -74,17 +78,28 @@ def _still(check: Checkup) -> str | None:
 
 def _rushes(check: Checkup) -> str | None:
     growth = _growth(check)
-    if growth < STEEP:
+    so_far = math.log(max(check.now["weight_growth"], 1)) / check.step
+    if check.step < FIRST_STEPS or growth < STEEP or so_far < STEEP / 2:
         return None
     return (
         f"the weights are being overwritten: their norm grows by {growth:.1%} a step (healthy runs "
-        f"stay below {STEEP / 2:.1%}), a step changes them by {check.now['update_ratio']:.1%}"
+        f"stay below {STEEP / 2:.2%}), a step changes them by {check.now['update_ratio']:.1%}"
+    )
+
+
+def _too_large(check: Checkup) -> str | None:
+    size = check.now["weight_rms"]
+    if size <= LARGEST_WEIGHTS:
+        return None
+    return (
+        f"the weights are out of all proportion: their root mean square is {size:.3g} (below 1 is "
+        "usual), so that no step can change what the network does"
     )
 
 
 def _fades(check: Checkup) -> str | None:
     growth = _growth(check)
-    if growth > -STEEP:
+    if check.step < FIRST_STEPS or growth > -STEEP:
         return None
     return f"the weights fade: their norm falls by {-growth:.1%} a step"
 
@@ -197,6 +212,7 @@ FAULTS = (
         "weights that have grown out of proportion, and units that are dead. Raise optim.lr.",
     ),
     Rule(name="rushes", sees=_rushes, patience=2, advice=_RATE),
+    Rule(name="too_large", sees=_too_large, patience=1, advice=_RATE),
     Rule(
         name="fades",
         sees=_fades,

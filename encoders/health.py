@@ -45,7 +45,7 @@ class HealthConfig:
 
     every: int = 20
     """Steps between checks."""
-    held_out: int = 128
+    held_out: int = 96
     """The most pictures kept out of training to look at; 0 looks at the training batch alone."""
     held_out_share: float = 0.05
     """The most of the corpus to keep out; where that is below 32 pictures none is kept out."""
@@ -74,7 +74,7 @@ class HealthConfig:
         if self.held_out < 0 or not 0 <= self.held_out_share < 1:
             raise ValueError(
                 f"health held_out {self.held_out} must be 0 or more and held_out_share "
-                f"{self.held_out_share} in [0, 1). 128 and 0.05 are the defaults."
+                f"{self.held_out_share} in [0, 1). 96 and 0.05 are the defaults."
             )
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor, nn
 
@@ -39,15 +41,17 @@ class Motion:
 
         Returns:
             ``update_ratio`` norm of the step over that of the backbone's weights;
-            ``head_update_ratio`` the same of the projector, unless it is empty; ``weight_norm`` of
-            the backbone; with a target network ``ema_drift``, its distance from the online network
-            over the latter's norm, and ``ema_update``, its own step over its norm.
+            ``head_update_ratio`` the same of the projector, unless it is empty; ``weight_rms``, the
+            root mean square of the backbone's; with a target network ``ema_drift``, its distance
+            from the online network over the latter's norm, and ``ema_update``, its own step over
+            its norm.
         """
         figures = {}
         for name, ratio in (("backbone", "update_ratio"), ("projector", "head_update_ratio")):
             if self._before[name]:
                 figures[ratio] = _moved(self._before[name], self._networks[name])
-        figures["weight_norm"] = _norm(_tensors(self._networks["backbone"]))
+        weights = _tensors(self._networks["backbone"])
+        figures["weight_rms"] = _norm(weights) / math.sqrt(sum(w.numel() for w in weights))
         if self._targets:
             online = [t for net in self._networks.values() for t in _tensors(net)]
             target = [t for net in self._targets.values() for t in _tensors(net)]

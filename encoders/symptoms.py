@@ -49,8 +49,9 @@ def _narrow(check: Checkup) -> str | None:
 
 
 def _chance(check: Checkup) -> str | None:
-    found = check.now["mean_discrimination"]
-    if not check.can_tell or found > CHANCE + NEAR * check.chance or _has_gained(check):
+    found, trained = check.now["mean_discrimination"], check.now["mean_batch_discrimination"]
+    at_chance = found <= CHANCE + NEAR * check.chance
+    if not check.can_tell or not at_chance or trained > CHANCE + NEAR * check.batch_chance:
         return None
     return (
         "nothing is learnt that tells one picture from another: the other view of a picture is "

@@ -158,7 +158,7 @@ def nearly_copies(pixels: np.ndarray) -> np.ndarray:
     return np.clip(pixels[:1] + noise, 0, 255).astype(np.uint8)
 
 
-@pytest.mark.parametrize("name", ["simclr", "byol"])
+@pytest.mark.parametrize("name", ["simclr", pytest.param("byol", marks=pytest.mark.slow)])
 def test_near_copies_of_one_picture_cannot_be_learnt_from(name: str) -> None:
     with pytest.raises(CollapseError, match=r"collapsed: since step"):
         Run(config_of(name), pixels=nearly_copies(corpus()[0])).until()
@@ -182,7 +182,7 @@ def test_labels_that_are_all_equal_stop_supcon() -> None:
 # --- faults: a warning names what is wrong --------------------------------------------------------
 
 
-def test_a_rate_30_times_too_high_is_said_to_be(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_rate_30_times_too_high_is_said_to_be() -> None:
     assert "learning rate that is too high" in Run(faster("simclr", 30.0)).until("rushes")
 
 
@@ -206,9 +206,13 @@ def too_large(training: Any) -> None:
             parameter.mul_(1e4)
 
 
-@pytest.mark.parametrize("sabotage", [frozen, without_gradients, too_large])
+@pytest.mark.parametrize("sabotage", [frozen, without_gradients])
 def test_weights_that_do_not_move_are_seen(sabotage: Sabotage) -> None:
     assert "frozen" in Run(config_of("byol"), sabotage).until("still", 40)
+
+
+def test_weights_out_of_all_proportion_are_seen() -> None:
+    assert "root mean square" in Run(config_of("byol"), too_large).until("too_large", 4)
 
 
 def test_weight_decay_that_eats_the_weights_is_named() -> None:
@@ -327,5 +331,5 @@ def test_two_pictures_in_turn_are_said_to_be_few() -> None:
 
 
 def test_a_temperature_that_makes_the_loss_absurd_is_named() -> None:
-    sentence = Run(with_method("simclr", temperature=1e-3)).until("worse_than_guessing")
-    assert "method.temperature 0.001" in sentence
+    with pytest.raises(CollapseError, match=r"stand out: method\.temperature 0\.001"):
+        Run(with_method("simclr", temperature=1e-3)).until()

@@ -34,6 +34,7 @@ WELL = {
     "update_ratio": 1e-2,
     "head_update_ratio": 1e-2,
     "weight_growth": 1.2,
+    "weight_rms": 0.2,
     "ema_drift": 0.05,
     "ema_update": 1e-3,
 }
@@ -48,7 +49,8 @@ SICK = {
     "target_rests": {"ema_update": 0.0},
     "target_copies": {"ema_drift": 0.0},
     "still": {"update_ratio": 0.0},
-    "rushes": {"weight_growth": 1.5},
+    "rushes": {"weight_growth": 4.0},
+    "too_large": {"weight_rms": 100.0},
     "fades": {"weight_growth": 0.9},
     "worse_than_guessing": {"mi_bound": -2.0},
     "no_gain": {"mean_discrimination": 0.6, "mean_batch_discrimination": 0.6},
@@ -131,9 +133,11 @@ def test_the_schedule_may_bring_weights_and_targets_to_rest():
     assert "target_rests" not in seen_by(checkup(SICK["target_rests"], progress=0.95))
 
 
-def test_the_norm_may_grow_as_far_over_more_steps():
-    assert "rushes" in seen_by(checkup({"weight_growth": 1.5}))
-    assert "rushes" not in seen_by(checkup({"weight_growth": 1.5}, last_step=0))
+def test_the_norm_may_grow_as_far_over_more_steps_and_find_its_size_at_first():
+    assert "rushes" in seen_by(checkup({"weight_growth": 4.0}))
+    assert "rushes" not in seen_by(checkup({"weight_growth": 4.0}, last_step=0))
+    assert "rushes" not in seen_by(checkup({"weight_growth": 1.4}))
+    assert "rushes" not in seen_by(checkup({"weight_growth": 2.0}, step=18, last_step=16))
 
 
 # --- counting, and what is said -------------------------------------------------------------------
@@ -169,7 +173,7 @@ def test_a_collapse_stops_the_run_and_says_since_when_and_what_to_do():
 
 def test_a_run_that_recovers_goes_on_and_is_healthy_again():
     judged = Judged(patience=2, grace_steps=0)
-    for step in range(0, 200, 40):
+    for step in range(40, 240, 40):
         judged.check(step, SICK["constant"])
         assert not judged.doctor.is_healthy
         judged.check(step + 20)
