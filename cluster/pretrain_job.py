@@ -146,7 +146,7 @@ def _train(
     refuse_other_pictures(run, config, cache)
     plan = plan_run(config, catalog, cache, context, start_id=start_id, tracking=tracking)
     folder = workspace.folder("runs", config.name)
-    num_steps = training.num_steps(len(cache))
+    num_steps = training.num_steps(training.num_trained(len(cache)))
     plan = replace(plan, stop_at_s=time_limit(config, folder, plan))
     begin_run(folder, config, plan, cache, facts_of(catalog))
     try:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -21,62 +20,19 @@ from cluster.online_probe import OnlineProbe, split_labels
 from cluster.pixels_job import PixelCache
 from cluster.recorder import Recorder
 from cluster.run_labels import load_labels
+from cluster.run_watch import Pace, Warnings, examined_pictures, is_checked
 from cluster.starting import load_kept_start
-from cluster.trackers import Trackers, TrackingPlan
+from cluster.trackers import Trackers
+from cluster.worker_plan import WorkerPlan, open_pixels
 from cluster.workspace import Workspace
 from encoders.collective import first_ranks, gather_rows, world_size
 from encoders.encoder import Encoder
 from encoders.health import CollapseError, NonFiniteError
 from encoders.losses import NO_LABEL
-from encoders.pretrain_config import PretrainConfig
 from encoders.training import Pretraining
-from index.artifact import Folder, library_versions
+from index.artifact import library_versions
 
-__all__ = [
-    "TrainingDataChangedError",
-    "WorkerPlan",
-    "publish_encoder",
-    "train_worker",
-]
-
-
-class TrainingDataChangedError(ValueError):
-    """What lies in the workspace is not what the run began to learn from."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class WorkerPlan:
-    """All that a worker needs to know; small, since it travels to each.
-
-    It pins what the run learns from: a worker, also one that Ray starts anew after days, takes the
-    pixels of this identity, the labels of this file and the weights of this encoder, or refuses.
-    """
-
-    location: str
-    name: str
-    corpus_id: str
-    pixels_path: str
-    pixels_id: str
-    labels: dict[str, Any] | None
-    start_id: str | None
-    config_id: str
-    training: PretrainConfig
-    checkpoint_every: int
-    log_every: int
-    probe_every: int
-    tracking: TrackingPlan
-    num_threads: int
-    stop_at_s: float | None = None
-    """Training time, over all resumes, at which the run stops with the encoder so far."""
-
-    def parents(self) -> dict[str, str]:
-        """Identities of what the encoder is made from."""
-        made_from = {"corpus_id": self.corpus_id}
-        if self.start_id is not None:
-            made_from["start_id"] = self.start_id
-        if self.labels is not None and self.training.learns_labels:
-            made_from["labels_id"] = self.labels["labels_id"]
-        return made_from
+__all__ = ["publish_encoder", "train_worker"]
 
 
 def train_worker(loop_config: dict[str, Any]) -> dict[str, Any]:
@@ -95,7 +51,8 @@ def train_worker(loop_config: dict[str, Any]) -> dict[str, Any]:
     torch.set_num_threads(plan.num_threads)
     rank = ray.train.get_context().get_world_rank()
     cache = open_pixels(plan)
-    num_ranks = plan.training.most_ranks(len(cache), world_size())
+    num_trained = plan.training.num_trained(len(cache))
+    num_ranks = plan.training.most_ranks(num_trained, world_size())
     num_waiting = world_size() - num_ranks
     try:
         with first_ranks(num_ranks) as is_one:
@@ -118,8 +75,13 @@ class _Worker:
         self.cache = cache
         start = None if plan.start_id is None else load_kept_start(self.folder, plan.start_id)
         self._take_labels(start)
+        self.split = plan.training.split(len(cache))
         self.training = Pretraining(
-            plan.training, num_pictures=len(self.cache), device=device, start=start
+            plan.training,
+            num_pictures=len(self.split.trained),
+            device=device,
+            start=start,
+            examined=examined_pictures(self.split, cache, self.labels, plan.training, device),
         )
         state = self._agreed_checkpoint(device)
         self.resumed_at: int | None = None
@@ -128,6 +90,8 @@ class _Worker:
             self.resumed_at = self.training.step_index
         self.seconds_before = float(state["seconds"]) if state is not None else 0.0
         self.started_s = time.monotonic()
+        self.pace = Pace(plan.training.batch_size)
+        self.warnings = Warnings(self.folder, self.training.findings)
 
     def _take_labels(self, start: Encoder | None) -> None:
         """What the method is shown, and what it is judged by."""
@@ -172,7 +136,10 @@ class _Worker:
             num_waiting=num_waiting,
         )
         with contextlib.closing(self._recorder()) as recorder:
-            self._walk(recorder)
+            try:
+                self._walk(recorder)
+            finally:
+                self.warnings.keep(training.findings)
             recorder.done = training.step_index == training.num_steps
         if recorder.writer.gave_up and training.step_index < training.num_steps:
             return {"resumed_at": self.resumed_at, "stopped": recorder.writer.gave_up}
@@ -204,10 +171,12 @@ class _Worker:
     def _walk(self, recorder: Recorder | None) -> None:
         training = self.training
         while training.step_index < training.num_steps and not training.stop_agreed:
-            rows = training.next_rows()
+            rows = self.split.trained[training.next_rows()]
             labels = None if self.labels is None else self.labels[rows]
+            with self.pace.waiting():
+                pixels = self.cache.read(rows)
             metrics = training.train_step(
-                self.cache.read(rows),
+                pixels,
                 self.cache.ids[rows],
                 labels,
                 stop=recorder is not None and recorder.stop_reason(self.seconds) is not None,
@@ -221,12 +190,14 @@ class _Worker:
         training, log = self.training, recorder.log
         step = training.step_index
         recorder.pulse.at(step, self.seconds)
-        if step % self.plan.log_every == 0 or is_due or self.is_over:
+        if step % self.plan.log_every == 0 or is_due or is_checked(figures) or self.is_over:
             line = {
                 "step": step,
                 "epoch": round(step / training.steps_per_epoch, 3),
                 "time_s": round(self.seconds, 3),
                 **{name: float(value) for name, value in figures.items()},
+                **self.pace.figures(),
+                **self.warnings.keep(training.findings),
             }
             log.append(line)
         if recorder.writer.is_due(step) or self.is_over:
@@ -236,13 +207,13 @@ class _Worker:
 
     def _checkpoint(self) -> Checkpoint:
         """The state after this step, copied, so that the next step may change it."""
-        training = self.training.state_dict()
+        state = {"training": self.training.state_dict(), "seconds": self.seconds}
         return Checkpoint(
             step=self.training.step_index,
             config_id=self.plan.config_id,
-            state=host_copy({"training": training, "seconds": self.seconds}),
+            state=host_copy(state),
             seconds=self.seconds,
-            healthy=training["health"]["failed_checks"] == 0,
+            healthy=self.training.is_healthy,
         )
 
     def _probe(self) -> dict[str, float]:
@@ -252,23 +223,6 @@ class _Worker:
         if self.probe is None or (training.step_index % every and not self.is_over):
             return {}
         return self.probe.measure(training.encoder())
-
-
-def open_pixels(plan: WorkerPlan) -> PixelCache:
-    """The pixels that the run learns from.
-
-    Raises:
-        TrainingDataChangedError: there are others in their place.
-    """
-    folder = Folder(Workspace.at(plan.location).root.fs, plan.pixels_path)
-    cache = PixelCache.open(folder)
-    if cache.id != plan.pixels_id:
-        raise TrainingDataChangedError(
-            f"pixels {cache.id[:12]} in {folder}: run {plan.name!r} learns from "
-            f"{plan.pixels_id[:12]}, and from one set of pictures to its end. Somebody scanned "
-            "the corpus again and built its pixels anew: start a run under another --name."
-        )
-    return cache
 
 
 def publish_encoder(

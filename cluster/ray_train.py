@@ -14,11 +14,12 @@ from typing import Any, cast
 
 from cluster.context import Context, ProgressLine
 from cluster.interrupt import until_interrupted
-from cluster.pretrain_worker import WorkerPlan, train_worker
+from cluster.pretrain_worker import train_worker
 from cluster.pulse import ask_to_stop
 from cluster.run_news import RunNews
 from cluster.runlog import MetricsTail
 from cluster.where import Profile, Where
+from cluster.worker_plan import WorkerPlan
 from index.artifact import Folder
 
 __all__ = ["ASKED", "check_room", "fit", "run_workers", "scaling", "scratch"]

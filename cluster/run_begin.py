@@ -12,12 +12,12 @@ from cluster.checkpoints import newest_checkpoint
 from cluster.context import Context
 from cluster.pixels_job import PixelCache
 from cluster.pretrain_settings import PretrainJobConfig
-from cluster.pretrain_worker import WorkerPlan
 from cluster.pulse import forget_stop
 from cluster.run_labels import settle_labels
 from cluster.runlog import read_run, write_run
 from cluster.starting import check_start
 from cluster.trackers import TrackingPlan
+from cluster.worker_plan import WorkerPlan
 from cluster.workspace import Workspace
 from index.artifact import Folder, digest, library_versions
 
@@ -57,10 +57,11 @@ def read_own_run(config: PretrainJobConfig, workspace: Workspace) -> dict[str, A
 def check_workers(config: PretrainJobConfig, num_pictures: int, context: Context) -> None:
     """Refuse a number of workers that cannot share a batch, unless the profile leaves it open."""
     profile = context.where.profile_settings()
+    num_trained = config.training.num_trained(num_pictures)
     if profile.min_workers:
-        config.training.most_ranks(num_pictures, profile.num_workers)
+        config.training.most_ranks(num_trained, profile.num_workers)
     else:
-        config.training.check_share(num_pictures, profile.num_workers)
+        config.training.check_share(num_trained, profile.num_workers)
 
 
 def time_limit(config: PretrainJobConfig, folder: Folder, plan: WorkerPlan) -> float | None:
@@ -148,6 +149,7 @@ def begin_run(
     facts: CorpusFacts,
 ) -> None:
     """Have ``run.json`` say what the run learns from, and that it is under way."""
+    split = plan.training.split(len(cache))
     forget_stop(folder)
     write_run(
         folder,
@@ -164,8 +166,10 @@ def begin_run(
         label_settings=asdict(config.label_settings),
         uid=plan.tracking.uid,
         num_pictures=len(cache),
+        num_held_out=len(cache) - len(split.trained),
+        num_examined=len(split.examined),
         failed=cache.failed,
-        num_steps=plan.training.num_steps(len(cache)),
+        num_steps=plan.training.num_steps(len(split.trained)),
         started_at=time.time(),
         error=None,
         note=None,

@@ -123,7 +123,7 @@ class MetricsTail:
 class Follower(Protocol):
     """Takes every line of a log as well, such as `cluster.trackers.Trackers`."""
 
-    def log(self, line: Mapping[str, float]) -> None:
+    def log(self, line: Mapping[str, Any]) -> None:
         """A line was appended."""
         ...
 

@@ -145,10 +145,11 @@ class Trackers:
         for follower in self._followers:
             follower.start()
 
-    def log(self, line: Mapping[str, float]) -> None:
-        """Hand on a line of ``metrics.jsonl``; returns at once."""
+    def log(self, line: Mapping[str, Any]) -> None:
+        """Hand on the numbers of a line of ``metrics.jsonl``; returns at once."""
+        numbers = {name: value for name, value in line.items() if isinstance(value, int | float)}
         for follower in self._followers:
-            follower.lines.put(line)
+            follower.lines.put(numbers)
 
     def flush(self) -> None:
         """A checkpoint is being written; returns at once."""

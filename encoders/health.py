@@ -1,4 +1,6 @@
-"""Is it learning? Figures that need no labels, and the stop when embeddings collapse.
+"""Is it learning? Figures on embeddings that need no labels, and when a run is looked at.
+
+What the figures mean for a run is the doctor's to say (`encoders.doctor`).
 
 Shapes: N pictures, D dimensions. All rows are unit vectors of the two views of the same pictures.
 """
@@ -6,7 +8,6 @@ Shapes: N pictures, D dimensions. All rows are unit vectors of the two views of 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -15,11 +16,14 @@ from torch import Tensor
 __all__ = [
     "CollapseError",
     "HealthConfig",
-    "HealthWatch",
     "NonFiniteError",
+    "class_discrimination",
+    "dead_dimensions",
+    "discrimination",
     "effective_rank",
     "embedding_std",
     "health_metrics",
+    "information",
     "possible_rank",
 ]
 
@@ -28,7 +32,7 @@ MAX_ROWS = 1024
 
 
 class CollapseError(ValueError):
-    """Training was stopped: all pictures get nearly the same embedding, or use few directions."""
+    """Training was stopped: what it makes of pictures has become, or stayed, worthless."""
 
 
 class NonFiniteError(ValueError):
@@ -37,10 +41,14 @@ class NonFiniteError(ValueError):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class HealthConfig:
-    """When training looks at itself, and when it stops."""
+    """When training looks at itself, on which pictures, and when it stops."""
 
     every: int = 20
     """Steps between checks."""
+    held_out: int = 96
+    """The most pictures kept out of training to look at; 0 looks at the training batch alone."""
+    held_out_share: float = 0.05
+    """The most of the corpus to keep out; where that is below 32 pictures none is kept out."""
     min_std: float = 0.05
     """A check fails below this embedding std (1: evenly over the sphere; 0: all the same)."""
     min_rank: float = 1.5
@@ -48,9 +56,9 @@ class HealthConfig:
     min_rank_share: float = 0.06
     """A check fails below this share of the greatest possible rank; 0 for pictures all alike."""
     patience: int = 5
-    """Failed checks in a row that stop the run."""
+    """Failed checks in a row that stop the run, or warn."""
     grace_steps: int = 100
-    """Steps at the start in which no check can fail, while embeddings still spread out."""
+    """Steps at the start in which embeddings may look collapsed, while they still spread out."""
 
     def __post_init__(self) -> None:
         if self.every < 1 or self.patience < 1 or self.grace_steps < 0:
@@ -63,6 +71,11 @@ class HealthConfig:
                 f"health min_std {self.min_std} and min_rank_share {self.min_rank_share} must lie "
                 f"in [0, 1) and min_rank {self.min_rank} must be 0 or more; 0 switches a rule off."
             )
+        if self.held_out < 0 or not 0 <= self.held_out_share < 1:
+            raise ValueError(
+                f"health held_out {self.held_out} must be 0 or more and held_out_share "
+                f"{self.held_out_share} in [0, 1). 96 and 0.05 are the defaults."
+            )
 
 
 def embedding_std(vectors_ND: Tensor) -> Tensor:
@@ -71,6 +84,12 @@ def embedding_std(vectors_ND: Tensor) -> Tensor:
     Source: Chen and He 2021 (SimSiam), section 4.1.
     """
     return vectors_ND.std(dim=0, correction=0).mean() * math.sqrt(vectors_ND.shape[1])
+
+
+def dead_dimensions(vectors_ND: Tensor) -> Tensor:
+    """How many dimensions vary less than a hundredth as much as the one that varies most."""
+    std_D = vectors_ND.std(dim=0, correction=0)
+    return (std_D < std_D.max() / 100).sum().float()
 
 
 def effective_rank(vectors_ND: Tensor) -> Tensor:
@@ -85,9 +104,60 @@ def effective_rank(vectors_ND: Tensor) -> Tensor:
     return entropy.exp()
 
 
-def possible_rank(vectors_ND: Tensor) -> int:
-    """The greatest `effective_rank` that `health_metrics` can find on these rows."""
-    return min(len(vectors_ND), vectors_ND.shape[1], MAX_ROWS)
+def discrimination(cosines_NN: Tensor) -> Tensor:
+    """How often the other view of a picture is nearer than a view of another picture.
+
+    0.5 is chance and 1 is perfect, for any N; a tie counts half. It is the area under the ROC curve
+    of each query, averaged. By chance it strays from 0.5 by 0.29 / sqrt(N), one standard deviation.
+
+    Args:
+        cosines_NN: of first views (rows) with second views (columns), row for row the same picture.
+    """
+    num_rows = len(cosines_NN)
+    own_N1 = cosines_NN.diagonal()[:, None]
+    wins = (cosines_NN < own_N1).float() + 0.5 * (cosines_NN == own_N1).float()
+    # The picture's own view ties with itself.
+    return (wins.sum() - 0.5 * num_rows) / (num_rows * (num_rows - 1))
+
+
+@torch.no_grad()
+def class_discrimination(view_a_ND: Tensor, view_b_ND: Tensor, labels_N: Tensor) -> Tensor:
+    """How often another picture of the same class is nearer than one of another class.
+
+    The mean over pictures that have both, as in `discrimination`: 0.5 is chance. Ties, which
+    embeddings of floats hardly have, are broken by position.
+
+    Args:
+        view_a_ND: unit float32 rows, of which the first 1024 are used.
+        view_b_ND: rows of the second views; a picture's own is left out.
+        labels_N: int64 classes.
+    """
+    view_a_ND, view_b_ND = view_a_ND[:MAX_ROWS], view_b_ND[:MAX_ROWS]
+    labels_N = labels_N[:MAX_ROWS]
+    cosines_NN = (view_a_ND @ view_b_ND.T).fill_diagonal_(-math.inf)
+    # Place from below, the picture itself at 0: the others are 1 .. N - 1 (Mann and Whitney 1947).
+    places_NN = cosines_NN.argsort(1).argsort(1)
+    same_NN = (labels_N[:, None] == labels_N).fill_diagonal_(False)
+    num_same_N = same_NN.sum(1)
+    num_other_N = len(labels_N) - 1 - num_same_N
+    wins_N = (places_NN * same_NN).sum(1) - num_same_N * (num_same_N + 1) // 2
+    pairs_N = num_same_N * num_other_N
+    has_both_N = pairs_N > 0
+    return (wins_N[has_both_N] / pairs_N[has_both_N]).mean()
+
+
+def information(view_a_ND: Tensor, view_b_ND: Tensor, temperature: float) -> Tensor:
+    """The lower bound log N - InfoNCE, in nats, on what two views share: at most log N.
+
+    Source: van den Oord et al. 2018, section 2.3; Poole et al. 2019, eq. 10.
+    """
+    logits_NN = view_a_ND @ view_b_ND.T / temperature
+    return math.log(len(logits_NN)) + logits_NN.log_softmax(1).diagonal().mean()
+
+
+def possible_rank(num_rows: int, dim: int) -> int:
+    """The greatest `effective_rank` that `health_metrics` can find on so many rows."""
+    return min(num_rows, dim, MAX_ROWS)
 
 
 @torch.no_grad()
@@ -103,7 +173,8 @@ def health_metrics(view_a_ND: Tensor, view_b_ND: Tensor) -> dict[str, float]:
         ``embedding_std`` 0..about 1; ``effective_rank`` 1..min(N, D); ``alignment`` mean squared
         distance of the two views, 0..4, lower is better; ``uniformity`` log mean Gaussian potential
         of different pictures, -4..0, lower is better; ``margin`` mean cosine of two views of a
-        picture minus that of different pictures, higher is better.
+        picture minus that of different pictures, higher is better; `discrimination`, 0..1;
+        `dead_dimensions`, 0..D.
 
     Source: Wang and Isola 2020, eq. 4 and 5 with alpha = 2, t = 2 (alignment, uniformity).
     """
@@ -120,64 +191,7 @@ def health_metrics(view_a_ND: Tensor, view_b_ND: Tensor) -> dict[str, float]:
         "alignment": (view_a_ND - view_b_ND).square().sum(1).mean(),
         "uniformity": uniformity,
         "margin": same - different,
+        "discrimination": discrimination(cosines_NN),
+        "dead_dimensions": dead_dimensions(view_a_ND),
     }
     return dict(zip(figures, torch.stack(list(figures.values())).tolist(), strict=True))
-
-
-class HealthWatch:
-    """Counts failed checks in a row, and stops a run that does not recover.
-
-    Args:
-        config: the rule.
-        advice: sentence of the method: usual causes of its collapse and what to change.
-    """
-
-    def __init__(self, config: HealthConfig, advice: str) -> None:
-        self._config = config
-        self._advice = advice
-        self._failed_checks = 0
-        self._failing_since = 0
-
-    def check(self, step: int, metrics: Mapping[str, float], possible: int | None) -> None:
-        """Judge one check.
-
-        Args:
-            step: the optimiser step it was made after.
-            metrics: ``embedding_std`` and ``effective_rank`` of `health_metrics`.
-            possible: what `possible_rank` says of the same rows; None leaves the rank out, for
-                a method that gathers each class in one direction.
-
-        Raises:
-            CollapseError: it is the last of ``patience`` failed checks in a row.
-        """
-        std, rank = metrics["embedding_std"], metrics["effective_rank"]
-        least = max(self._config.min_rank, self._config.min_rank_share * (possible or 0))
-        same, few = std < self._config.min_std, possible is not None and rank < least
-        if step < self._config.grace_steps or not (same or few):
-            self._failed_checks = 0
-            return
-        if self._failed_checks == 0:
-            self._failing_since = step
-        self._failed_checks += 1
-        if self._failed_checks >= self._config.patience:
-            what = (
-                f"nearly all pictures get the same embedding. At step {step} its std is {std:.4f} "
-                f"(at least {self._config.min_std} is healthy, 1 is ideal)"
-                if same
-                else f"the embeddings of all pictures lie along few directions. At step {step} "
-                f"their effective rank is {rank:.1f} of {possible} possible (at least "
-                f"{least:.1f} is healthy; if the pictures differ no more, set "
-                "health.min_rank_share to 0)"
-            )
-            raise CollapseError(
-                f"training collapsed: since step {self._failing_since} {what}. {self._advice}"
-            )
-
-    def state_dict(self) -> dict[str, int]:
-        """What the next check depends on."""
-        return {"failed_checks": self._failed_checks, "failing_since": self._failing_since}
-
-    def load_state_dict(self, state: Mapping[str, int]) -> None:
-        """Continue from `state_dict`."""
-        self._failed_checks = state["failed_checks"]
-        self._failing_since = state["failing_since"]

@@ -10,7 +10,14 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-__all__ = ["LARS", "OptimConfig", "build_optimizer", "learning_rate", "set_learning_rate"]
+__all__ = [
+    "LARS",
+    "OptimConfig",
+    "build_optimizer",
+    "learning_rate",
+    "peak_learning_rate",
+    "set_learning_rate",
+]
 
 # Where one_cycle starts and ends, as shares of the peak; torch's OneCycleLR has the same defaults.
 ONE_CYCLE_START = 1 / 25
@@ -78,14 +85,19 @@ def _check(field: str, ok: bool, value: object, allowed: str) -> None:
         raise ValueError(f"optim {field} is {value!r}; it must be {allowed}. Change optim.{field}.")
 
 
+def peak_learning_rate(config: OptimConfig, batch_size: int) -> float:
+    """The highest learning rate of the schedule."""
+    growth = batch_size / REFERENCE_BATCH
+    return config.lr * {"none": 1.0, "linear": growth, "sqrt": math.sqrt(growth)}[config.lr_scaling]
+
+
 def learning_rate(config: OptimConfig, step: int, num_steps: int, batch_size: int) -> float:
     """The learning rate of optimiser step ``step`` of ``num_steps``, counted from 0.
 
     Source: Loshchilov and Hutter 2017 (cosine); Smith and Topin 2019 (one_cycle, in the cosine form
     and without the momentum cycle of torch's OneCycleLR).
     """
-    growth = batch_size / REFERENCE_BATCH
-    peak = config.lr * {"none": 1.0, "linear": growth, "sqrt": math.sqrt(growth)}[config.lr_scaling]
+    peak = peak_learning_rate(config, batch_size)
     if config.schedule == "one_cycle":
         top = config.warmup_share * num_steps - 1
         if step <= top:

@@ -22,6 +22,7 @@ from encoders.optim import OptimConfig
 from encoders.picture import PreprocessConfig
 from encoders.sampler import GlobalOrder
 from encoders.simclr import SimCLRConfig
+from encoders.split import Split, split_rows
 from encoders.supcon import SupConConfig
 
 __all__ = ["PretrainConfig"]
@@ -142,6 +143,20 @@ class PretrainConfig:
         """Every field by name, the method's own name among its fields: what identifies a run."""
         name = type(self.method).__name__.removesuffix("Config").lower()
         return {**asdict(self), "method": {"name": name, **asdict(self.method)}}
+
+    def split(self, num_pictures: int) -> Split:
+        """Which rows of a corpus to train on, and which to look at for the run's health."""
+        return split_rows(
+            num_pictures,
+            most=self.health.held_out,
+            share=self.health.held_out_share,
+            batch_size=self.batch_size,
+            seed=self.seed,
+        )
+
+    def num_trained(self, num_pictures: int) -> int:
+        """How many pictures of a corpus are trained on."""
+        return len(self.split(num_pictures).trained)
 
     def order(self, num_pictures: int) -> GlobalOrder:
         """Which pictures make up each step; a corpus smaller than a batch is refused."""

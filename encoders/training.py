@@ -26,10 +26,12 @@ from encoders import grad_cache
 from encoders.augment import augment
 from encoders.backbone import build_backbone
 from encoders.batchnorm import convert_batchnorm
-from encoders.collective import average, gather_rows, rank, world_size
+from encoders.collective import average, rank, world_size
+from encoders.doctor import Doctor, Finding
 from encoders.encoder import Encoder, normalise
 from encoders.heads import build_projector
-from encoders.health import HealthWatch, NonFiniteError, health_metrics, possible_rank
+from encoders.health import NonFiniteError
+from encoders.held_out import ExaminedPictures
 from encoders.losses import mutual_information_bound
 from encoders.method import Batch, Method, MethodOutput, Parts
 from encoders.optim import build_optimizer, learning_rate, set_learning_rate
@@ -54,6 +56,8 @@ class Pretraining:
         device: where this rank computes.
         start: an encoder to train on from, with a configuration of `warm_start.starting_config`;
             None starts from weights that the seed decides.
+        examined: pictures that the doctor looks at, best ones kept out of training; None looks at
+            the batches.
 
     Raises:
         ValueError: the corpus is smaller than a batch, the ranks cannot share a batch evenly, or
@@ -66,6 +70,7 @@ class Pretraining:
         num_pictures: int,
         device: torch.device | str = "cpu",
         start: Encoder | None = None,
+        examined: ExaminedPictures | None = None,
     ) -> None:
         config.check_share(num_pictures, world_size())
         self.config = config
@@ -77,7 +82,7 @@ class Pretraining:
         self._trained = [p for p in self._method.parameters() if p.requires_grad]
         self._optimizer = build_optimizer(self._method, config.optim)
         self._scaler = torch.amp.GradScaler(self.device.type, enabled=config.precision == "fp16")
-        self._watch = HealthWatch(config.health, self._method.collapse_advice)
+        self._doctor = Doctor(config, self._method, self.num_steps, self._autocast, examined)
 
     @property
     def step_index(self) -> int:
@@ -103,6 +108,16 @@ class Pretraining:
     def steps_per_epoch(self) -> int:
         """Optimiser steps of one pass over the corpus."""
         return self._order.steps_per_epoch
+
+    @property
+    def is_healthy(self) -> bool:
+        """Whether nothing that stops a run was seen at the last health check."""
+        return self._doctor.is_healthy
+
+    @property
+    def findings(self) -> list[Finding]:
+        """Warnings of the health checks so far, oldest first."""
+        return self._doctor.findings
 
     def next_rows(self) -> NDArray[np.int64]:
         """Row positions, int64 [N], of this rank's pictures in the next step."""
@@ -133,31 +148,28 @@ class Pretraining:
             (left out when float16 gradients overflowed, which skips the update); with float16
             ``loss_scale``;
             ``mi_bound`` and its ceiling ``mi_ceiling`` in nats, when the loss proves one; and every
-            ``health.every`` steps the figures of `health_metrics`. The same on all ranks.
+            ``health.every`` steps the figures of the `Doctor`. The same on all ranks.
 
         Raises:
             NonFiniteError: loss or gradients are not finite; the weights are left as they were.
-            CollapseError: the last of ``health.patience`` failed health checks.
+            CollapseError: a health check found that the run is beyond hope.
 
-        Cost: one wait for the device, one more for a health check.
+        Cost: one wait for the device, some more for a health check.
         """
         lr = learning_rate(self.config.optim, self._step, self.num_steps, self.config.batch_size)
         batch = self._batch(pixels, ids, labels)
+        visit = self._doctor.visit(self._step, batch, pixels)
         output = self._forward_backward(batch)
         metrics = {"lr": lr, **self._figures(output, stop)}
         self._refuse_non_finite(metrics, ids)
+        if visit is not None:
+            self._doctor.compared(visit, output)
         set_learning_rate(self._optimizer, lr)
         self._update(metrics)
         self._method.after_step(batch, output, self.num_steps)
         self._step += 1
-        if self._step % self.config.health.every == 0:
-            own = output.embeddings_a, output.embeddings_b
-            views = [gather_rows(rows, batch.num_chunks) for rows in own]
-            figures = health_metrics(*views)
-            metrics |= figures
-            # A method that learns from labels may gather each class in one direction.
-            possible = None if self._method.needs_labels else possible_rank(views[0])
-            self._watch.check(self._step, figures, possible)
+        if visit is not None:
+            metrics |= self._doctor.conclude(visit, self._step, metrics)
         return metrics
 
     def _batch(
@@ -271,7 +283,7 @@ class Pretraining:
             "method": self._method.state_dict(),
             "optimizer": self._optimizer.state_dict(),
             "scaler": self._scaler.state_dict(),
-            "health": self._watch.state_dict(),
+            "health": self._doctor.state_dict(),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -293,7 +305,7 @@ class Pretraining:
         self._method.load_state_dict(state["method"])
         self._optimizer.load_state_dict(copy.deepcopy(state["optimizer"]))
         self._scaler.load_state_dict(state["scaler"])
-        self._watch.load_state_dict(state["health"])
+        self._doctor.load_state_dict(state["health"])
         self._step = state["step"]
 
     def encoder(self) -> Encoder:

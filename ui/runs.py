@@ -30,15 +30,38 @@ FIGURES = {
     "alignment": ("Alignment", "Distance between two views of one picture; lower is better."),
     "uniformity": ("Uniformity", "How evenly embeddings fill the sphere; lower is better."),
     "margin": ("Margin", "How much more alike two views are than two pictures."),
+    "discrimination": (
+        "Pictures told apart",
+        "How often a picture's other view is nearer than another picture; 50 % is chance.",
+    ),
+    "batch_discrimination": ("The same in training", "On the batch; far above it, a short cut."),
+    "class_discrimination": ("Classes told apart", "As above, for pictures of one class."),
+    "dead_dimensions": ("Dead dimensions", "Those that are the same for all pictures; 0 is best."),
+    "batch_rank": ("Effective rank of a batch", "As it was in training, not on held-out pictures."),
     "mi_bound": ("Information bound", "Nats that two views share at the least."),
     "mi_ceiling": ("Its ceiling", "The most that the bound can show with this many negatives."),
+    "held_out_mi_bound": ("Held-out information", "The bound on pictures that are not learnt."),
+    "held_out_mi_ceiling": ("Its ceiling", "The most that so many held-out pictures can show."),
     "lr": ("Learning rate", "Rises in warm-up, then falls to nothing."),
     "grad_norm": ("Gradient norm", "Steady is healthy; spikes are not."),
+    "update_ratio": ("Update ratio", "Part of the backbone's weights that a step changes."),
+    "head_update_ratio": ("Update ratio of the head", "The same for the projector."),
+    "weight_growth": ("Weight growth", "Norm of the backbone's weights over that at the start."),
+    "ema_drift": ("Target's distance", "How far the target network is behind, as a share."),
+    "ema_update": ("Target's step", "Part of the target network that a step changes."),
+    "view_distance": ("Distance of views", "In pixels, over that of two pictures; 0 is too easy."),
+    "data_wait": ("Waiting for data", "Share of the time without pixels; near 0 is healthy."),
+    "pictures_per_s": ("Pictures a second", "Over all workers."),
+    "loss_scale": ("Loss scale", "Of float16; falls when gradients overflow."),
 }
-SHARES = frozenset({"knn", "probe"})
-# What a share stands beside, by the end of its name.
+SHARES = frozenset(
+    {"knn", "probe", "discrimination", "batch_discrimination", "class_discrimination", "data_wait"}
+)
+# Shares of labelled pictures that were tested.
+TESTED = frozenset({"knn", "probe"})
+# What such a share stands beside, by the end of its name.
 BASELINES = {"_random": "untrained", "_pixels": "raw pixels", "_start": "at the start"}
-BESIDE = frozenset(share + ending for share in SHARES for ending in BASELINES)
+BESIDE = frozenset(share + ending for share in TESTED for ending in BASELINES)
 SETTINGS = frozenset({"knn_k", "knn_temperature", "num_bank", "num_test"})
 
 
@@ -165,7 +188,9 @@ def _message(card: dict[str, Any], quiet_s: float) -> str:
             f"No news for {quiet_s / 60:.0f} minutes. If the process died, run the same command "
             "again: it resumes from its last checkpoint."
         )
-    return str(card.get("error") or card.get("note") or "")
+    if card.get("error") or card.get("note"):
+        return str(card.get("error") or card["note"])
+    return " ".join(f"Warning: {warning['sentence']}" for warning in card.get("warnings", []))
 
 
 def _history(card: dict[str, Any]) -> str:
@@ -185,7 +210,7 @@ def _figure(key: str, latest: dict[str, float]) -> dict[str, Any]:
     title, why = FIGURES.get(key, (key.replace("_", " "), ""))
     value = latest[key]
     figure = {"name": key, "title": title, "why": why, "value": value, "is_share": key in SHARES}
-    return {**figure, **_honesty(key, latest)} if key in SHARES else figure
+    return {**figure, **_honesty(key, latest)} if key in TESTED else figure
 
 
 def _honesty(key: str, latest: dict[str, float]) -> dict[str, Any]:

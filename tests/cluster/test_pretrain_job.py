@@ -28,11 +28,12 @@ from rich.console import Console
 from cluster import pretrain_job
 from cluster.context import Context
 from cluster.pretrain_job import PretrainingStoppedError, PretrainJobConfig, pretrain
-from cluster.pretrain_worker import TrainingDataChangedError, WorkerPlan, train_worker
+from cluster.pretrain_worker import train_worker
 from cluster.runlog import read_metrics, read_run, write_run
 from cluster.scan_job import ScanConfig, scan
 from cluster.verify_job import CALM, TOLERANCE
 from cluster.where import CHECKOUT, Where
+from cluster.worker_plan import TrainingDataChangedError, WorkerPlan
 from cluster.workspace import Workspace
 from encoders.recipes import simclr_small, supcon_small, tiny
 from index.artifact import CorruptArtifactError, Folder

@@ -1,22 +1,23 @@
 import math
 
+import numpy as np
 import pytest
 import torch
 
 from encoders.health import (
     CollapseError,
     HealthConfig,
-    HealthWatch,
     NonFiniteError,
+    class_discrimination,
+    dead_dimensions,
+    discrimination,
     effective_rank,
     embedding_std,
     health_metrics,
+    information,
     possible_rank,
 )
 from encoders.losses import unit_rows
-
-SICK = {"embedding_std": 0.001, "effective_rank": 1.0}
-WELL = {"embedding_std": 0.9, "effective_rank": 30.0}
 
 
 def sphere(num: int, dim: int, seed: int = 0) -> torch.Tensor:
@@ -61,61 +62,64 @@ def test_perfect_views_align_and_a_collapse_shows_in_every_figure():
     assert healthy["effective_rank"] > 14 > 1.1 > collapsed["effective_rank"]
 
 
-def watch(**settings) -> HealthWatch:
-    return HealthWatch(HealthConfig(**settings), "Lower optim.lr.")
+def naive_discrimination(cosines) -> float:
+    wins = []
+    for i, row in enumerate(cosines.tolist()):
+        wins += [(row[i] > x) + 0.5 * (row[i] == x) for j, x in enumerate(row) if j != i]
+    return sum(wins) / len(wins)
 
 
-def test_a_collapse_stops_the_run_and_says_since_when_and_what_to_do():
-    health = watch(patience=3, grace_steps=0)
-    health.check(20, WELL, 128)
-    health.check(40, SICK, 128)
-    health.check(60, SICK, 128)
-    with pytest.raises(CollapseError, match=r"since step 40 .* step 80 .*0\.0010.*Lower optim\.lr"):
-        health.check(80, SICK, 128)
+def test_discrimination_counts_how_often_the_own_view_is_nearer():
+    a, b = sphere(9, 4), sphere(9, 4, seed=1)
+    assert discrimination(a @ b.T).item() == pytest.approx(naive_discrimination(a @ b.T), abs=1e-6)
+    assert discrimination(a @ a.T).item() == 1
+    assert discrimination(-(a @ a.T)).item() == 0
+    assert discrimination(torch.ones(5, 5)).item() == 0.5, "a collapse tells nothing apart"
 
 
-def test_a_low_rank_alone_is_a_collapse_whatever_the_dimension():
-    with pytest.raises(CollapseError, match=r"few directions.* rank is 1\.2 of 8 .*least 1\.5 is"):
-        watch(patience=1, grace_steps=0).check(20, WELL | {"effective_rank": 1.2}, 8)
+def test_discrimination_of_random_rows_strays_from_a_half_as_stated():
+    found = [discrimination(sphere(50, 8, i) @ sphere(50, 8, 100 + i).T).item() for i in range(100)]
+    assert np.mean(found) == pytest.approx(0.5, abs=0.02)
+    assert np.std(found) == pytest.approx(0.29 / math.sqrt(50), rel=0.3)
 
 
-def test_few_of_many_possible_directions_are_a_collapse():
-    health = watch(patience=1, grace_steps=0, min_rank_share=0.1)
-    health.check(20, WELL | {"effective_rank": 13.0}, 128)
-    health.check(40, WELL | {"effective_rank": 5.0}, 48)
-    with pytest.raises(CollapseError, match=r"rank is 12\.0 of 128 .*at least 12\.8.*Lower optim"):
-        health.check(60, WELL | {"effective_rank": 12.0}, 128)
+def test_class_discrimination_equals_a_loop_and_knows_no_own_view():
+    a, b = sphere(10, 4), sphere(10, 4, seed=1)
+    labels = torch.tensor([0, 0, 0, 1, 1, 2, 2, 2, 2, 3])
+    cosines = (a @ b.T).tolist()
+    means = []
+    for i in range(10):
+        others = [j for j in range(10) if j != i]
+        same = [cosines[i][j] for j in others if labels[j] == labels[i]]
+        rest = [cosines[i][j] for j in others if labels[j] != labels[i]]
+        if same:
+            means.append(sum(x > y for x in same for y in rest) / len(same) / len(rest))
+    assert class_discrimination(a, b, labels).item() == pytest.approx(sum(means) / 9, abs=1e-6)
 
 
-def test_a_method_may_gather_two_classes_on_one_line_but_not_in_one_point():
-    health = watch(patience=1, grace_steps=0)
-    line = torch.eye(16)[:1].repeat(64, 1)
-    line[::2] *= -1
-    health.check(20, health_metrics(line, line), None)
-    with pytest.raises(CollapseError, match="the same embedding"):
-        health.check(40, health_metrics(line.abs(), line.abs()), None)
+def test_dead_dimensions_are_those_that_do_not_vary():
+    rows = sphere(20, 6)
+    rows[:, 1] = 0.3
+    rows[:, 4] *= 1e-3
+    assert dead_dimensions(rows).item() == 2
+    assert dead_dimensions(torch.ones(4, 3)).item() == 0
+
+
+def test_information_reaches_its_ceiling_for_perfect_views_and_is_zero_for_equal_ones():
+    rows = torch.eye(16)
+    assert information(rows, rows, 0.01).item() == pytest.approx(math.log(16), abs=1e-4)
+    assert information(rows[:1].repeat(8, 1), rows[:1].repeat(8, 1), 0.1).item() == pytest.approx(0)
+    a, b = sphere(6, 4), sphere(6, 4, seed=1)
+    losses = [
+        math.log(sum(math.exp(float(x @ y) / 0.2) for y in b)) - float(x @ b[i]) / 0.2
+        for i, x in enumerate(a)
+    ]
+    assert information(a, b, 0.2).item() == pytest.approx(math.log(6) - sum(losses) / 6, abs=1e-5)
 
 
 @pytest.mark.parametrize(("num", "dim", "rank"), [(40, 8, 8), (8, 40, 8), (1500, 1200, 1024)])
 def test_the_possible_rank_is_bounded_by_rows_dimensions_and_what_is_looked_at(num, dim, rank):
-    assert possible_rank(torch.zeros(num, dim)) == rank
-
-
-def test_a_run_that_recovers_or_has_just_begun_goes_on():
-    health = watch(patience=2, grace_steps=100)
-    for step in (20, 40, 60, 80):
-        health.check(step, SICK, 128)
-    for step in range(100, 400, 40):
-        health.check(step, SICK, 128)
-        health.check(step + 20, WELL, 128)
-
-
-def test_a_restored_watch_continues_counting():
-    health, restored = (watch(patience=2, grace_steps=0) for _ in range(2))
-    health.check(20, SICK, 128)
-    restored.load_state_dict(health.state_dict())
-    with pytest.raises(CollapseError, match="since step 20"):
-        restored.check(40, SICK, 128)
+    assert possible_rank(num, dim) == rank
 
 
 @pytest.mark.parametrize("kind", [CollapseError, NonFiniteError])
@@ -135,6 +139,8 @@ def test_the_errors_survive_the_way_between_processes(kind):
         {"min_std": 1.0},
         {"min_rank": -1},
         {"min_rank_share": 1.0},
+        {"held_out": -1},
+        {"held_out_share": 1.0},
     ],
 )
 def test_rules_that_make_no_sense_are_refused(settings):

@@ -251,8 +251,9 @@ def test_the_figures_are_complete_and_finite():
     training = Pretraining(config_of("simclr", health=HealthConfig(every=2)), NUM_PICTURES)
     first, second = train(training, 2)
     assert set(first) == {"lr", "loss", "grad_norm", "mi_bound", "mi_ceiling"}
-    health = {"embedding_std", "effective_rank", "alignment", "uniformity", "margin"}
-    assert set(second) == set(first) | health
+    health = "embedding_std effective_rank alignment uniformity margin discrimination batch_rank "
+    health += "dead_dimensions batch_discrimination view_distance update_ratio head_update_ratio "
+    assert set(second) == {*first, *health.split(), "weight_growth"}
     assert all(type(value) is float and math.isfinite(value) for value in second.values())
     assert first["mi_ceiling"] == pytest.approx(math.log(15))
     assert first["mi_bound"] == pytest.approx(math.log(15) - first["loss"])
