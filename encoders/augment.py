@@ -2,28 +2,26 @@
 
 The order is fixed: crop with flip, colour jitter, grayscale, blur, solarise; inside the jitter the
 four adjustments come in random order, as in torchvision. What a picture becomes is a function of
-(seed, epoch, sample id, view) alone: batch size, worker count and resume do not change it.
+(seed, epoch, sample id, view) alone, to the bit: batch size, worker count and resume do not change
+it. What is drawn stands here, how it is painted in `encoders.view_render`.
 
-Crop, resize and flip are one resampling: the picture times two small matrices of filter weights.
-It is antialiased however much it shrinks, and it is matrix products, which are fast everywhere.
-
-Shapes: N pictures, H and W source, S crop edge, K draws.
+Shapes: N pictures, H and W source, S crop edge, K draws, M views of all pictures together.
 """
 
 from __future__ import annotations
 
-import functools
 import math
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from encoders.counter_rng import uniform_NK
-from encoders.pixel_ops import ADJUSTMENTS, gaussian_blur, resample, solarise, to_gray
+from encoders.counter_rng import uniform_VNK
+from encoders.picture import PreprocessConfig
+from encoders.view_render import ViewParameters, render
 
-__all__ = ["AugmentConfig", "augment", "crop_boxes"]
+__all__ = ["AugmentConfig", "augment", "augment_views", "crop_boxes", "view_parameters"]
 
 CROP_ATTEMPTS = 10
 # Draws in their order: areas, ratios, position, flip, jitter or not, its factors, its order,
@@ -122,10 +120,54 @@ class AugmentConfig:
         )
 
 
+def augment_views(
+    pixels_N3HW: Tensor,
+    ids_N: Tensor,
+    *,
+    views: Sequence[AugmentConfig],
+    seed: int,
+    epoch: int,
+    preprocess: PreprocessConfig | None = None,
+) -> list[Tensor]:
+    """Several augmented views of each picture, large and small, in one call.
+
+    Args:
+        pixels_N3HW: uint8, best in channels_last layout, on any device; H and W are at least S.
+        ids_N: int64 sample ids, best on the CPU; they key the draws.
+        views: strengths and probabilities of view 0, 1, ...
+        seed: of the run.
+        epoch: of the run; another epoch gives other views.
+        preprocess: normalise as the encoder does; without it values are in [0, 1].
+
+    Returns:
+        float32 ``[N, 3, S, S]`` of each view, in channels_last layout on the device of the pixels.
+
+    Raises:
+        ValueError: the pixels are not uint8 with three colours, or smaller than a crop.
+    """
+    _check_pixels(pixels_N3HW, max(view.crop_size for view in views))
+    height, width = pixels_N3HW.shape[2:]
+    ids_N = ids_N.cpu()  # What is done to each picture is decided there.
+    parameters: dict[int, list[ViewParameters]] = {}
+    numbers: dict[int, list[int]] = {}
+    for config in dict.fromkeys(views):
+        alike = [number for number, view in enumerate(views) if view == config]
+        draws_VNK = uniform_VNK(seed, epoch, ids_N, alike, sum(DRAWS))
+        drawn = view_parameters(draws_VNK.flatten(0, 1), config, height, width, len(ids_N))
+        parameters.setdefault(config.crop_size, []).append(drawn)
+        numbers.setdefault(config.crop_size, []).extend(alike)
+    normalisation = {} if preprocess is None else {"mean": preprocess.mean, "std": preprocess.std}
+    painted: dict[int, Tensor] = {}
+    for size, parts in parameters.items():
+        images_M3SS = render(pixels_N3HW, ViewParameters.joined(parts), size=size, **normalisation)
+        painted |= zip(numbers[size], images_M3SS.chunk(len(numbers[size])), strict=True)
+    return [painted[number] for number in range(len(views))]
+
+
 def augment(
     pixels_N3HW: Tensor, ids_N: Tensor, *, config: AugmentConfig, seed: int, epoch: int, view: int
 ) -> Tensor:
-    """One augmented view of each picture.
+    """One view alone, of any number, as `augment_views` makes it; pictures may be enlarged.
 
     Args:
         pixels_N3HW: uint8, in any memory layout, on any device.
@@ -138,39 +180,60 @@ def augment(
     Returns:
         float32 ``[N, 3, S, S]`` in [0, 1], on the device of the pixels, not yet normalised.
     """
-    # On the CPU: choosing rows by them on a GPU would wait for it again and again.
-    draws_NK = uniform_NK(seed, epoch, ids_N.cpu(), view, sum(DRAWS))
-    parts = draws_NK.split_with_sizes(DRAWS, dim=1)
-    areas, ratios, place, flip, jitter, factors, order, gray, blur, sigma, invert = parts
+    _check_pixels(pixels_N3HW, 1)
     height, width = pixels_N3HW.shape[2:]
-    boxes_N4 = crop_boxes(areas, ratios, place, height, width, config)
-    flips_N = flip[:, 0] < config.flip_probability
-    images = resample(pixels_N3HW, boxes_N4, flips_N, config.crop_size)
-    _jitter(images, jitter[:, 0] < config.jitter_probability, factors, order, config)
-
-    _change(images, gray[:, 0] < config.gray_probability, _drop_colour)
-    low, high = config.blur_sigma
-    blur_op = functools.partial(gaussian_blur, radius=max(1, config.crop_size // 20))
-    _change(images, blur[:, 0] < config.blur_probability, blur_op, low + (high - low) * sigma[:, 0])
-    _change(images, invert[:, 0] < config.solarise_probability, solarise)
-    # Float rounding in hue and blur steps over the ends by some 1e-7.
-    return images.clamp_(0, 1)
+    draws_VNK = uniform_VNK(seed, epoch, ids_N.cpu(), [view], sum(DRAWS))
+    drawn = view_parameters(draws_VNK[0], config, height, width, len(ids_N))
+    return render(pixels_N3HW, drawn, size=config.crop_size)
 
 
-def _jitter(
-    images: Tensor, applied_N: Tensor, factors_N4: Tensor, keys_N4: Tensor, config: AugmentConfig
-) -> None:
-    """Adjust colours in place, each picture in its own order: the order of its four keys."""
-    strength = torch.tensor([config.brightness, config.contrast, config.saturation, config.hue])
-    centre = torch.tensor([1.0, 1.0, 1.0, 0.0])
-    low = torch.cat([(centre - strength)[:3].clamp_min(0), -strength[3:]])
-    amounts_N4 = low + (centre + strength - low) * factors_N4
-    order_N4 = keys_N4.argsort(dim=1)
-    for place in range(4):
-        for kind, adjust in enumerate(ADJUSTMENTS):
-            if strength[kind] > 0:
-                chosen_N = applied_N & (order_N4[:, place] == kind)
-                _change(images, chosen_N, adjust, amounts_N4[:, kind])
+def _check_pixels(pixels_N3HW: Tensor, crop_size: int) -> None:
+    shape = list(pixels_N3HW.shape)
+    if pixels_N3HW.dtype != torch.uint8 or pixels_N3HW.ndim != 4 or shape[1] != 3:
+        raise ValueError(
+            f"pixels to augment are {pixels_N3HW.dtype} {shape}, they must be uint8 "
+            "[N, 3, H, W]. Give pictures as the pixel cache holds them, colours second."
+        )
+    if min(shape[2:]) < crop_size:
+        raise ValueError(
+            f"crops of {crop_size} px from pictures of {shape[3]} x {shape[2]} px; a crop must be "
+            "no larger than the pictures in the cache. Lower crop_size, or make the cache anew "
+            "with a larger preprocess.size."
+        )
+
+
+def view_parameters(
+    draws_MK: Tensor, config: AugmentConfig, height: int, width: int, num_pictures: int
+) -> ViewParameters:
+    """What the draws of one or more views of the same pictures mean.
+
+    Args:
+        draws_MK: in [0, 1), view after view, K as in ``DRAWS``.
+        config: strengths and probabilities.
+        height: of the source.
+        width: of the source.
+        num_pictures: N.
+    """
+    areas, ratios, place, flip, jitter, factors, order, gray, blur, sigma, invert = (
+        draws_MK.split_with_sizes(DRAWS, dim=1)
+    )
+    strength_4 = torch.tensor([config.brightness, config.contrast, config.saturation, config.hue])
+    centre_4 = torch.tensor([1.0, 1.0, 1.0, 0.0])
+    low_4 = torch.cat([(centre_4 - strength_4)[:3].clamp_min(0), -strength_4[3:]])
+    kinds_M4 = order.argsort(dim=1)
+    adjusted_M4 = (strength_4 > 0)[kinds_M4] & (jitter < config.jitter_probability)
+    low_sigma, high_sigma = config.blur_sigma
+    return ViewParameters(
+        pictures=torch.arange(num_pictures).repeat(len(draws_MK) // max(1, num_pictures)),
+        boxes=crop_boxes(areas, ratios, place, height, width, config),
+        flips=flip[:, 0] < config.flip_probability,
+        kinds=torch.where(adjusted_M4, kinds_M4, -1),
+        amounts=low_4 + (centre_4 + strength_4 - low_4) * factors,
+        grays=gray[:, 0] < config.gray_probability,
+        blurs=blur[:, 0] < config.blur_probability,
+        sigmas=low_sigma + (high_sigma - low_sigma) * sigma[:, 0],
+        solarised=invert[:, 0] < config.solarise_probability,
+    )
 
 
 def crop_boxes(
@@ -214,18 +277,3 @@ def crop_boxes(
     room_N2 = torch.tensor([width, height]) - sizes_N2
     corners_N2 = room_N2 * torch.where(some_N1, place_N2, 0.5)
     return torch.cat([corners_N2, sizes_N2], dim=1)
-
-
-def _change(
-    images: Tensor, chosen_N: Tensor, operation: Callable[..., Tensor], *parameters_N: Tensor
-) -> None:
-    """Apply an operation, in place, to the chosen pictures with their parameters."""
-    rows = chosen_N.nonzero().squeeze(1)
-    if len(rows):
-        there = rows.to(images.device)
-        own = [parameter_N[rows].to(images.device) for parameter_N in parameters_N]
-        images[there] = operation(images[there], *own)
-
-
-def _drop_colour(images: Tensor) -> Tensor:
-    return to_gray(images).expand_as(images)

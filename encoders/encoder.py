@@ -181,7 +181,7 @@ def fresh_modules(config: EncoderConfig, seed: int) -> tuple[Backbone, nn.Sequen
 def normalise(images_N3SS: Tensor, config: PreprocessConfig) -> Tensor:
     """Float pictures in [0, 1] to what the backbone expects, in channels_last layout.
 
-    Training and embedding both call this, so that they agree.
+    `encoders.view_render` does the same while it paints views; a test holds them equal to the bit.
     """
     mean = images_N3SS.new_tensor(config.mean).view(3, 1, 1)
     std = images_N3SS.new_tensor(config.std).view(3, 1, 1)

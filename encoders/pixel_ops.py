@@ -1,22 +1,31 @@
-"""Picture operations in which every picture of a batch has parameters of its own.
+"""Picture operations in place, in which every picture of a batch has parameters of its own.
 
 Each equals the torchvision function of that meaning applied picture by picture, up to rounding.
-Shapes: N pictures, H and W source, S result; pictures are float32 ``[N, 3, ...]`` in [0, 1].
+Colours lie apart, so that each operation runs over long lines of memory; comparisons and choices,
+which are slow on a CPU, are written as arithmetic.
+
+Shapes: N pictures, S edge, T taps, P pixels; pictures are float32 ``[3, N, S, S]`` in [0, 1], and
+which of the last two axes is the height matters to none.
 """
 
 from __future__ import annotations
 
+import functools
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from encoders.resample import weighted_rows
 
 __all__ = [
     "ADJUSTMENTS",
     "adjust_brightness",
     "adjust_contrast",
     "adjust_saturation",
-    "gaussian_blur",
-    "resample",
+    "blur",
+    "blur_kernels",
+    "drop_colour",
     "shift_hue",
     "solarise",
     "to_gray",
@@ -24,117 +33,105 @@ __all__ = [
 
 # ITU-R 601-2, to the digits that torchvision and Pillow use.
 LUMA = (0.2989, 0.587, 0.114)
+TINY = 1e-20
 
 
-def resample(pixels_N3HW: Tensor, boxes_N4: Tensor, flips_N: Tensor, size: int) -> Tensor:
-    """Cut a box from each picture, resize it to a square and mirror it, by one antialiased filter.
-
-    The filter reaches over a box's edge into the picture around it, and no further.
-
-    Args:
-        pixels_N3HW: uint8, best in channels_last layout.
-        boxes_N4: float left, top, width, height in source pixels, not necessarily whole.
-        flips_N: bool, mirror left and right.
-        size: S.
-
-    Returns:
-        float32 ``[N, 3, S, S]`` in [0, 1], contiguous.
-    """
-    num, _, height, width = pixels_N3HW.shape
-    left, top, box_width, box_height = boxes_N4.to(pixels_N3HW.device).unbind(1)
-    upright = torch.zeros_like(flips_N)
-    rows_NSH = _filter_weights(top, box_height, upright, height, size)
-    columns_NSW = _filter_weights(left, box_width, flips_N.to(left.device), width, size)
-    source = pixels_N3HW.permute(0, 2, 3, 1).reshape(num, height, width * 3).float()
-    tall = torch.bmm(rows_NSH, source).view(num, size, width, 3)
-    planes = tall.permute(0, 3, 1, 2).reshape(num, 3 * size, width)
-    # The weights are a mean; only rounding can leave [0, 1].
-    square = torch.bmm(planes, columns_NSW.transpose(1, 2)).div_(255).clamp_(0, 1)
-    return square.view(num, 3, size, size)
+def to_gray(images_3NSS: Tensor) -> Tensor:
+    """Luma, a new ``[N, S, S]``."""
+    red, green, blue = images_3NSS.unbind()
+    return (red * _constant(LUMA[0])).add_(green, alpha=LUMA[1]).add_(blue, alpha=LUMA[2])
 
 
-def _filter_weights(
-    start_N: Tensor, length_N: Tensor, flips_N: Tensor, source: int, size: int
-) -> Tensor:
-    """Triangle filter ``[N, size, source]``, as wide as a pixel of the coarser side."""
-    step_N11 = (length_N / size)[:, None, None]
-    targets = torch.arange(size, device=start_N.device) + 0.5
-    targets_NS = torch.where(flips_N.to(start_N.device)[:, None], size - targets, targets)
-    centres_NS1 = start_N[:, None, None] + targets_NS[:, :, None] * step_N11
-    sources = torch.arange(source, device=start_N.device) + 0.5
-    weights = F.relu(1 - (sources - centres_NS1).abs() / step_N11.clamp_min(1))
-    return weights / weights.sum(-1, keepdim=True)
+def drop_colour(images_3NSS: Tensor) -> None:
+    """Luma in place of each colour."""
+    images_3NSS.copy_(to_gray(images_3NSS))
 
 
-def to_gray(images_N3SS: Tensor) -> Tensor:
-    """Luma, ``[N, 1, S, S]``."""
-    red, green, blue = images_N3SS.unbind(1)
-    return (red * LUMA[0]).add_(green, alpha=LUMA[1]).add_(blue, alpha=LUMA[2]).unsqueeze(1)
-
-
-def adjust_brightness(images_N3SS: Tensor, factor_N: Tensor) -> Tensor:
+def adjust_brightness(images_3NSS: Tensor, factor_N: Tensor) -> None:
     """Multiply every value."""
-    return (images_N3SS * factor_N.view(-1, 1, 1, 1)).clamp_(0, 1)
+    images_3NSS.mul_(factor_N.view(-1, 1, 1)).clamp_max_(1)
 
 
-def adjust_contrast(images_N3SS: Tensor, factor_N: Tensor) -> Tensor:
+def adjust_contrast(images_3NSS: Tensor, factor_N: Tensor) -> None:
     """Multiply the distance from each picture's mean luma."""
-    mean_N111 = to_gray(images_N3SS).mean((1, 2, 3), keepdim=True)
-    return _away_from(mean_N111, images_N3SS, factor_N)
+    factor_N11 = factor_N.view(-1, 1, 1)
+    mean_N11 = to_gray(images_3NSS.mean((2, 3), keepdim=True))
+    images_3NSS.mul_(factor_N11).add_(mean_N11.mul_(1 - factor_N11)).clamp_(0, 1)
 
 
-def adjust_saturation(images_N3SS: Tensor, factor_N: Tensor) -> Tensor:
+def adjust_saturation(images_3NSS: Tensor, factor_N: Tensor) -> None:
     """Multiply the distance from each pixel's luma."""
-    return _away_from(to_gray(images_N3SS), images_N3SS, factor_N)
+    factor_N11 = factor_N.view(-1, 1, 1)
+    rest_NSS = to_gray(images_3NSS).mul_(1 - factor_N11)
+    images_3NSS.mul_(factor_N11).add_(rest_NSS).clamp_(0, 1)
 
 
-def _away_from(anchor: Tensor, images_N3SS: Tensor, factor_N: Tensor) -> Tensor:
-    return torch.lerp(anchor, images_N3SS, factor_N.view(-1, 1, 1, 1)).clamp_(0, 1)
-
-
-def shift_hue(images_N3SS: Tensor, shift_N: Tensor) -> Tensor:
+def shift_hue(images_3NSS: Tensor, shift_N: Tensor) -> None:
     """Turn the hue by a share of the colour circle; saturation and value of HSV stay.
 
-    The way back from HSV is the closed form max - chroma * clamp(2 - |k - 2|, 0, 1) with
-    k = (6 hue + 5, 3, 1) mod 6 for red, green and blue.
+    With M and m the largest and smallest colour of a pixel and C = M - m, its hue is
+    1/6 + (G + B - R - m) / 6C of the circle away from red, on green's side where G >= B. On the way
+    back red is m + 6C ramp(hue - 1/2), green and blue are M - 6C ramp(hue - 1/3 or 2/3), with
+    ramp(x) = clamp(abs(x) - 1/6, 0, 1/6).
     """
-    red, green, blue = images_N3SS.unbind(1)
-    top, bottom = images_N3SS.amax(1), images_N3SS.amin(1)
-    chroma = top - bottom
-    inverse = torch.where(chroma > 0, chroma, 1).reciprocal_()
-    sextant = torch.where(
-        top == red,
-        (green - blue) * inverse,
-        torch.where(top == green, (blue - red) * inverse + 2, (red - green) * inverse + 4),
-    ).add_(6 * shift_N.view(-1, 1, 1))
-    offsets = sextant.new_tensor([5, 3, 1]).view(3, 1, 1)
-    k = (sextant.unsqueeze(1) + offsets).remainder_(6)
-    share = k.sub_(2).abs_().neg_().add_(2).clamp_(0, 1)
-    return torch.addcmul(top.unsqueeze(1), chroma.unsqueeze(1), share, value=-1)
+    red, green, blue = images_3NSS.unbind()
+    sixth = _constant(1 / 6)
+    high, low = torch.maximum(green, blue), torch.minimum(green, blue)
+    hue_NSS = (high + low).sub_(red)
+    high, low = torch.maximum(high, red, out=high), torch.minimum(low, red, out=low)
+    chroma6_NSS = (high - low).mul_(_constant(6.0)).clamp_min_(TINY)
+    hue_NSS.sub_(low).div_(chroma6_NSS).add_(sixth).copysign_(green.sub_(blue))
+    # One turn more, so that the fraction is that of a positive number.
+    hue_NSS.add_(shift_N.view(-1, 1, 1) + 1).frac_()
+    for colour, centre in ((red, 1 / 2), (green, 1 / 3), (blue, 2 / 3)):
+        torch.sub(hue_NSS, _constant(centre), out=colour).abs_()
+    images_3NSS.sub_(sixth).clamp_(0, 1 / 6).mul_(chroma6_NSS)
+    red.add_(low)
+    torch.sub(high, images_3NSS[1:], out=images_3NSS[1:])
 
 
 ADJUSTMENTS = (adjust_brightness, adjust_contrast, adjust_saturation, shift_hue)
 
 
-def gaussian_blur(images_N3SS: Tensor, sigma_N: Tensor, radius: int) -> Tensor:
-    """Separable blur with a kernel of 2 radius + 1 taps and reflected borders.
+def blur_kernels(sigma_N: Tensor, radius: int) -> Tensor:
+    """Gaussian weights ``[N, 2 radius + 1]`` for standard deviations in pixels, > 0."""
+    taps_T = torch.arange(-radius, radius + 1, device=sigma_N.device, dtype=torch.float32)
+    kernels_NT = torch.softmax(-0.5 * (taps_T / sigma_N[:, None]) ** 2, dim=1)
+    # Far taps may be denormal numbers, with which a processor is a hundred times slower.
+    return F.threshold(kernels_NT, 1e-9, 0.0)
 
-    Args:
-        images_N3SS: pictures with S > radius.
-        sigma_N: standard deviation in pixels, > 0.
-        radius: taps on each side.
+
+def blur(images_3NSS: Tensor, kernels_NT: Tensor) -> None:
+    """Separable blur with reflected borders; half a kernel is shorter than a picture."""
+    _, num, size, _ = images_3NSS.shape
+    places_ST = _reflected(size, kernels_NT.shape[1], images_3NSS.device)
+    starts = torch.arange(0, 3 * num * size, size, device=places_ST.device, dtype=torch.int32)
+    places_3NST = places_ST + starts.view(3, num, 1, 1)
+    weights_3NST = kernels_NT[:, None].expand(places_3NST.shape)
+    blurred = images_3NSS
+    for _ in range(2):
+        turned_RS = blurred.transpose(2, 3).reshape(-1, size)
+        blurred = weighted_rows(turned_RS, places_3NST, weights_3NST)
+    images_3NSS.copy_(blurred)
+
+
+def solarise(images_3NSS: Tensor) -> None:
+    """Invert the values of one half and above: take the smaller of a value and its inverse."""
+    torch.minimum(images_3NSS, 1 - images_3NSS, out=images_3NSS)
+
+
+@functools.cache
+def _constant(value: float) -> Tensor:
+    """A number as torch wants it.
+
+    One of Python's is converted anew each time, which takes longer than to add it to a picture.
     """
-    num, channels, height, width = images_N3SS.shape
-    taps = torch.arange(-radius, radius + 1, device=images_N3SS.device, dtype=torch.float32)
-    kernel_NT = torch.softmax(-0.5 * (taps / sigma_N[:, None]) ** 2, dim=1)
-    kernels = kernel_NT.repeat_interleave(channels, dim=0).view(num * channels, 1, 1, len(taps))
-    padded = F.pad(images_N3SS, (radius,) * 4, mode="reflect")
-    planes = padded.reshape(1, num * channels, height + 2 * radius, width + 2 * radius)
-    blurred = F.conv2d(planes, kernels, groups=num * channels)
-    blurred = F.conv2d(blurred, kernels.transpose(2, 3), groups=num * channels)
-    return blurred.view(num, channels, height, width)
+    return torch.tensor(value)
 
 
-def solarise(images_N3SS: Tensor) -> Tensor:
-    """Invert the values of one half and above."""
-    return torch.where(images_N3SS >= 0.5, 1 - images_N3SS, images_N3SS)
+@functools.lru_cache(maxsize=16)
+def _reflected(size: int, num_taps: int, device: torch.device) -> Tensor:
+    """int32 ``[S, T]``: the positions around each position of a line that ends in mirrors."""
+    line_1S = torch.arange(size, device=device, dtype=torch.float32)[None]
+    padded_P = F.pad(line_1S, (num_taps // 2, num_taps // 2), mode="reflect")[0]
+    return padded_P.int().unfold(0, num_taps, 1)

@@ -23,12 +23,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from encoders import grad_cache
-from encoders.augment import augment
+from encoders.augment import augment_views
 from encoders.backbone import build_backbone
 from encoders.batchnorm import convert_batchnorm
 from encoders.collective import average, rank, world_size
 from encoders.doctor import Doctor, Finding
-from encoders.encoder import Encoder, normalise
+from encoders.encoder import Encoder
 from encoders.heads import build_projector
 from encoders.health import NonFiniteError
 from encoders.held_out import ExaminedPictures
@@ -182,24 +182,22 @@ class Pretraining:
             self.config.check_labels(None)
         # Copies, since torch will not wrap the read-only arrays of a memory-mapped cache.
         pixels_N3SS = torch.tensor(pixels).to(self.device, non_blocking=True).permute(0, 3, 1, 2)
-        ids_N = torch.tensor(ids).to(self.device, non_blocking=True)
-        epoch = self._order.epoch(self._step)
+        ids_N = torch.tensor(ids)
         views = [self.config.view_a, self.config.view_b]
         views += self.config.local_views * [self.config.view_local]
-        view_a, view_b, *local_views = (
-            normalise(
-                augment(
-                    pixels_N3SS, ids_N, config=view, seed=self.config.seed, epoch=epoch, view=number
-                ),
-                self.config.preprocess,
-            )
-            for number, view in enumerate(views)
+        view_a, view_b, *local_views = augment_views(
+            pixels_N3SS,
+            ids_N,
+            views=views,
+            seed=self.config.seed,
+            epoch=self._order.epoch(self._step),
+            preprocess=self.config.preprocess,
         )
         labels_N = None if labels is None else torch.tensor(labels).to(self.device)
         return Batch(
             view_a=view_a,
             view_b=view_b,
-            ids=ids_N,
+            ids=ids_N.to(self.device, non_blocking=True),
             labels=labels_N,
             step=self._step,
             local_views=tuple(local_views),

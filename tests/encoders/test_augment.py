@@ -8,8 +8,10 @@ import torchvision.transforms.v2.functional as TF
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from encoders.augment import AugmentConfig, augment, crop_boxes
+from encoders.augment import AugmentConfig, augment, augment_views, crop_boxes
 from encoders.counter_rng import uniform_NK
+from encoders.encoder import normalise
+from encoders.picture import PreprocessConfig
 
 PLAIN = AugmentConfig(
     crop_size=16,
@@ -38,6 +40,11 @@ def view(pixels, ids=None, *, config=FULL, seed=0, epoch=0, number=0):
     return augment(pixels, ids, config=config, seed=seed, epoch=epoch, view=number)
 
 
+def several(pixels, configs, *, preprocess=None):
+    ids = torch.arange(len(pixels))
+    return augment_views(pixels, ids, views=configs, seed=0, epoch=0, preprocess=preprocess)
+
+
 def test_one_picture_repeated_gives_as_many_distinct_views():
     views = view(pictures(1).expand(24, -1, -1, -1))
     assert views.shape == (24, 3, 16, 16)
@@ -50,10 +57,10 @@ def test_a_view_depends_on_its_own_picture_and_id_alone():
     pixels, ids = pictures(12), torch.arange(100, 112)
     together = view(pixels, ids)
     order = torch.randperm(12, generator=torch.Generator().manual_seed(1))
-    torch.testing.assert_close(view(pixels[order], ids[order]), together[order], atol=1e-6, rtol=0)
+    assert torch.equal(view(pixels[order], ids[order]), together[order])
     for start in (0, 5, 11):
         part = slice(start, start + 5)
-        torch.testing.assert_close(view(pixels[part], ids[part]), together[part], atol=1e-6, rtol=0)
+        assert torch.equal(view(pixels[part], ids[part]), together[part])
 
 
 def test_two_ranks_together_see_what_one_sees():
@@ -61,7 +68,7 @@ def test_two_ranks_together_see_what_one_sees():
     ranks = [view(pixels[rank::2], ids[rank::2]) for rank in range(2)]
     alone = view(pixels, ids)
     for rank in range(2):
-        torch.testing.assert_close(ranks[rank], alone[rank::2], atol=1e-6, rtol=0)
+        assert torch.equal(ranks[rank], alone[rank::2])
 
 
 def test_seed_epoch_and_view_each_change_every_picture():
@@ -82,6 +89,56 @@ def test_values_stay_between_zero_and_one_at_great_strength():
 
 def test_an_empty_batch_gives_no_views():
     assert view(pictures(3)[:0]).shape == (0, 3, 16, 16)
+    small = with_(FULL, crop_size=8)
+    shapes = [drawn.shape for drawn in several(pictures(3)[:0], [FULL, FULL, small])]
+    assert shapes == [(0, 3, 16, 16), (0, 3, 16, 16), (0, 3, 8, 8)]
+
+
+def test_all_views_in_one_call_are_the_views_one_by_one():
+    pixels = pictures(9)
+    small = with_(FULL, crop_size=8, crop_scale=(0.05, 0.2))
+    other = with_(FULL, hue=0.0, blur_probability=1.0)
+    configs = [FULL, other, small, FULL, small]
+    drawn = several(pixels, configs)
+    for number, config in enumerate(configs):
+        assert torch.equal(drawn[number], view(pixels, config=config, number=number))
+        assert drawn[number].is_contiguous(memory_format=torch.channels_last)
+    assert not torch.equal(drawn[0], drawn[3])
+
+
+def test_views_are_normalised_as_the_encoder_does():
+    pixels, preprocess = pictures(5), PreprocessConfig(size=16)
+    plain = several(pixels, [FULL, FULL])
+    for number, drawn in enumerate(several(pixels, [FULL, FULL], preprocess=preprocess)):
+        assert torch.equal(drawn, normalise(plain[number], preprocess))
+
+
+@pytest.mark.parametrize("shape", [(17, 40), (33, 21), (16, 16)])
+def test_pictures_of_any_shape_are_cut_alike_in_any_memory_layout(shape):
+    pixels = torch.nn.functional.interpolate(pictures(6), size=shape)
+    drawn = view(pixels, config=with_(FULL, crop_size=13))
+    assert drawn.shape == (6, 3, 13, 13)
+    again = pixels.contiguous(memory_format=torch.channels_last)
+    assert torch.equal(view(again, config=with_(FULL, crop_size=13)), drawn)
+
+
+def test_a_crop_larger_than_the_pictures_of_the_cache_is_refused():
+    message = r"crops of 24 px from pictures of 20 x 20 px.*no larger.*make the cache anew"
+    with pytest.raises(ValueError, match=message):
+        several(pictures(3), [FULL, with_(FULL, crop_size=24)])
+
+
+@pytest.mark.parametrize(
+    "pixels",
+    [
+        torch.zeros(2, 3, 20, 20),
+        torch.zeros(2, 20, 20, 3, dtype=torch.uint8),
+        torch.zeros(3, 20, 20, dtype=torch.uint8),
+    ],
+)
+def test_what_is_no_batch_of_pictures_is_refused(pixels):
+    with pytest.raises(ValueError, match=r"must be uint8 \[N, 3, H, W\]. Give pictures"):
+        several(pixels, [FULL])
 
 
 def test_with_everything_off_a_view_is_the_resized_picture():

@@ -49,7 +49,8 @@ def config_of(name: str, **changes: Any) -> PretrainConfig:
 
 
 def corpus() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    generator = np.random.default_rng(5)
+    # With seed 5 a value of MoCo's lies on an edge: a 1e-7 in the pixels moved a weight by 2e-6.
+    generator = np.random.default_rng(6)
     pixels = generator.integers(0, 256, (NUM_PICTURES, 16, 16, 3), dtype=np.uint8)
     return pixels, np.arange(NUM_PICTURES) * 7 + 3, np.arange(NUM_PICTURES) % 4 - 1
 

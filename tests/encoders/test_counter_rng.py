@@ -3,7 +3,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from encoders.counter_rng import philox_4x32, uniform_NK
+from encoders.counter_rng import philox_4x32, uniform_NK, uniform_VNK
 
 # From kat_vectors of Random123 1.14: counter, key, output of philox4x32 with 10 rounds.
 KNOWN_ANSWERS = [
@@ -98,3 +98,11 @@ def test_draws_are_uniform_and_uncorrelated():
 def test_keys_out_of_range_are_refused_with_the_range(seed, epoch, view):
     with pytest.raises(ValueError, match="must be 0 or more"):
         uniform_NK(seed, epoch, torch.arange(2), view, 1)
+
+
+def test_several_views_at_once_draw_what_each_draws_alone():
+    ids, views = torch.tensor([4, 2**40, 0]), [3, 0, 65535]
+    drawn = uniform_VNK(9, 1, ids, views, 6)
+    assert drawn.shape == (3, 3, 6)
+    for place, view in enumerate(views):
+        assert torch.equal(drawn[place], uniform_NK(9, 1, ids, view, 6))

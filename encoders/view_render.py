@@ -1,0 +1,187 @@
+"""Views drawn from pictures, a block at a time that stays in the processor's cache from end to end.
+
+Which pictures of which views share a block changes no value, to the bit: they are sorted so that
+neighbours are adjusted in the same order, and what concerns some of them runs over them in place. A
+GPU wants the opposite, and gets all at once.
+
+Shapes: M views to draw, of N pictures; B views of one block; S edge of a view.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, fields
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from encoders.pixel_ops import ADJUSTMENTS, blur, blur_kernels, drop_colour, solarise
+from encoders.resample import Taps, find_taps, resample
+
+__all__ = ["ViewParameters", "render"]
+
+BLOCK_BYTES = 1_000_000
+"""Of float pictures in a block on a CPU: worth the calls, and little enough for its cache."""
+GPU_BLOCK_BYTES = 256_000_000
+"""The same on a GPU, where it only bounds memory."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ViewParameters:
+    """What is done to a picture for each of M views, on the CPU."""
+
+    pictures: Tensor
+    """int64 [M], the position of the picture."""
+    boxes: Tensor
+    """float32 [M, 4], left, top, width, height of the crop in pixels of the picture."""
+    flips: Tensor
+    """bool [M], mirror left and right."""
+    kinds: Tensor
+    """int64 [M, 4], adjustments in their order as positions in ``ADJUSTMENTS``, -1 for none."""
+    amounts: Tensor
+    """float32 [M, 4], how strong each of ``ADJUSTMENTS`` is."""
+    grays: Tensor
+    """bool [M], drop all colour."""
+    blurs: Tensor
+    """bool [M], blur."""
+    sigmas: Tensor
+    """float32 [M], standard deviation of the blur in pixels."""
+    solarised: Tensor
+    """bool [M], invert the bright half."""
+
+    def __len__(self) -> int:
+        return len(self.pictures)
+
+    @classmethod
+    def joined(cls, parts: Sequence[ViewParameters]) -> ViewParameters:
+        """Those of several batches, one after the other."""
+        names = [field.name for field in fields(cls)]
+        return cls(**{name: torch.cat([getattr(part, name) for part in parts]) for name in names})
+
+    def at(self, order_M: Tensor) -> ViewParameters:
+        """The same in another order."""
+        return ViewParameters(
+            **{field.name: getattr(self, field.name)[order_M] for field in fields(self)}
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """An operation on some of the pictures."""
+
+    operation: Callable[..., None]
+    chosen: NDArray[np.bool_]
+    """[M]"""
+    parameter: Tensor | None = None
+    """[M, ...] on the device, what the operation takes for each picture."""
+
+    def apply(self, images_3BSS: Tensor, block: slice) -> None:
+        """Change the chosen pictures of a block in place."""
+        (rows,) = self.chosen[block].nonzero()
+        if not len(rows):
+            return
+        own = [] if self.parameter is None else [self.parameter[block]]
+        first, last = int(rows[0]), int(rows[-1]) + 1
+        if last - first == len(rows):
+            if len(rows) < images_3BSS.shape[1]:
+                images_3BSS, own = images_3BSS[:, first:last], [all_B[first:last] for all_B in own]
+            self.operation(images_3BSS, *own)
+            return
+        there = torch.from_numpy(rows).to(images_3BSS.device, non_blocking=True)
+        some = images_3BSS.index_select(1, there)
+        self.operation(some, *(all_B[there] for all_B in own))
+        images_3BSS.index_copy_(1, there, some)
+
+
+def render(
+    pixels_N3HW: Tensor,
+    parameters: ViewParameters,
+    *,
+    size: int,
+    mean: Sequence[float] = (0, 0, 0),
+    std: Sequence[float] = (1, 1, 1),
+) -> Tensor:
+    """Paint views: crop with flip, adjustments, grayscale, blur, solarise, normalise.
+
+    Args:
+        pixels_N3HW: uint8, best in channels_last layout, on any device.
+        parameters: of M views.
+        size: S.
+        mean: taken off the values in [0, 1], one a colour.
+        std: what they are divided by then.
+
+    Returns:
+        float32 ``[M, 3, S, S]`` in channels_last layout, on the device of the pixels.
+    """
+    device, num = pixels_N3HW.device, len(parameters)
+    on_cpu = device.type == "cpu"
+    order_M = _sorted(parameters) if on_cpu else torch.arange(num)
+    parameters = parameters.at(order_M)
+    rows, columns = _find_taps(parameters, pixels_N3HW, size)
+    pictures_M = parameters.pictures.to(device, non_blocking=True)
+    changes = list(_changes(parameters, max(1, size // 20), device))
+    mean_3111, std_3111 = (
+        torch.tensor(values, dtype=torch.float32).view(3, 1, 1, 1).to(device, non_blocking=True)
+        for values in (mean, std)
+    )
+    views_MSS3 = torch.empty(num, size, size, 3, device=device)
+    places = views_MSS3.unbind()
+    block_bytes = BLOCK_BYTES if on_cpu else GPU_BLOCK_BYTES
+    num_block = max(1, block_bytes // (3 * size * size * 4))
+    for start in range(0, num, num_block):
+        block = slice(start, start + num_block)
+        images_3BSS = resample(
+            pixels_N3HW.permute(0, 2, 3, 1), pictures_M[block], rows[block], columns[block]
+        )
+        for change in changes:
+            change.apply(images_3BSS, block)
+        # Float rounding in resize, hue and blur steps over the ends by some 1e-7.
+        images_3BSS.clamp_(0, 1).sub_(mean_3111).div_(std_3111)
+        painted_BSS3 = images_3BSS.permute(1, 3, 2, 0)
+        if on_cpu:
+            for view, image_SS3 in zip(order_M[block].tolist(), painted_BSS3, strict=True):
+                places[view].copy_(image_SS3)
+        else:
+            views_MSS3[block] = painted_BSS3
+    return views_MSS3.permute(0, 3, 1, 2)
+
+
+def _sorted(parameters: ViewParameters) -> Tensor:
+    """An order in which neighbours are treated alike.
+
+    First by when their hue turns, which costs most, then by their other adjustments, blur and loss
+    of colour.
+    """
+    kinds_M4 = parameters.kinds.numpy()
+    hue_M = (kinds_M4 == 3).argmax(1) + 4 * (kinds_M4 < 0).all(1)
+    keys = (parameters.grays, parameters.blurs, *kinds_M4.T[::-1], hue_M)
+    return torch.from_numpy(np.lexsort(keys))
+
+
+def _find_taps(parameters: ViewParameters, pixels_N3HW: Tensor, size: int) -> tuple[Taps, Taps]:
+    """Along rows and columns; those of the rows bring 255 down to 1."""
+    device, (height, width) = pixels_N3HW.device, pixels_N3HW.shape[2:]
+    left_M, top_M, box_width_M, box_height_M = parameters.boxes.to(
+        device, non_blocking=True
+    ).unbind(1)
+    flips_M = parameters.flips.to(device, non_blocking=True)
+    rows = find_taps(top_M, box_height_M, torch.zeros_like(flips_M), height, size)
+    rows.weights.mul_(1 / 255)
+    return rows, find_taps(left_M, box_width_M, flips_M, width, size)
+
+
+def _changes(
+    parameters: ViewParameters, blur_radius: int, device: torch.device
+) -> Iterator[Change]:
+    """All operations after the crop, in their order."""
+    kinds_M4 = parameters.kinds.numpy()
+    amounts_4M = parameters.amounts.T.contiguous().to(device, non_blocking=True)
+    for kinds_M in kinds_M4.T:
+        for kind, adjust in enumerate(ADJUSTMENTS):
+            yield Change(adjust, kinds_M == kind, amounts_4M[kind])
+    yield Change(drop_colour, parameters.grays.numpy())
+    kernels_MT = blur_kernels(parameters.sigmas, blur_radius).to(device, non_blocking=True)
+    yield Change(blur, parameters.blurs.numpy(), kernels_MT)
+    yield Change(solarise, parameters.solarised.numpy())
