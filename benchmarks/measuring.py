@@ -10,6 +10,7 @@ import platform
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from functools import partial
@@ -55,6 +56,9 @@ def child(
     Raises:
         ChildError: it failed, took too long, or printed something else.
     """
+    if threading.current_thread() is threading.main_thread():
+        # Stopped by `timeout` or `kill`, this process must not leave that one behind either.
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     # A group of its own, so that loaders and raylets can be stopped with it.
     process = subprocess.Popen(
         command,

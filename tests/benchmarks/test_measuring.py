@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -42,6 +43,22 @@ def test_a_child_that_takes_too_long_is_stopped_with_its_own_children(tmp_path: 
     )
     with pytest.raises(ChildError, match="which is all it may take"):
         child(python(code), 4)
+    assert not is_running(int(note.read_text()))
+
+
+def test_a_benchmark_that_is_terminated_takes_its_child_with_it(tmp_path: Path) -> None:
+    note = tmp_path / "pid"
+    inner = f"import os, time, pathlib; pathlib.Path({str(note)!r}).write_text(str(os.getpid()))"
+    outer = (
+        "import sys; from benchmarks.measuring import child; "
+        f"child([sys.executable, '-c', {inner + '; time.sleep(60)'!r}], 60)"
+    )
+    process = subprocess.Popen(python(outer), cwd=measuring.CHECKOUT)
+    while not (note.exists() and note.read_text()):
+        assert process.poll() is None
+        time.sleep(0.1)
+    process.terminate()
+    assert process.wait(30) == 143
     assert not is_running(int(note.read_text()))
 
 
