@@ -3,6 +3,7 @@
 VENV     := .venv
 BIN      := $(VENV)/bin
 STAMP    := $(VENV)/.installed
+PEERS    := .venv-peers
 PROGRAM  := $(BIN)/python -m cluster
 PYTEST   := $(BIN)/python -m pytest
 # The first interpreter of a version we support; `make PYTHON=/path/to/python3.12 setup` overrules it.
@@ -11,10 +12,11 @@ PYTHON   ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
               $$p -c '$(SUITABLE)' 2>/dev/null && echo $$p && break; done)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup check fix test test-all demo ui bench docs screenshots lock clean
+.PHONY: help setup check fix test test-all demo ui docs screenshots lock clean
+.PHONY: bench bench-peers bench-accuracy
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: $(STAMP) ## make .venv with the pinned dependencies (instant when nothing changed)
 
@@ -49,11 +51,31 @@ demo: setup ## scan, pretrain, embed, index and evaluate the OpenMoji pictures, 
 ui: setup ## open the web UI on what is in ./workspace
 	$(PROGRAM) ui
 
-bench: setup ## the measurements behind our speed claims
+bench: bench-peers ## the measurements behind our speed claims: about an hour on 2 quiet cores
+	$(BIN)/python -m benchmarks.augmentation
+	$(BIN)/python -m benchmarks.simclr_end_to_end
+	$(BIN)/python -m benchmarks.train_overhead
+	$(BIN)/python -m benchmarks.losses
+	$(BIN)/python -m benchmarks.batch_chunks
 	$(PYTEST) -m bench benchmarks
+	$(BIN)/python -m benchmarks.page
 
-docs: setup ## renew docs/configuration.md from the dataclasses
+bench-accuracy: bench-peers ## accuracy in equal time: five hours; run again, it does what is missing
+	$(BIN)/python -m benchmarks.accuracy_equal_time --sweep
+	$(BIN)/python -m benchmarks.accuracy_equal_time
+	$(BIN)/python -m benchmarks.page
+
+bench-peers: setup $(PEERS)/.installed ## make .venv-peers with the libraries that we compare with
+
+$(PEERS)/.installed: benchmarks/peers.txt
+	$(PYTHON) -m venv $(PEERS)
+	@echo 'Installing the libraries that we compare with: some minutes and 5.5 GB, once.'
+	$(PEERS)/bin/python -m pip install --quiet --requirement benchmarks/peers.txt
+	@touch $@
+
+docs: setup ## renew the pages that are generated: settings and benchmarks
 	$(BIN)/python docs/configuration.py
+	$(BIN)/python -m benchmarks.page
 
 screenshots: setup ## renew docs/screenshots from the running UI
 	$(BIN)/python docs/screenshots.py
@@ -62,5 +84,5 @@ lock: ## renew constraints.txt from a fresh environment with the newest versions
 	.ci/lock '$(PYTHON)'
 
 clean: ## remove .venv and caches; workspace/ stays
-	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) $(PEERS) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

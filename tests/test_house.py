@@ -229,6 +229,11 @@ def test_configuration_md_is_fresh() -> None:
     assert text_of("docs/configuration.md") == script.render(), "run: make docs"
 
 
+def test_benchmarks_md_is_what_the_results_give() -> None:
+    page = importlib.import_module("benchmarks.page").render()
+    assert text_of("docs/benchmarks.md") == page, "run: make docs"
+
+
 def test_every_setting_says_why() -> None:
     script = load_script("docs/configuration.py")
     silent = [

@@ -1,0 +1,254 @@
+"""Accuracy after the same time: all methods here, and lightly's SimCLR, MoCo and BYOL.
+
+Fashion-MNIST without labels (SupCon has them all), the same narrow ResNet, the same batch, all
+cores, ten minutes each, several seeds. Then a kNN-20 with all labels, and logistic regression on
+1, 5 and 10 labels a class, on the test split.
+
+``--sweep`` comes first: learning rate, then temperature or momentum, the same grid for everyone, in
+short runs on 50,000 pictures of the train split, judged by kNN-20 on the other 10,000. The test
+split has no part in it. Every run is a file below ``results``; what is there is not run again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from benchmarks import measuring
+from benchmarks.judging import LABELS_PER_CLASS, judge, knn20
+from benchmarks.pictures import EDGE, fashion_mnist
+from cluster.where import num_cores
+from index.heads import centred
+
+__all__ = ["CONTESTANTS", "Contestant", "run_name", "sweep_name"]
+
+BATCH = 128
+SWEEP_TRAIN = 50_000
+LEARNING_RATES = (0.03, 0.1, 0.3)
+SECOND = {"temperature": (0.2, 0.1, 0.5), "momentum": (0.97, 0.9, 0.99)}
+"""The first of each goes with all learning rates, the others with the best of them."""
+LOADERS = 2
+"""Of lightly's loader: as many as cores; `simclr_end_to_end` compares with more."""
+# The schedule is to end before the clock stops the run, however the machine's speed wavers.
+SHARE_PLANNED = 0.97
+PROBE_S = 8.0
+SLACK_S = 900.0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Contestant:
+    """A method of a library; a baseline has no library."""
+
+    method: str
+    library: str = ""
+
+    @property
+    def name(self) -> str:
+        """How it is called on the command line and in files."""
+        return f"{self.library}-{self.method}" if self.library else self.method
+
+    @property
+    def second(self) -> str:
+        """What is swept beside the learning rate."""
+        return "momentum" if self.method == "byol" else "temperature"
+
+    def command(self, folder: Path, seed: int) -> list[str]:
+        """The program that trains it."""
+        if self.library == "lightly":
+            program = [measuring.peers_python(), measuring.peer_script("lightly_train")]
+            program += ["--workers", str(LOADERS), "--gray"]
+        else:
+            program = [measuring.OWN_PYTHON, "-m", "benchmarks.own_training"]
+            program += ["--labels", str(folder / "labels.npy")]
+        return [
+            *(*program, "--method", self.method, "--pixels", str(folder / "train.npy")),
+            *("--batch", str(BATCH), "--threads", str(num_cores()), "--seed", str(seed)),
+        ]
+
+
+RAW, UNTRAINED = Contestant(method="raw-pixels"), Contestant(method="random-init")
+CONTESTANTS = (
+    RAW,
+    UNTRAINED,
+    *(
+        Contestant(library="lookalike", method=name)
+        for name in ("simclr", "moco", "byol", "supcon")
+    ),
+    *(Contestant(library="lightly", method=name) for name in ("simclr", "moco", "byol")),
+)
+
+
+def run_name(contestant: Contestant, budget_s: float, seed: int) -> str:
+    """Where a run's result lies below ``results``."""
+    return f"accuracy_{budget_s:g}s/{contestant.name}-seed{seed}"
+
+
+def sweep_name(contestant: Contestant) -> str:
+    """Where its sweep lies."""
+    return f"accuracy_sweep/{contestant.name}"
+
+
+def options_of(settings: dict[str, float]) -> list[str]:
+    return [word for name, value in settings.items() for word in (f"--{name}", str(value))]
+
+
+def trained(
+    contestant: Contestant,
+    folder: Path,
+    settings: dict[str, float],
+    seed: int,
+    budget_s: float,
+    pictures: int | None = None,
+) -> tuple[dict[str, Any], list[NDArray[np.float32]]]:
+    """Measure its speed, train it for the budget; what it did, and vectors of both splits."""
+    command = [*contestant.command(folder, seed), *options_of(settings)]
+    if pictures:
+        command += ["--pictures", str(pictures)]
+    targets = [folder / f"{split}-vectors.npy" for split in ("train", "test")]
+    embedding = []
+    for split, target in zip(("train", "test"), targets, strict=True):
+        embedding += ["--embed", str(folder / f"{split}.npy"), str(target)]
+    figures: dict[str, Any] = {}
+    if contestant == UNTRAINED:
+        command += embedding
+    else:
+        speed = measuring.child([*command, "--measure-s", str(PROBE_S)], SLACK_S)
+        steps = max(1, int(speed["steps_per_s"] * budget_s * SHARE_PLANNED))
+        command += ["--steps", str(steps), "--budget-s", str(budget_s), *embedding]
+        figures = {"steps_per_s": speed["steps_per_s"], "planned_steps": steps}
+    figures |= measuring.child(command, budget_s + SLACK_S)
+    return figures, [np.load(target) for target in targets]
+
+
+def raw_vectors(folder: Path) -> list[NDArray[np.float32]]:
+    """Unit vectors of the gray pixels themselves, less the mean picture, which serves kNN best."""
+    flat = [
+        np.load(folder / f"{split}.npy")[..., 0].reshape(-1, EDGE * EDGE).astype(np.float32)
+        for split in ("train", "test")
+    ]
+    return [centred(rows, flat[0].mean(axis=0)) for rows in flat]
+
+
+def run(contestant: Contestant, asked: argparse.Namespace, folder: Path, seed: int) -> None:
+    """One training and what it is worth, kept in its file."""
+    hardware = measuring.machine()
+    settings = {} if contestant in (RAW, UNTRAINED) else best_settings(contestant)
+    figures: dict[str, Any] = {}
+    if contestant == RAW:
+        vectors = raw_vectors(folder)
+    else:
+        figures, vectors = trained(contestant, folder, settings, seed, asked.budget_s)
+    labels = [np.load(folder / name) for name in ("labels.npy", "test-labels.npy")]
+    found = judge(vectors[0], labels[0], vectors[1], labels[1])
+    body = {
+        "contestant": contestant.name,
+        "seed": seed,
+        "budget_s": asked.budget_s,
+        "batch": BATCH,
+        "settings": settings,
+        "run": figures,
+        **found,
+    }
+    measuring.save(run_name(contestant, asked.budget_s, seed), body, hardware)
+    few = ", ".join(f"{np.mean(found[f'labels_{n}']):.3f}" for n in LABELS_PER_CLASS)
+    print(f"{contestant.name}, seed {seed}: kNN-20 {found['knn20']:.3f}, few labels {few}")
+
+
+def best_settings(contestant: Contestant) -> dict[str, float]:
+    path = measuring.RESULTS / f"{sweep_name(contestant)}.json"
+    if not path.is_file():
+        raise SystemExit(
+            f"error: {contestant.name} has no sweep in {path.parent}, from which its settings are "
+            "taken. Run python -m benchmarks.accuracy_equal_time --sweep first."
+        )
+    best: dict[str, float] = json.loads(path.read_text(encoding="utf-8"))["best"]
+    return best
+
+
+def sweep(contestant: Contestant, asked: argparse.Namespace, folder: Path) -> None:
+    """Find its settings on the train split alone."""
+    hardware = measuring.machine()
+    labels = np.load(folder / "labels.npy")
+    bank, queries = slice(None, SWEEP_TRAIN), slice(SWEEP_TRAIN, None)
+    trials: list[dict[str, Any]] = []
+
+    def attempt(settings: dict[str, float]) -> None:
+        figures, (vectors, _) = trained(
+            contestant, folder, settings, 0, asked.sweep_budget_s, SWEEP_TRAIN
+        )
+        knn = knn20(vectors[bank], labels[bank], vectors[queries], labels[queries])
+        trials.append({"settings": settings, "knn20": knn, "run": figures})
+        print(f"{contestant.name} {settings}: kNN-20 {knn:.3f}", flush=True)
+
+    first, *others = SECOND[contestant.second]
+    for lr in LEARNING_RATES:
+        attempt({"lr": lr, contestant.second: first})
+    lr = _best(trials)["lr"]
+    for value in others:
+        attempt({"lr": lr, contestant.second: value})
+    settings = {"budget_s": asked.sweep_budget_s, "seed": 0, "train": SWEEP_TRAIN, "batch": BATCH}
+    body = {"settings": settings, "trials": trials, "best": _best(trials)}
+    measuring.save(sweep_name(contestant), body, hardware)
+
+
+def _best(trials: Sequence[dict[str, Any]]) -> dict[str, float]:
+    best: dict[str, float] = max(trials, key=lambda trial: trial["knn20"])["settings"]
+    return best
+
+
+def lay_out(folder: Path) -> None:
+    """Pixels and labels of both splits as arrays that every process reads."""
+    for split, name in (("train", "labels"), ("test", "test-labels")):
+        pixels, labels = fashion_mnist("train" if split == "train" else "test")
+        np.save(folder / f"{split}.npy", pixels)
+        np.save(folder / f"{name}.npy", labels)
+
+
+def missing(asked: argparse.Namespace) -> Iterator[tuple[Contestant, int]]:
+    """What there is no file of: seed by seed, so that a part of the time tells something."""
+    for seed in [0] if asked.sweep else asked.seeds:
+        for contestant in CONTESTANTS:
+            if asked.only and contestant.name not in asked.only:
+                continue
+            if contestant == RAW and seed != asked.seeds[0]:
+                continue
+            if asked.sweep and not contestant.library:
+                continue
+            name = run_name(contestant, asked.budget_s, seed)
+            name = sweep_name(contestant) if asked.sweep else name
+            if not (measuring.RESULTS / f"{name}.json").is_file():
+                yield contestant, seed
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--budget-s", type=float, default=600.0, help="of one training")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    names = [contestant.name for contestant in CONTESTANTS]
+    parser.add_argument("--only", nargs="+", choices=names, help="these alone")
+    parser.add_argument("--sweep", action="store_true", help="find everyone's settings, and end")
+    parser.add_argument("--sweep-budget-s", type=float, default=60.0, help="of one of its runs")
+    asked = parser.parse_args()
+    work = list(missing(asked))
+    print(f"to do: {', '.join(f'{who.name} seed {seed}' for who, seed in work) or 'nothing'}")
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        if work:
+            lay_out(folder)
+        for contestant, seed in work:
+            if asked.sweep:
+                sweep(contestant, asked, folder)
+            else:
+                run(contestant, asked, folder, seed)
+
+
+if __name__ == "__main__":
+    main()
