@@ -51,7 +51,7 @@ demo: setup ## scan, pretrain, embed, index and evaluate the OpenMoji pictures, 
 ui: setup ## open the web UI on what is in ./workspace
 	$(PROGRAM) ui
 
-bench: bench-peers ## the measurements behind our speed claims: about an hour on 2 quiet cores
+bench: bench-peers ## the measurements behind our speed claims: 90 minutes on 2 quiet cores
 	$(BIN)/python -m benchmarks.augmentation
 	$(BIN)/python -m benchmarks.simclr_end_to_end
 	$(BIN)/python -m benchmarks.train_overhead
