@@ -21,6 +21,7 @@ from cluster.catalog import open_corpus
 from cluster.context import Context
 from cluster.pixels_job import build_pixels
 from cluster.pretrain_job import PretrainJobConfig, pretrain
+from cluster.run_watch import examined_pictures
 from cluster.runlog import read_metrics
 from cluster.scan_job import ScanConfig, scan
 from cluster.where import num_cores
@@ -75,10 +76,12 @@ def in_one_process(workspace: Workspace, config: PretrainConfig, warmup: int) ->
     torch.set_num_threads(num_cores())
     catalog, context = open_corpus(workspace, CORPUS), Context(workspace)
     cache = build_pixels(catalog, config.preprocess, context, error_budget=0.0)
-    training = Pretraining(config, num_pictures=len(cache))
+    split, device = config.split(len(cache)), torch.device("cpu")
+    examined = examined_pictures(split, cache, None, config, device)
+    training = Pretraining(config, num_pictures=len(split.trained), examined=examined)
     times, started_s = [], time.monotonic()
     while training.step_index < training.num_steps:
-        rows = training.next_rows()
+        rows = split.trained[training.next_rows()]
         training.train_step(cache.read(rows), cache.ids[rows])
         if training.step_index % LOG_EVERY == 0:
             times.append((training.step_index, time.monotonic() - started_s))

@@ -9,6 +9,7 @@ Shapes: N pictures of this rank, B of the global batch, S edge, D embedding.
 from __future__ import annotations
 
 import hashlib
+import math
 
 import numpy as np
 import torch
@@ -24,6 +25,8 @@ from encoders.moco import MoCo
 from encoders.motion import Motion
 
 __all__ = ["Examination", "labelled_figures"]
+
+MIN_VARIANCE = 1e-12
 
 
 class Examination:
@@ -49,8 +52,8 @@ class Examination:
 
         Adds to ``figures``: those of `health_metrics` on the batch; ``batch_rank`` and
         ``batch_discrimination``, two of them under names that stay; ``distinct_pictures`` of the
-        batch; ``view_distance``, how far the two views of a picture are apart in pixels, over how
-        far those of two pictures are; ``input_scale``, the root mean square of the network's
+        batch; ``view_distance``, how far the two views of a picture are apart in pixels (root mean
+        square), over how far two pictures at random are; ``input_scale``, the root mean square of the network's
         input; for MoCo ``keys_in_queue``; with labels ``class_discrimination``.
         """
         batch = self._batch
@@ -78,17 +81,23 @@ class Examination:
     @torch.no_grad()
     def _input_figures(self) -> dict[str, float]:
         view_a, view_b = self._batch.view_a.float(), self._batch.view_b.float()
-        apart = (view_a - view_b).abs().mean()
-        # Rolled within the rank: each first view beside the second one of another picture.
-        others = (view_a - view_b.roll(1, 0)).abs().mean()
-        sums = torch.stack([apart, others, view_a.square().mean()])
-        average([sums])
+        apart = (view_a - view_b).square().mean()
+        square_a, square_b = view_a.square().mean(), view_b.square().mean()
+        mean_3SS = (view_a.mean(0) + view_b.mean(0)) / 2
+        sums = torch.stack([apart, square_a, square_b])
+        average([sums, mean_3SS])
         prints = gather_rows(torch.tensor(_fingerprints(self._pixels)).to(view_a.device))
-        apart_mean, others_mean, square = sums.tolist()
+        # Two pictures at random are apart, squared, by twice the variance of a pixel.
+        variance = sums[1:].mean() - mean_3SS.square().mean()
+        apart_square, square, _, variance_mean = torch.cat([sums, variance[None]]).tolist()
         return {
             "distinct_pictures": float(len(torch.unique(prints))),
-            "view_distance": apart_mean / others_mean if others_mean > 0 else 1.0,
-            "input_scale": square**0.5,
+            "view_distance": (
+                math.sqrt(apart_square / (2 * variance_mean))
+                if variance_mean > MIN_VARIANCE
+                else 1.0
+            ),
+            "input_scale": math.sqrt(square),
         }
 
 

@@ -18,9 +18,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from encoders.augment import augment
+from encoders.augment import augment_views
 from encoders.collective import gather_rows, rank, world_size
-from encoders.encoder import normalise
 from encoders.losses import unit_rows
 from encoders.method import Method
 from encoders.pretrain_config import PretrainConfig
@@ -64,12 +63,15 @@ class ExaminedPictures:
             piece = min(turn * world_size() + rank(), num_pieces - 1)
             rows = slice(piece * PIECE, (piece + 1) * PIECE)
             pixels_N3SS = torch.tensor(pixels[rows]).to(device).permute(0, 3, 1, 2)
-            ids_N = torch.tensor(ids[rows]).to(device)
-            both = [
-                augment(pixels_N3SS, ids_N, config=view, seed=config.seed, epoch=EPOCH, view=number)
-                for number, view in enumerate((config.view_a, config.view_b))
-            ]
-            self._pieces.append(normalise(torch.cat(both), config.preprocess))
+            both = augment_views(
+                pixels_N3SS,
+                torch.tensor(ids[rows]),
+                views=(config.view_a, config.view_b),
+                seed=config.seed,
+                epoch=EPOCH,
+                preprocess=config.preprocess,
+            )
+            self._pieces.append(torch.cat(both))
 
     @torch.no_grad()
     def encode(
