@@ -53,8 +53,8 @@ class Examination:
         Adds to ``figures``: those of `health_metrics` on the batch; ``batch_rank`` and
         ``batch_discrimination``, two of them under names that stay; ``distinct_pictures`` of the
         batch; ``view_distance``, how far the two views of a picture are apart in pixels (root mean
-        square), over how far two pictures at random are; ``input_scale``, the root mean square of the network's
-        input; for MoCo ``keys_in_queue``; with labels ``class_discrimination``.
+        square), over how far two pictures at random are; ``input_scale``, the root mean square of
+        the network's input; for MoCo ``keys_in_queue``; with labels ``class_discrimination``.
         """
         batch = self._batch
         own = output.embeddings_a, output.embeddings_b
