@@ -76,7 +76,9 @@ def supcon_finetune_small() -> PretrainConfig:
     Source: ours; `supcon_small` with a fifth of its epochs and a third of its rate, which moves
     the encoder without undoing it.
     Cost: a fifth of `simclr_small`.
-    Result: TO BE FILLED
+    Result: on scikit-learn's digits with 20 labels a class kNN-5 from 55.9 to 71.9 % after a short
+    start, but 72.3 % with as many further epochs of SimCLR and no label: no gain of the labels
+    was found, n = 1 (docs/log.md).
     """
     config = _small(method=SupConConfig(temperature=0.1, unlabelled="alone"), lr=0.03)
     return replace(config, epochs=15)
