@@ -16,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from encoders.checkup import CHANCE
 from encoders.collective import average, gather_rows
 from encoders.health import class_discrimination, health_metrics
 from encoders.leak import keys_in_queue
@@ -102,10 +103,11 @@ class Examination:
 
 
 def labelled_figures(view_a_ND: Tensor, view_b_ND: Tensor, labels_N: Tensor) -> dict[str, float]:
-    """``class_discrimination`` of the rows with a label; nothing unless two classes are there."""
+    """``class_discrimination`` of the rows with a label: chance when all are of one class."""
     rows = labels_N != NO_LABEL
-    if len(torch.unique(labels_N[rows])) < 2:
-        return {}
+    num_classes = len(torch.unique(labels_N[rows]))
+    if num_classes < 2:
+        return {"class_discrimination": CHANCE} if num_classes else {}
     found = class_discrimination(view_a_ND[rows], view_b_ND[rows], labels_N[rows])
     return {"class_discrimination": float(found)}
 
