@@ -117,7 +117,7 @@ def render(
     """
     device, num = pixels_N3HW.device, len(parameters)
     on_cpu = device.type == "cpu"
-    order_M = _sorted(parameters) if on_cpu else torch.arange(num)
+    order_M = _sorted(parameters)
     parameters = parameters.at(order_M)
     rows, columns = _find_taps(parameters, pixels_N3HW, size)
     pictures_M = parameters.pictures.to(device, non_blocking=True)
@@ -127,7 +127,8 @@ def render(
         for values in (mean, std)
     )
     views_MSS3 = torch.empty(num, size, size, 3, device=device)
-    places = views_MSS3.unbind()
+    places = views_MSS3.unbind() if on_cpu else ()
+    there_M = order_M.to(device, non_blocking=True)
     block_bytes = BLOCK_BYTES if on_cpu else GPU_BLOCK_BYTES
     num_block = max(1, block_bytes // (3 * size * size * 4))
     for start in range(0, num, num_block):
@@ -144,7 +145,7 @@ def render(
             for view, image_SS3 in zip(order_M[block].tolist(), painted_BSS3, strict=True):
                 places[view].copy_(image_SS3)
         else:
-            views_MSS3[block] = painted_BSS3
+            views_MSS3.index_copy_(0, there_M[block], painted_BSS3)
     return views_MSS3.permute(0, 3, 1, 2)
 
 

@@ -35,7 +35,8 @@ from cluster.ray_train import ASKED
 from cluster.runlog import read_metrics, read_run, write_run
 from cluster.scan_job import ScanConfig, scan
 from cluster.workspace import Workspace
-from encoders.health import CollapseError, HealthConfig, HealthWatch
+from encoders.doctor import Doctor
+from encoders.health import CollapseError, HealthConfig
 from encoders.recipes import simclr_small, tiny
 from index.artifact import Folder, open_door
 
@@ -220,12 +221,16 @@ def test_a_stop_whose_workers_die_still_leaves_an_encoder(
 
 
 def collapse(monkeypatch: pytest.MonkeyPatch, *, ailing_from: int, at: int) -> None:
-    def check(self: HealthWatch, step: int, *_: Any) -> None:
-        self._failed_checks = max(0, step - ailing_from + 1)
+    ailing = []
+
+    def conclude(self: Doctor, visit: object, step: int, metrics: object) -> dict[str, float]:
+        ailing[:] = [step] if step >= ailing_from else []
         if step == at:
             raise CollapseError("training collapsed: nearly all pictures are the same.")
+        return {}
 
-    monkeypatch.setattr(HealthWatch, "check", check)
+    monkeypatch.setattr(Doctor, "conclude", conclude)
+    monkeypatch.setattr(Doctor, "is_healthy", property(lambda _: not ailing))
 
 
 def test_a_collapsed_run_leaves_the_encoder_of_its_last_healthy_checkpoint(
