@@ -19,8 +19,7 @@ import torch
 
 from benchmarks import measuring
 from benchmarks.pictures import photographs
-from encoders.augment import AugmentConfig, augment
-from encoders.encoder import normalise
+from encoders.augment import AugmentConfig, augment_views
 from encoders.picture import PreprocessConfig
 
 SIZES = (32, 96, 224)
@@ -46,12 +45,14 @@ def own_views(pixels: np.ndarray, seconds: float) -> dict[str, Any]:
     def views(epoch: int) -> None:
         for start in starts:
             batch = torch.tensor(pixels[start : start + BATCH]).permute(0, 3, 1, 2)
-            ids = torch.arange(start, start + len(batch))
-            for view in (0, 1):
-                normalise(
-                    augment(batch, ids, config=config, seed=SEED, epoch=epoch, view=view),
-                    preprocess,
-                )
+            augment_views(
+                batch,
+                torch.arange(start, start + len(batch)),
+                views=(config, config),
+                seed=SEED,
+                epoch=epoch,
+                preprocess=preprocess,
+            )
 
     views(0)
     passes, started_s = 0, time.process_time()
