@@ -8,7 +8,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -31,7 +30,7 @@ from cluster.pretrain_job import PretrainingStoppedError, PretrainJobConfig, pre
 from cluster.pretrain_worker import train_worker
 from cluster.runlog import read_metrics, read_run, write_run
 from cluster.scan_job import ScanConfig, scan
-from cluster.verify_job import CALM, TOLERANCE
+from cluster.verify_job import CALM
 from cluster.where import CHECKOUT, Where
 from cluster.worker_plan import TrainingDataChangedError, WorkerPlan
 from cluster.workspace import Workspace
@@ -330,42 +329,6 @@ def test_a_worker_s_failure_comes_out_as_itself_and_leaves_nothing_of_ray(
     assert "encoders/new" in run["error"]
     assert not context.workspace.folder("runs", "new").exists("ray")
     assert read_metrics(context.workspace.folder("runs", "new"))[-1]["step"] == 100
-
-
-def test_two_workers_one_of_them_killed_train_the_same_encoder_as_one(
-    context: Context, tmp_path: Path
-) -> None:
-    two = with_workers(context, tmp_path, 2)
-    folder = context.workspace.folder("runs", "two")
-    killer = threading.Thread(target=kill_a_worker, args=(folder,))
-    killer.start()
-    report = pretrain(config_of("two", checkpoint_every=1), two)
-    killer.join()
-    assert report["resumed_at"] > 0
-    one, other = weights(context, "one"), weights(two, "two")
-    assert np.linalg.norm(one - other) < TOLERANCE * np.linalg.norm(one)
-    assert run_state(context, "two")["state"] == "done"
-    assert not folder.exists("ray")
-
-
-def kill_a_worker(folder: Folder) -> None:
-    """SIGKILL to the process of a training worker as soon as there is a whole checkpoint."""
-    wait_for(folder, checkpoints=2)
-    os.kill(max(training_workers(os.getpid())), signal.SIGKILL)
-
-
-def training_workers(ancestor: int) -> list[int]:
-    """Processes below ours, and not those of another Ray on this machine."""
-    listed = subprocess.run(
-        ["ps", "-axo", "pid=,ppid=,command="], capture_output=True, text=True, check=True
-    )
-    rows = [line.split(None, 2) for line in listed.stdout.splitlines()]
-    parents = {int(pid): int(parent) for pid, parent, *_ in rows}
-
-    def is_ours(pid: int) -> bool:
-        return pid == ancestor or (pid in parents and is_ours(parents[pid]))
-
-    return [int(row[0]) for row in rows if "RayTrainWorker" in row[-1] and is_ours(int(row[0]))]
 
 
 def wait_for(folder: Folder, checkpoints: int) -> None:
