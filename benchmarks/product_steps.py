@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
+import sys
 import time
 import uuid
 from dataclasses import replace
@@ -21,6 +23,7 @@ from cluster.catalog import open_corpus
 from cluster.context import Context
 from cluster.pixels_job import build_pixels
 from cluster.pretrain_job import PretrainJobConfig, pretrain
+from cluster.ray_train import kept_memory
 from cluster.run_watch import examined_pictures
 from cluster.runlog import read_metrics
 from cluster.scan_job import ScanConfig, scan
@@ -111,6 +114,10 @@ def main() -> None:
     parser.add_argument("--warmup", type=int, default=60, help="steps that do not count")
     parser.add_argument("--seed", type=int, default=0)
     asked = parser.parse_args()
+    if asked.road == "plain" and not kept_memory().items() <= os.environ.items():
+        # Read when a process starts: the same memory settings as Ray Train's workers get.
+        again = [sys.executable, "-m", "benchmarks.product_steps", *sys.argv[1:]]
+        os.execve(sys.executable, again, {**os.environ, **kept_memory()})
     workspace = Workspace.at(asked.workspace)
     config = configuration(asked.batch, asked.epochs, asked.seed)
     if asked.road == "prepare":

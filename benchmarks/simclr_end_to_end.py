@@ -2,7 +2,8 @@
 
 The same narrow ResNet with as many parameters, the same batch of the same Fashion-MNIST pictures,
 SimCLR's views for 32 px, all cores. In turn, in steady state, for several rounds. The bare loop
-trains on resident random numbers and augments nothing: what the network alone allows.
+trains on resident random numbers and augments nothing: what the network alone allows. It runs once
+as anybody starts it, and once with the memory settings that Ray Train's workers get here.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import numpy as np
 
 from benchmarks import measuring
 from benchmarks.pictures import fashion_mnist, write_png
+from cluster.ray_train import kept_memory
 from cluster.where import num_cores
 
 SEED = 0
@@ -38,6 +40,7 @@ def commands_of(asked: argparse.Namespace, folder: Path) -> dict[str, list[str]]
         f"lightly, {cores} loaders": [*lightly, str(cores)],
         f"lightly, {LOADER_WORKERS} loaders": [*lightly, str(LOADER_WORKERS)],
         "bare loop": bare,
+        "bare loop, memory kept": ["env", *map("=".join, kept_memory().items()), *bare],
     }
 
 
