@@ -11,7 +11,8 @@ import pytest
 
 from cluster.ray_train import kept_memory
 
-# Ten times 40 MB in a thread, as a worker's loop is; prints the page faults of all but the first.
+# Ten times 60 MB in a thread, as a worker's loop is; prints the page faults of all but the first. Of
+# larger arrays NumPy asks for huge pages, which torch does not.
 PROGRAM = """
 import resource, threading
 import numpy as np
@@ -21,13 +22,14 @@ def work():
     for turn in range(10):
         if turn == 1:
             before = faults()
-        np.full(10_000_000, 1, dtype=np.float32)
+        arrays = [np.full(750_000, 1, dtype=np.float32) for _ in range(20)]
+        del arrays
     print(faults() - before)
 thread = threading.Thread(target=work)
 thread.start()
 thread.join()
 """
-PAGES = 40_000_000 // 4096
+PAGES = 60_000_000 // 4096
 
 
 def page_faults(settings: dict[str, str]) -> int:
