@@ -11,8 +11,8 @@ import pytest
 
 from cluster.ray_train import kept_memory
 
-# Ten times 60 MB in a thread, as a worker's loop is; prints the page faults of all but the first. Of
-# larger arrays NumPy asks for huge pages, which torch does not.
+# Ten times 60 MB in a thread, as a worker's loop is; prints the page faults of all but the first.
+# For larger arrays NumPy asks for huge pages, which torch does not.
 PROGRAM = """
 import resource, threading
 import numpy as np
