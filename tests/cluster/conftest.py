@@ -4,17 +4,23 @@ from __future__ import annotations
 
 import hashlib
 import io
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, Protocol
 
 import numpy as np
 import pytest
+import ray.train
+import ray.train.torch
 import torch
 from rich.console import Console
 
+from cluster import pretrain_job
 from cluster.catalog import Catalog
 from cluster.context import Context
+from cluster.pretrain_worker import train_worker
 from cluster.scan_job import ScanConfig, scan
 from cluster.workspace import Workspace
 from encoders.backbone import BackboneConfig
@@ -78,6 +84,9 @@ def publish_vectors(
     return EmbeddingStore.open(folder)
 
 
+TrainHere = Callable[[pytest.MonkeyPatch], None]
+
+
 @dataclass(frozen=True)
 class Library:
     """A workspace with a corpus of digits in folders, an encoder, embeddings and an index."""
@@ -116,6 +125,19 @@ class MakeEncoder(Protocol):
 def make_encoder() -> MakeEncoder:
     """Publishes a tiny fresh encoder in a workspace."""
     return publish_encoder
+
+
+@pytest.fixture(scope="session")
+def train_here() -> TrainHere:
+    """Has a patch make runs train in this process, as their rank 0, and not under Ray Train."""
+
+    def apply(patch: pytest.MonkeyPatch) -> None:
+        rank = SimpleNamespace(get_world_rank=lambda: 0)
+        patch.setattr(ray.train, "get_context", lambda: rank)
+        patch.setattr(ray.train.torch, "get_device", lambda: torch.device("cpu"))
+        patch.setattr(pretrain_job, "fit", lambda plan, *_, **__: train_worker({"plan": plan}))
+
+    return apply
 
 
 @pytest.fixture

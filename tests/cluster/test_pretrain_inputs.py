@@ -8,22 +8,17 @@ from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
-import ray.train
-import ray.train.torch
 import torch
 from PIL import Image
 from rich.console import Console
 
-from cluster import pretrain_job
 from cluster.catalog import open_corpus
 from cluster.context import Context
 from cluster.pretrain_job import PretrainJobConfig, pretrain
-from cluster.pretrain_worker import train_worker
 from cluster.run_labels import UnreadableLabelsError, load_labels
 from cluster.runlog import read_metrics, read_run, write_run
 from cluster.scan_job import ScanConfig, scan
@@ -46,15 +41,8 @@ def context_at(folder: Path) -> Context:
     return Context(Workspace.at(folder), console=Console(file=io.StringIO(), width=1000))
 
 
-def train_here(patch: pytest.MonkeyPatch) -> None:
-    rank = SimpleNamespace(get_world_rank=lambda: 0)
-    patch.setattr(ray.train, "get_context", lambda: rank)
-    patch.setattr(ray.train.torch, "get_device", lambda: torch.device("cpu"))
-    patch.setattr(pretrain_job, "fit", lambda plan, *_, **__: train_worker({"plan": plan}))
-
-
 @pytest.fixture(scope="module")
-def scanned(tmp_path_factory: pytest.TempPathFactory, local_ray: Any) -> Path:
+def scanned(tmp_path_factory: pytest.TempPathFactory, local_ray: Any, train_here: Any) -> Path:
     """A workspace with four pictures in each of ten folders, and pixels; copy before writing."""
     folder = tmp_path_factory.mktemp("inputs")
     generator = np.random.default_rng(0)
@@ -74,7 +62,9 @@ def scanned(tmp_path_factory: pytest.TempPathFactory, local_ray: Any) -> Path:
 
 
 @pytest.fixture
-def context(scanned: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Context:
+def context(
+    scanned: Path, tmp_path: Path, train_here: Any, monkeypatch: pytest.MonkeyPatch
+) -> Context:
     monkeypatch.delenv("LOOKALIKE_LABELS_URL", raising=False)
     shutil.copytree(scanned, tmp_path / "workspace")
     train_here(monkeypatch)

@@ -12,14 +12,10 @@ import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
-import ray.train
-import ray.train.torch
-import torch
 import yaml
 from PIL import Image
 from rich.console import Console
@@ -73,7 +69,9 @@ def with_workers(context: Context, folder: Path, number: int) -> Context:
 
 
 @pytest.fixture(scope="module")
-def scanned(tmp_path_factory: pytest.TempPathFactory, local_ray: Any) -> tuple[Path, Path]:
+def scanned(
+    tmp_path_factory: pytest.TempPathFactory, local_ray: Any, train_here: Any
+) -> tuple[Path, Path]:
     """(pictures, workspace with corpus and pixels of them); copy the workspace before writing."""
     folder = tmp_path_factory.mktemp("pretrain")
     generator = np.random.default_rng(0)
@@ -99,16 +97,9 @@ def context(scanned: tuple[Path, Path], tmp_path: Path) -> Context:
 
 
 @pytest.fixture
-def here(monkeypatch: pytest.MonkeyPatch) -> None:
+def here(train_here: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """The worker runs in this process, not under Ray Train."""
     train_here(monkeypatch)
-
-
-def train_here(patch: pytest.MonkeyPatch) -> None:
-    rank = SimpleNamespace(get_world_rank=lambda: 0)
-    patch.setattr(ray.train, "get_context", lambda: rank)
-    patch.setattr(ray.train.torch, "get_device", lambda: torch.device("cpu"))
-    patch.setattr(pretrain_job, "fit", lambda plan, *_, **__: train_worker({"plan": plan}))
 
 
 @pytest.fixture

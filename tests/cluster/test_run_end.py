@@ -9,18 +9,15 @@ import threading
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
-import ray.train
-import ray.train.torch
 import torch
 from PIL import Image
 from rich.console import Console
 
-from cluster import pretrain_job, pretrain_worker, recorder
+from cluster import pretrain_worker, recorder
 from cluster.checkpoints import Checkpoint, save_checkpoint
 from cluster.context import Context
 from cluster.pretrain_job import (
@@ -29,7 +26,6 @@ from cluster.pretrain_job import (
     PretrainJobConfig,
     pretrain,
 )
-from cluster.pretrain_worker import train_worker
 from cluster.pulse import Pulse, ask_to_stop
 from cluster.ray_train import ASKED
 from cluster.runlog import read_metrics, read_run, write_run
@@ -53,16 +49,8 @@ def context_at(folder: Path) -> Context:
     return Context(Workspace.at(folder), console=Console(file=io.StringIO()))
 
 
-def train_here(patch: pytest.MonkeyPatch) -> None:
-    """The worker runs in this process, not under Ray Train."""
-    rank = SimpleNamespace(get_world_rank=lambda: 0)
-    patch.setattr(ray.train, "get_context", lambda: rank)
-    patch.setattr(ray.train.torch, "get_device", lambda: torch.device("cpu"))
-    patch.setattr(pretrain_job, "fit", lambda plan, *_, **__: train_worker({"plan": plan}))
-
-
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory, local_ray: Any) -> Path:
+def trained(tmp_path_factory: pytest.TempPathFactory, local_ray: Any, train_here: Any) -> Path:
     """A workspace with a run ``one`` that nothing disturbed."""
     folder = tmp_path_factory.mktemp("ends")
     generator = np.random.default_rng(0)
@@ -79,7 +67,9 @@ def trained(tmp_path_factory: pytest.TempPathFactory, local_ray: Any) -> Path:
 
 
 @pytest.fixture
-def context(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Context:
+def context(
+    trained: Path, tmp_path: Path, train_here: Any, monkeypatch: pytest.MonkeyPatch
+) -> Context:
     train_here(monkeypatch)
     shutil.copytree(trained, tmp_path / "workspace")
     return context_at(tmp_path / "workspace")

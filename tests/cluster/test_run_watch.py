@@ -7,21 +7,15 @@ import json
 import time
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
-import ray.train
-import ray.train.torch
-import torch
 from PIL import Image
 from rich.console import Console
 
-from cluster import pretrain_job
 from cluster.context import Context
 from cluster.pretrain_job import PretrainingStoppedError, PretrainJobConfig, pretrain
-from cluster.pretrain_worker import train_worker
 from cluster.run_watch import Pace, Warnings
 from cluster.runlog import read_metrics, read_run
 from cluster.scan_job import ScanConfig, scan
@@ -36,12 +30,11 @@ NUM_PICTURES = 40
 
 
 @pytest.fixture
-def context(tmp_path: Path, local_ray: Any, monkeypatch: pytest.MonkeyPatch) -> Context:
+def context(
+    tmp_path: Path, local_ray: Any, train_here: Any, monkeypatch: pytest.MonkeyPatch
+) -> Context:
     """An empty workspace; the worker runs in this process, not under Ray Train."""
-    rank = SimpleNamespace(get_world_rank=lambda: 0)
-    monkeypatch.setattr(ray.train, "get_context", lambda: rank)
-    monkeypatch.setattr(ray.train.torch, "get_device", lambda: torch.device("cpu"))
-    monkeypatch.setattr(pretrain_job, "fit", lambda plan, *_, **__: train_worker({"plan": plan}))
+    train_here(monkeypatch)
     return Context(Workspace.at(tmp_path / "workspace"), console=Console(file=io.StringIO()))
 
 
