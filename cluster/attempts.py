@@ -11,7 +11,7 @@ from cluster.pulse import read_pulse
 from cluster.runlog import read_metrics, read_run, write_run
 from index.artifact import Folder
 
-__all__ = ["Loss", "begin_attempt", "lost_work"]
+__all__ = ["Loss", "begin_attempt", "lost_work", "what_was_lost"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,10 +32,20 @@ class Loss:
 
     def __str__(self) -> str:
         times = "once" if self.num_resumes == 1 else f"{self.num_resumes} times"
-        if not self.num_steps:
-            return f"resumed {times}; no work lost"
-        steps = "1 step" if self.num_steps == 1 else f"{self.num_steps:,} steps"
-        return f"resumed {times}; {steps}, {self.seconds:.0f} s of work lost"
+        return f"resumed {times}; {what_was_lost(self.num_steps, self.seconds)}"
+
+
+def what_was_lost(num_steps: int, seconds: float) -> str:
+    """The end of a sentence on work that has to be done again.
+
+    >>> what_was_lost(1, 0.4)
+    '1 step, under 1 s of work lost'
+    """
+    if not num_steps:
+        return "no work lost"
+    steps = "1 step" if num_steps == 1 else f"{num_steps:,} steps"
+    took = "under 1 s" if seconds < 1 else f"{seconds:.0f} s"
+    return f"{steps}, {took} of work lost"
 
 
 def begin_attempt(

@@ -5,12 +5,14 @@ from __future__ import annotations
 import contextlib
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
 __all__ = ["until_interrupted"]
 
 LOOK_S = 0.2
+AGAIN_S = 1.0
 T = TypeVar("T")
 
 
@@ -24,7 +26,9 @@ def until_interrupted(work: Callable[[], T], ask: Callable[[], None]) -> T:
         ask: called once, at the first signal; the work is then expected to end by itself.
 
     Raises:
-        KeyboardInterrupt: at the second signal; the work is left to the end of the process.
+        KeyboardInterrupt: at a signal a second or more after the first; the work is left to the
+            end of the process. What comes sooner is the same wish: ``timeout`` and some process
+            managers signal a process and then its group.
     """
     results: list[T] = []
     errors: list[BaseException] = []
@@ -36,7 +40,7 @@ def until_interrupted(work: Callable[[], T], ask: Callable[[], None]) -> T:
             errors.append(error)
 
     thread = threading.Thread(target=run, name="job", daemon=True)
-    with _counted_signals() as signals:
+    with _timed_signals() as signals:
         thread.start()
         asked = False
         while thread.is_alive():
@@ -44,7 +48,7 @@ def until_interrupted(work: Callable[[], T], ask: Callable[[], None]) -> T:
             if signals and not asked:
                 asked = True
                 ask()
-            if len(signals) > 1:
+            if signals and signals[-1] - signals[0] >= AGAIN_S:
                 raise KeyboardInterrupt
     if errors:
         raise errors[0]
@@ -52,14 +56,14 @@ def until_interrupted(work: Callable[[], T], ask: Callable[[], None]) -> T:
 
 
 @contextlib.contextmanager
-def _counted_signals() -> Iterator[list[int]]:
-    """A list that grows with each SIGINT and SIGTERM; in a thread, where none arrive, it stays."""
-    received: list[int] = []
+def _timed_signals() -> Iterator[list[float]]:
+    """When SIGINT and SIGTERM came, in seconds; in a thread, where none arrive, it stays empty."""
+    received: list[float] = []
     if threading.current_thread() is not threading.main_thread():
         yield received
         return
     before: dict[signal.Signals, Any] = {
-        number: signal.signal(number, lambda number, _: received.append(number))
+        number: signal.signal(number, lambda *_: received.append(time.monotonic()))
         for number in (signal.SIGINT, signal.SIGTERM)
     }
     try:

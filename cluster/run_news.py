@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from cluster.attempts import what_was_lost
 from cluster.runlog import read_run
 from index.artifact import ArtifactError, Folder
 
@@ -65,7 +66,7 @@ def _sentence(attempt: Mapping[str, Any]) -> str:
     if attempt["resumed_at"] or attempt["lost_steps"]:
         parts.append(
             f"Goes on from step {attempt['resumed_at']:,} with {workers}; "
-            f"{attempt['lost_steps']:,} steps, {attempt['lost_s']:.0f} s of work lost."
+            f"{what_was_lost(attempt['lost_steps'], attempt['lost_s'])}."
         )
     if attempt["waiting"]:
         parts.append(

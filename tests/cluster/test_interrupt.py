@@ -9,14 +9,15 @@ import time
 
 import pytest
 
-from cluster.interrupt import until_interrupted
+from cluster.interrupt import AGAIN_S, until_interrupted
 
 
 class Job:
     """Works until it is asked to stop, or for ever."""
 
-    def __init__(self, *, hears: bool) -> None:
+    def __init__(self, *, hears: bool, pause_s: float = AGAIN_S) -> None:
         self.hears = hears
+        self.pause_s = pause_s
         self.asked = threading.Event()
         self.num_asked = 0
         self.released = threading.Event()
@@ -25,6 +26,7 @@ class Job:
         os.kill(os.getpid(), signal.SIGINT)
         heard = self.asked.wait(10)
         if not self.hears:
+            time.sleep(self.pause_s)
             os.kill(os.getpid(), signal.SIGTERM)
             self.released.wait(10)
         return "well" if heard else "deaf"
@@ -50,6 +52,13 @@ def test_the_second_signal_ends_the_wait_at_once() -> None:
     assert time.monotonic() - started < 5
     assert job.num_asked == 1
     job.released.set()
+
+
+def test_a_signal_that_follows_at_once_is_the_same_wish() -> None:
+    job = Job(hears=False, pause_s=0)
+    threading.Timer(2 * AGAIN_S, job.released.set).start()
+    assert until_interrupted(job.work, job.ask) == "well"
+    assert job.num_asked == 1
 
 
 def test_an_error_of_the_work_comes_out_as_itself() -> None:
