@@ -18,7 +18,7 @@ from cluster.interrupt import until_interrupted
 from cluster.pretrain_worker import train_worker
 from cluster.pulse import ask_to_stop
 from cluster.run_news import RunNews
-from cluster.runlog import MetricsTail
+from cluster.runlog import MetricsTail, read_run
 from cluster.where import Profile, Where
 from cluster.worker_plan import WorkerPlan
 from index.artifact import Folder
@@ -47,11 +47,14 @@ def fit(plan: WorkerPlan, context: Context, *, num_steps: int, max_failures: int
         What rank 0 returned.
 
     Raises:
-        KeyboardInterrupt: at the second Ctrl-C.
+        KeyboardInterrupt: at the second Ctrl-C, or at the first before any worker trains.
     """
     folder = context.workspace.folder("runs", plan.name)
+    num_attempts = len(read_run(folder).get("attempts", []))
 
     def ask() -> None:
+        if len(read_run(folder).get("attempts", [])) == num_attempts:
+            raise KeyboardInterrupt("Stopped before training began: nothing is lost.")
         context.say("Stopping after this step, with the encoder so far. Ctrl-C again ends at once.")
         ask_to_stop(folder, ASKED)
 

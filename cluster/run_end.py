@@ -105,13 +105,26 @@ def end_run(
 def end_in_error(
     error: BaseException, workspace: Workspace, name: str, config: PretrainConfig
 ) -> None:
-    """Mark a run that an error ended; when it was asked to stop before, publish what there is."""
+    """Mark a run that an error ended; when it was asked to stop before, publish what there is.
+
+    Raises:
+        PretrainingCancelled: it was asked to stop, and its workers went first: SIGTERM often goes
+            to all processes of a service, Ray's among them.
+    """
     if isinstance(error, KeyboardInterrupt):
         _mark(workspace, name, state="stopped", error=str(error))
         return
     asked = stop_reason(workspace.folder("runs", name))
-    rescued = _rescue(workspace, name, config, asked) if asked else ""
-    _mark(workspace, name, state="failed", error=f"{error}{rescued}")
+    if not asked:
+        _mark(workspace, name, state="failed", error=str(error))
+        return
+    note = (
+        f"Stopped, since {asked}; the workers ended before they could save "
+        f"({type(error).__name__}).{_rescue(workspace, name, config, asked)} "
+        "Run the same command again to go on to the same end."
+    )
+    _mark(workspace, name, state="cancelled", note=note)
+    raise PretrainingCancelled(note) from error
 
 
 def _rescue(workspace: Workspace, name: str, config: PretrainConfig, why: str) -> str:
