@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
-from collections.abc import Callable
+import resource
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -85,6 +87,7 @@ def publish_vectors(
 
 
 TrainHere = Callable[[pytest.MonkeyPatch], None]
+FullDisk = Callable[[int], contextlib.AbstractContextManager[None]]
 
 
 @dataclass(frozen=True)
@@ -138,6 +141,26 @@ def train_here() -> TrainHere:
         patch.setattr(pretrain_job, "fit", lambda plan, *_, **__: train_worker({"plan": plan}))
 
     return apply
+
+
+@pytest.fixture(scope="session")
+def full_disk() -> FullDisk:
+    """A block in which no file of this process can grow beyond so many bytes.
+
+    The kernel refuses in mid-write, as on a full disk (EFBIG for ENOSPC). A block, and nothing that
+    outlasts the test: pytest itself may be writing its report to a file that is longer.
+    """
+
+    @contextlib.contextmanager
+    def block(num_bytes: int) -> Iterator[None]:
+        soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (num_bytes, hard))
+        try:
+            yield
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+    return block
 
 
 @pytest.fixture

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import copy
-import resource
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -139,24 +137,15 @@ def test_what_changed_between_listing_and_loading_is_not_loaded(folder: Folder) 
         load_checkpoint(folder, "config", 10)
 
 
-@pytest.fixture
-def little_room() -> Iterator[None]:
-    """Files of this process cannot grow beyond 20 kB: the kernel refuses in mid-write."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, before[1]))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, before)
-
-
 @pytest.mark.parametrize("is_local", [True, False])
 def test_a_disk_that_fills_in_mid_save_leaves_the_older_checkpoints_and_no_parts(
-    folder: Folder, little_room: None, is_local: bool
+    folder: Folder, full_disk: Any, is_local: bool
 ) -> None:
     if not is_local:
         folder = Folder(pafs.SubTreeFileSystem("/", pafs.LocalFileSystem()), folder.path)
     save(folder, 10)
     big = Checkpoint(step=20, config_id="config", state={"weights": torch.zeros(50_000)})
-    with pytest.raises(OSError, match=r"File too large|unexpected pos"):
+    with full_disk(20_000), pytest.raises(OSError, match=r"File too large|unexpected pos"):
         save_checkpoint(folder, big)
     assert names(folder) == ["step-000000010"]
     assert newest(folder) == 10

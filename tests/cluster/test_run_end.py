@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
-import resource
 import shutil
 import threading
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -247,24 +246,12 @@ def test_a_run_that_collapsed_from_the_start_publishes_nothing(
     assert context.workspace.names("encoders") == ["one"]
 
 
-@pytest.fixture
-def full_disk() -> Iterator[None]:
-    """No file of this process can grow beyond 12 kB: room for metrics, and not for a state."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (12_000, before[1]))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, before)
-
-
 def test_a_run_on_a_full_disk_stops_after_three_tries_and_loses_nothing_it_had(
-    context: Context, monkeypatch: pytest.MonkeyPatch, full_disk: None
+    context: Context, monkeypatch: pytest.MonkeyPatch, full_disk: Any
 ) -> None:
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    with monkeypatch.context() as patch:
-        # There is room for the first checkpoint.
-        resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 30, limits[1]))
-        fill = lambda _: resource.setrlimit(resource.RLIMIT_FSIZE, limits)  # noqa: E731
-        at_step(patch, 4, fill)
+    with monkeypatch.context() as patch, contextlib.ExitStack() as filled:
+        # There is room for the first checkpoint, and later for metrics but for no state.
+        at_step(patch, 4, lambda _: filled.enter_context(full_disk(12_000)))
         with pytest.raises(PretrainingStoppedError) as stopped:
             pretrain(CONFIG, context)
     for part in ("3 checkpoints in a row", "has to be able to save", "Make room", "from step 2"):
@@ -273,7 +260,6 @@ def test_a_run_on_a_full_disk_stops_after_three_tries_and_loses_nothing_it_had(
     assert run["state"] == "stopped"
     assert "could not be written" in run["alert"]
     assert (run_folder(context) / "checkpoints").names() == ["step-000000002"]
-    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 30, limits[1]))
     assert_goes_on_to_the_same_bits(context)
     assert read_run(run_folder(context))["alert"] is None
 

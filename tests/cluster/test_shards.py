@@ -6,7 +6,6 @@ import errno
 import io
 import json
 import os
-import resource
 import stat
 from pathlib import Path
 from typing import Any
@@ -302,16 +301,12 @@ def test_what_a_worker_raises_comes_out_as_it_was_raised(
 
 
 def test_a_disk_that_takes_no_more_leaves_nothing_half_written(
-    context: Context, catalog: Catalog
+    context: Context, catalog: Catalog, full_disk: Any
 ) -> None:
     worker, folder = actor(context)
     (shard,) = plan_shards(catalog, key="k", shard_rows=100)
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (2_000, hard))
-    try:
+    with full_disk(2_000):
         failed = json.loads(worker(shard_table([shard]))["record"][0].as_py())
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert failed["errno"] == errno.EFBIG
     assert committed(folder, shard) is None
     assert (folder / "shards").names() == [f"{shard.name}.attempts"]
