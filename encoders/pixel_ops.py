@@ -104,9 +104,6 @@ def blur_kernels(sigma_N: Tensor, radius: int) -> Tensor:
 def blur(images_3NSS: Tensor, kernels_NT: Tensor) -> None:
     """Separable blur with reflected borders; half a kernel is shorter than a picture."""
     _, num, size, _ = images_3NSS.shape
-    if kernels_NT.device.type == "cpu":  # Taps of zero are left out; a GPU is not waited for.
-        spare = int((kernels_NT.amax(0) == 0).sum()) // 2
-        kernels_NT = kernels_NT[:, spare : kernels_NT.shape[1] - spare]
     places_ST = _reflected(size, kernels_NT.shape[1], images_3NSS.device)
     starts = torch.arange(0, 3 * num * size, size, device=places_ST.device, dtype=torch.int32)
     places_3NST = places_ST + starts.view(3, num, 1, 1)

@@ -14,9 +14,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 __all__ = ["Taps", "find_taps", "resample", "weighted_rows"]
@@ -30,22 +28,9 @@ class Taps:
     """int32 [B, S, T], positions in the source line."""
     weights: Tensor
     """float32 [B, S, T], a mean: they sum to 1."""
-    lowest: NDArray[np.int32]
-    """[B], the first position that a picture needs, or any below."""
-    highest: NDArray[np.int32]
-    """[B], the last one, or any above."""
 
     def __getitem__(self, some: slice) -> Taps:
-        return Taps(
-            self.places[some],
-            self.weights[some],
-            self.lowest[some],
-            self.highest[some],
-        )
-
-    def reach(self) -> slice:
-        """The part of the source lines that is needed."""
-        return slice(int(self.lowest.min()), int(self.highest.max()) + 1)
+        return Taps(self.places[some], self.weights[some])
 
 
 def find_taps(start_B: Tensor, length_B: Tensor, flips_B: Tensor, source: int, size: int) -> Taps:
@@ -75,14 +60,7 @@ def find_taps(start_B: Tensor, length_B: Tensor, flips_B: Tensor, source: int, s
     weights_BST = (1 - distance_BST.div_(reach_B1[:, :, None])).relu_()
     weights_BST *= inside_BST == places_BST
     weights_BST /= weights_BST.sum(-1, keepdim=True)
-    places_BST = inside_BST.int()
-    if device.type == "cpu":
-        ends_BS2 = places_BST[:, :, [0, -1]].numpy()
-        lowest_B, highest_B = ends_BS2.min((1, 2)), ends_BS2.max((1, 2))
-    else:  # To look would be to wait for the device.
-        lowest_B = np.zeros(len(start_B), np.int32)
-        highest_B = np.full(len(start_B), source - 1, np.int32)
-    return Taps(places_BST, weights_BST, lowest_B, highest_B)
+    return Taps(inside_BST.int(), weights_BST)
 
 
 def weighted_rows(table_RD: Tensor, rows: Tensor, weights: Tensor) -> Tensor:
@@ -121,18 +99,14 @@ def resample(pixels_NHW3: Tensor, pictures_B: Tensor, rows: Taps, columns: Taps)
         the order in which both passes, and all that comes after, are fastest.
     """
     num, size = rows.places.shape[:2]
-    high, wide = rows.reach(), columns.reach()
-    part_NHW3 = pixels_NHW3[:, high, wide]
-    one = num == 1  # Then a view does.
-    part_BHW3 = part_NHW3[int(pictures_B)] if one else part_NHW3.index_select(0, pictures_B)
-    height, width = part_NHW3.shape[1:3]
+    height, width = pixels_NHW3.shape[1:3]
+    part_BHW3 = pixels_NHW3.index_select(0, pictures_B)
     table_RD = part_BHW3.float().reshape(num * height, width * 3)
 
     nth_B11 = torch.arange(num, device=table_RD.device, dtype=torch.int32)[:, None, None]
-    places_BYT = rows.places + (nth_B11 * height - high.start)
-    tall_BYD = weighted_rows(table_RD, places_BYT, rows.weights)
+    tall_BYD = weighted_rows(table_RD, rows.places + nth_B11 * height, rows.weights)
     turned_RY = tall_BYD.transpose(1, 2).contiguous().view(num * width * 3, size)
-    places_BXT = (columns.places + (nth_B11 * width - wide.start)) * 3
+    places_BXT = (columns.places + nth_B11 * width) * 3
     colours_3111 = torch.arange(3, device=table_RD.device, dtype=torch.int32).view(3, 1, 1, 1)
     places_3BXT = places_BXT + colours_3111
     return weighted_rows(turned_RY, places_3BXT, columns.weights.expand(places_3BXT.shape))

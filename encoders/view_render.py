@@ -1,15 +1,18 @@
-"""Views drawn from pictures, a block at a time that stays in the processor's cache from end to end.
+"""Views drawn from pictures: what is done to each is decided before, painting it stands here.
 
-Which pictures of which views share a block changes no value, to the bit: they are sorted so that
-neighbours are adjusted in the same order, and what concerns some of them runs over them in place. A
-GPU wants the opposite, and gets all at once.
+A processor draws one view after the other, each in its cache from end to end, by compiled code
+(`encoders.view_kernel`). A GPU draws all at once, by torch (`paint_in_torch`): sorted, so that
+neighbours are adjusted in the same order, and what concerns some of them runs over them in place.
+Both do the same up to rounding, and with neither a view depends on what it is drawn with, to the
+bit.
 
-Shapes: M views to draw, of N pictures; B views of one block; S edge of a view.
+Shapes: M views to draw, of N pictures; B views of one block; S edge of a view; T taps of a blur.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields
 
 import numpy as np
@@ -20,12 +23,12 @@ from torch import Tensor
 from encoders.pixel_ops import ADJUSTMENTS, blur, blur_kernels, drop_colour, solarise
 from encoders.resample import Taps, find_taps, resample
 
-__all__ = ["ViewParameters", "render"]
+__all__ = ["ViewParameters", "paint_in_torch", "render"]
 
-BLOCK_BYTES = 1_000_000
-"""Of float pictures in a block on a CPU: worth the calls, and little enough for its cache."""
-GPU_BLOCK_BYTES = 256_000_000
-"""The same on a GPU, where it only bounds memory."""
+BLOCK_BYTES = 256_000_000
+"""Of float pictures that torch paints at once: bounds memory."""
+BYTES_A_THREAD = 1_000_000
+"""Of float views that are worth a thread of their own on a processor."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -115,22 +118,76 @@ def render(
     Returns:
         float32 ``[M, 3, S, S]`` in channels_last layout, on the device of the pixels.
     """
+    paint = _paint_compiled if pixels_N3HW.device.type == "cpu" else paint_in_torch
+    return paint(pixels_N3HW, parameters, size, mean, std)
+
+
+def _paint_compiled(
+    pixels_N3HW: Tensor,
+    parameters: ViewParameters,
+    size: int,
+    mean: Sequence[float],
+    std: Sequence[float],
+) -> Tensor:
+    """On the processor, by as many threads as torch may use."""
+    from encoders.view_kernel import Work, paint  # brings a compiler, which a GPU does not need
+
+    num = len(parameters)
+    rows, columns = _find_taps(parameters, pixels_N3HW, size)
+    tensors = {
+        "pixels": pixels_N3HW.permute(0, 2, 3, 1),
+        "pictures": parameters.pictures,
+        "row_places": rows.places,
+        "row_weights": rows.weights,
+        "column_places": columns.places,
+        "column_weights": columns.weights,
+        "kinds": parameters.kinds,
+        "amounts": parameters.amounts,
+        "grays": parameters.grays,
+        "blurs": parameters.blurs,
+        "kernels": _kernels(parameters, size),
+        "solarised": parameters.solarised,
+        "mean": torch.tensor(mean, dtype=torch.float32),
+        "std": torch.tensor(std, dtype=torch.float32),
+    }
+    work = Work(**{name: tensor.contiguous().numpy() for name, tensor in tensors.items()})
+    views_MSS3 = np.empty((num, size, size, 3), np.float32)
+    num_threads = min(torch.get_num_threads(), 1 + views_MSS3.nbytes // BYTES_A_THREAD)
+    ends = np.linspace(0, num, num_threads + 1).astype(int).tolist()
+    if num_threads == 1:
+        paint(work, 0, num, views_MSS3)
+    else:
+        with ThreadPoolExecutor(num_threads) as pool:
+            list(pool.map(lambda first, last: paint(work, first, last, views_MSS3), ends, ends[1:]))
+    return torch.from_numpy(views_MSS3).permute(0, 3, 1, 2)
+
+
+def _kernels(parameters: ViewParameters, size: int) -> Tensor:
+    """float32 [M, T], what is blurred with: a tenth of the edge, as SimCLR has it."""
+    return blur_kernels(parameters.sigmas, max(1, size // 20))
+
+
+def paint_in_torch(
+    pixels_N3HW: Tensor,
+    parameters: ViewParameters,
+    size: int,
+    mean: Sequence[float],
+    std: Sequence[float],
+) -> Tensor:
+    """`render` on any device, which it is not waited for; on a processor the reference."""
     device, num = pixels_N3HW.device, len(parameters)
-    on_cpu = device.type == "cpu"
     order_M = _sorted(parameters)
     parameters = parameters.at(order_M)
     rows, columns = _find_taps(parameters, pixels_N3HW, size)
     pictures_M = parameters.pictures.to(device, non_blocking=True)
-    changes = list(_changes(parameters, max(1, size // 20), device))
+    changes = list(_changes(parameters, _kernels(parameters, size), device))
     mean_3111, std_3111 = (
         torch.tensor(values, dtype=torch.float32).view(3, 1, 1, 1).to(device, non_blocking=True)
         for values in (mean, std)
     )
     views_MSS3 = torch.empty(num, size, size, 3, device=device)
-    places = views_MSS3.unbind() if on_cpu else ()
     there_M = order_M.to(device, non_blocking=True)
-    block_bytes = BLOCK_BYTES if on_cpu else GPU_BLOCK_BYTES
-    num_block = max(1, block_bytes // (3 * size * size * 4))
+    num_block = max(1, BLOCK_BYTES // (3 * size * size * 4))
     for start in range(0, num, num_block):
         block = slice(start, start + num_block)
         images_3BSS = resample(
@@ -140,12 +197,7 @@ def render(
             change.apply(images_3BSS, block)
         # Float rounding in resize, hue and blur steps over the ends by some 1e-7.
         images_3BSS.clamp_(0, 1).sub_(mean_3111).div_(std_3111)
-        painted_BSS3 = images_3BSS.permute(1, 3, 2, 0)
-        if on_cpu:
-            for view, image_SS3 in zip(order_M[block].tolist(), painted_BSS3, strict=True):
-                places[view].copy_(image_SS3)
-        else:
-            views_MSS3.index_copy_(0, there_M[block], painted_BSS3)
+        views_MSS3.index_copy_(0, there_M[block], images_3BSS.permute(1, 3, 2, 0))
     return views_MSS3.permute(0, 3, 1, 2)
 
 
@@ -174,7 +226,7 @@ def _find_taps(parameters: ViewParameters, pixels_N3HW: Tensor, size: int) -> tu
 
 
 def _changes(
-    parameters: ViewParameters, blur_radius: int, device: torch.device
+    parameters: ViewParameters, kernels_MT: Tensor, device: torch.device
 ) -> Iterator[Change]:
     """All operations after the crop, in their order."""
     kinds_M4 = parameters.kinds.numpy()
@@ -183,6 +235,5 @@ def _changes(
         for kind, adjust in enumerate(ADJUSTMENTS):
             yield Change(adjust, kinds_M == kind, amounts_4M[kind])
     yield Change(drop_colour, parameters.grays.numpy())
-    kernels_MT = blur_kernels(parameters.sigmas, blur_radius).to(device, non_blocking=True)
-    yield Change(blur, parameters.blurs.numpy(), kernels_MT)
+    yield Change(blur, parameters.blurs.numpy(), kernels_MT.to(device, non_blocking=True))
     yield Change(solarise, parameters.solarised.numpy())

@@ -128,11 +128,10 @@ def test_no_tap_of_the_filter_is_lost(source, size):
     centres = start[:, None, None] + along[:, :, None] * step
     whole = (1 - (torch.arange(source) + 0.5 - centres).abs() / step.clamp_min(1)).clamp_min(0)
     torch.testing.assert_close(dense, whole / whole.sum(-1, keepdim=True), atol=2e-5, rtol=0)
-    for picture in range(50):
-        reach = taps[picture : picture + 1].reach()
-        needed = dense[picture].amax(0).nonzero().squeeze(1)
-        assert reach.start <= needed.min()
-        assert needed.max() < reach.stop
+    # Zeros stand at either end alone, which spares compiled code a look at each.
+    inner = (taps.weights > 0).int().diff(dim=-1)
+    assert ((inner == 1).sum(-1) <= 1).all()
+    assert ((inner == -1).sum(-1) <= 1).all()
 
 
 def test_one_picture_may_be_cut_several_times(pixels):
