@@ -79,12 +79,12 @@ def in_one_process(workspace: Workspace, config: PretrainConfig, warmup: int) ->
     torch.set_num_threads(num_cores())
     catalog, context = open_corpus(workspace, CORPUS), Context(workspace)
     cache = build_pixels(catalog, config.preprocess, context, error_budget=0.0)
-    split, device = config.split(len(cache)), torch.device("cpu")
-    examined = examined_pictures(split, cache, None, config, device)
-    training = Pretraining(config, num_pictures=len(split.trained), examined=examined)
+    trained = config.trained_rows(len(cache), None)
+    examined = examined_pictures(cache, None, config, torch.device("cpu"))
+    training = Pretraining(config, num_pictures=len(trained), examined=examined)
     times, started_s = [], time.monotonic()
     while training.step_index < training.num_steps:
-        rows = split.trained[training.next_rows()]
+        rows = trained[training.next_rows()]
         training.train_step(cache.read(rows), cache.ids[rows])
         if training.step_index % LOG_EVERY == 0:
             times.append((training.step_index, time.monotonic() - started_s))

@@ -24,6 +24,7 @@ from cluster.pretrain_settings import PretrainJobConfig
 from cluster.ray_train import fit
 from cluster.run_begin import (
     begin_run,
+    check_labelled,
     check_workers,
     plan_run,
     read_own_run,
@@ -134,19 +135,21 @@ def _train(
     refuse_taken_name(run, config, context)
     refuse_other_scan(run, config, catalog)
     # Before an hour goes into the cache; again after it, when unreadable pictures are left out.
-    check_workers(config, len(catalog.ok), context)
+    check_workers(config, training.num_trained(len(catalog.ok)), context)
     if not run:
-        check_enough(config.label_settings, catalog, workspace, config.name)
+        num_labelled = check_enough(config.label_settings, catalog, workspace, config.name)
+        check_labelled(config, num_labelled)
     tracking = plan_tracking(config.trackers, run.get("uid", uuid.uuid4().hex), workspace)
     start_id = None
     if config.start is not None:
         start_id = settle_start(workspace, config.name, training, config.start)
     cache = build_pixels(catalog, training.preprocess, context, error_budget=config.error_budget)
-    check_workers(config, len(cache), context)
+    check_workers(config, training.num_trained(len(cache)), context)
     refuse_other_pictures(run, config, cache)
     plan = plan_run(config, catalog, cache, context, start_id=start_id, tracking=tracking)
+    check_workers(config, plan.num_trained, context)
     folder = workspace.folder("runs", config.name)
-    num_steps = training.num_steps(training.num_trained(len(cache)))
+    num_steps = training.num_steps(plan.num_trained)
     plan = replace(plan, stop_at_s=time_limit(config, folder, plan))
     begin_run(folder, config, plan, cache, facts_of(catalog))
     try:

@@ -51,8 +51,7 @@ def train_worker(loop_config: dict[str, Any]) -> dict[str, Any]:
     torch.set_num_threads(plan.num_threads)
     rank = ray.train.get_context().get_world_rank()
     cache = open_pixels(plan)
-    num_trained = plan.training.num_trained(len(cache))
-    num_ranks = plan.training.most_ranks(num_trained, world_size())
+    num_ranks = plan.training.most_ranks(plan.num_trained, world_size())
     num_waiting = world_size() - num_ranks
     try:
         with first_ranks(num_ranks) as is_one:
@@ -75,13 +74,14 @@ class _Worker:
         self.cache = cache
         start = None if plan.start_id is None else load_kept_start(self.folder, plan.start_id)
         self._take_labels(start)
-        self.split = plan.training.split(len(cache))
+        self.rows = plan.training.trained_rows(len(cache), self.labels)
+        assert len(self.rows) == plan.num_trained
         self.training = Pretraining(
             plan.training,
-            num_pictures=len(self.split.trained),
+            num_pictures=plan.num_trained,
             device=device,
             start=start,
-            examined=examined_pictures(self.split, cache, self.labels, plan.training, device),
+            examined=examined_pictures(cache, self.labels, plan.training, device),
         )
         state = self._agreed_checkpoint(device)
         self.resumed_at: int | None = None
@@ -171,7 +171,7 @@ class _Worker:
     def _walk(self, recorder: Recorder | None) -> None:
         training = self.training
         while training.step_index < training.num_steps and not training.stop_agreed:
-            rows = self.split.trained[training.next_rows()]
+            rows = self.rows[training.next_rows()]
             labels = None if self.labels is None else self.labels[rows]
             with self.pace.waiting():
                 pixels = self.cache.read(rows)

@@ -6,6 +6,8 @@ import time
 from dataclasses import asdict
 from typing import Any
 
+import numpy as np
+
 from cluster.auto_recipe import CorpusFacts
 from cluster.catalog import Catalog
 from cluster.checkpoints import newest_checkpoint
@@ -13,16 +15,18 @@ from cluster.context import Context
 from cluster.pixels_job import PixelCache
 from cluster.pretrain_settings import PretrainJobConfig
 from cluster.pulse import forget_stop
-from cluster.run_labels import settle_labels
+from cluster.run_labels import load_labels, settle_labels
 from cluster.runlog import read_run, write_run
 from cluster.starting import check_start
 from cluster.trackers import TrackingPlan
 from cluster.worker_plan import WorkerPlan
 from cluster.workspace import Workspace
+from encoders.losses import NO_LABEL
 from index.artifact import Folder, digest, library_versions
 
 __all__ = [
     "begin_run",
+    "check_labelled",
     "check_workers",
     "plan_run",
     "read_own_run",
@@ -54,14 +58,25 @@ def read_own_run(config: PretrainJobConfig, workspace: Workspace) -> dict[str, A
     return run
 
 
-def check_workers(config: PretrainJobConfig, num_pictures: int, context: Context) -> None:
+def check_workers(config: PretrainJobConfig, num_trained: int, context: Context) -> None:
     """Refuse a number of workers that cannot share a batch, unless the profile leaves it open."""
     profile = context.where.profile_settings()
-    num_trained = config.training.num_trained(num_pictures)
     if profile.min_workers:
         config.training.most_ranks(num_trained, profile.num_workers)
     else:
         config.training.check_share(num_trained, profile.num_workers)
+
+
+def check_labelled(config: PretrainJobConfig, num_labelled: int) -> None:
+    """Refuse to learn from labelled pictures alone when they are fewer than a batch."""
+    batch = config.training.batch_size
+    if config.training.learns_labelled_alone and num_labelled < batch:
+        raise ValueError(
+            f"run {config.name!r}: learns from pictures with a label alone, and of those there are "
+            f"{num_labelled}, besides the ones that are held out; the global batch is {batch}. Use "
+            f"a batch_size of {num_labelled} or less, label more, or take the others along, each a "
+            "class of its own, with method.unlabelled alone."
+        )
 
 
 def time_limit(config: PretrainJobConfig, folder: Folder, plan: WorkerPlan) -> float | None:
@@ -119,6 +134,12 @@ def plan_run(
     )
     for sentence in sentences:
         context.say(f"pretrain: {sentence}")
+    taught = None
+    if labels is not None:
+        codes, held_out = load_labels(context.workspace.folder("runs", config.name), labels["file"])
+        taught = np.where(held_out, NO_LABEL, codes)
+    rows = config.training.trained_rows(len(cache), taught)
+    check_labelled(config, len(rows))
     identity = [config.training.settings(), catalog.corpus_id]
     identity += [] if start_id is None else [{"start": start_id}]
     if labels is not None and config.training.learns_labels:
@@ -130,6 +151,7 @@ def plan_run(
         pixels_path=cache.folder.path,
         pixels_id=cache.id,
         labels=labels,
+        num_trained=len(rows),
         start_id=start_id,
         config_id=digest(identity),
         training=config.training,
@@ -167,9 +189,10 @@ def begin_run(
         uid=plan.tracking.uid,
         num_pictures=len(cache),
         num_held_out=len(cache) - len(split.trained),
+        num_trained=plan.num_trained,
         num_examined=len(split.examined),
         failed=cache.failed,
-        num_steps=plan.training.num_steps(len(split.trained)),
+        num_steps=plan.training.num_steps(plan.num_trained),
         started_at=time.time(),
         error=None,
         note=None,

@@ -54,7 +54,7 @@ def publish_newest(
     state = load_newest_checkpoint(folder, run["config_id"], healthy_only=True)
     if state is None:
         return None
-    training = Pretraining(config, num_pictures=config.num_trained(run["num_pictures"]))
+    training = Pretraining(config, num_pictures=run["num_trained"])
     training.load_state_dict(state["training"])
     publish_encoder(
         workspace,

@@ -187,17 +187,22 @@ def _available(
         return labels, [f"{error} Training goes on, measured by the corpus' own labels, if any."]
 
 
-def check_enough(settings: LabelSettings, catalog: Catalog, workspace: Workspace, run: str) -> None:
+def check_enough(settings: LabelSettings, catalog: Catalog, workspace: Workspace, run: str) -> int:
     """Refuse a method that learns from labels where there are too few, before anything is made.
+
+    Returns:
+        The number of labels to learn from; 0 for a method that learns from none.
 
     Raises:
         UnreadableLabelsError: given labels are to be learnt, and cannot be read.
         ValueError: there are not two classes to learn.
     """
-    if settings.to_learn:
-        ids = np.asarray(catalog.ok["id"].to_numpy())
-        labels = collect_labels(settings.resolved, catalog, ids, workspace, share=settings.share)
-        _check_taught(labels, run)
+    if not settings.to_learn:
+        return 0
+    ids = np.asarray(catalog.ok["id"].to_numpy())
+    labels = collect_labels(settings.resolved, catalog, ids, workspace, share=settings.share)
+    _check_taught(labels, run)
+    return int((labels.taught != NO_LABEL).sum())
 
 
 def _check_taught(labels: RunLabels, run: str) -> None:

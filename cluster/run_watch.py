@@ -21,7 +21,6 @@ from cluster.runlog import write_run
 from encoders.doctor import Finding
 from encoders.held_out import ExaminedPictures
 from encoders.pretrain_config import PretrainConfig
-from encoders.split import Split
 from index.artifact import Folder
 
 __all__ = ["Pace", "Warnings", "examined_pictures", "is_checked"]
@@ -30,14 +29,13 @@ logger = logging.getLogger(__name__)
 
 
 def examined_pictures(
-    split: Split,
     cache: PixelCache,
     labels: NDArray[np.int64] | None,
     config: PretrainConfig,
     device: torch.device,
 ) -> ExaminedPictures | None:
-    """The pictures of the split that a run looks at, read from the cache; None for none."""
-    rows = split.examined
+    """The pictures that a run looks at for its health, read from the cache; None for none."""
+    rows = config.split(len(cache)).examined
     if not len(rows):
         return None
     return ExaminedPictures(

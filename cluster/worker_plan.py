@@ -32,6 +32,8 @@ class WorkerPlan:
     pixels_path: str
     pixels_id: str
     labels: dict[str, Any] | None
+    num_trained: int
+    """Pictures that it learns from; the others are examined or, for some methods, unlabelled."""
     start_id: str | None
     config_id: str
     training: PretrainConfig

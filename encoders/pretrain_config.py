@@ -17,6 +17,7 @@ from encoders.byol import BYOLConfig
 from encoders.encoder import EncoderConfig
 from encoders.heads import ProjectorConfig
 from encoders.health import HealthConfig
+from encoders.losses import NO_LABEL
 from encoders.moco import MoCoConfig
 from encoders.optim import OptimConfig
 from encoders.picture import PreprocessConfig
@@ -139,6 +140,11 @@ class PretrainConfig:
         """Whether the method learns from labels."""
         return isinstance(self.method, SupConConfig)
 
+    @property
+    def learns_labelled_alone(self) -> bool:
+        """Whether pictures without a label are left out, since the loss would ignore them."""
+        return isinstance(self.method, SupConConfig) and self.method.unlabelled == "ignore"
+
     def settings(self) -> dict[str, Any]:
         """Every field by name, the method's own name among its fields: what identifies a run."""
         name = type(self.method).__name__.removesuffix("Config").lower()
@@ -155,8 +161,18 @@ class PretrainConfig:
         )
 
     def num_trained(self, num_pictures: int) -> int:
-        """How many pictures of a corpus are trained on."""
+        """How many pictures of a corpus are trained on, if all of them have a label."""
         return len(self.split(num_pictures).trained)
+
+    def trained_rows(
+        self, num_pictures: int, labels_N: NDArray[np.int64] | None
+    ) -> NDArray[np.int64]:
+        """Which rows of a corpus are trained on, by the labels that may be learnt, -1 for none."""
+        rows = self.split(num_pictures).trained
+        if labels_N is None or not self.learns_labelled_alone:
+            return rows
+        labelled: NDArray[np.int64] = rows[labels_N[rows] != NO_LABEL]
+        return labelled
 
     def order(self, num_pictures: int) -> GlobalOrder:
         """Which pictures make up each step; a corpus smaller than a batch is refused."""

@@ -35,6 +35,7 @@ pytestmark = pytest.mark.ray
 
 NUM_PICTURES = 40
 SIMCLR, SUPCON = tiny(simclr_small()), tiny(supcon_small())
+PAIRS = replace(SUPCON, batch_size=2)
 
 
 def context_at(folder: Path) -> Context:
@@ -138,7 +139,8 @@ def test_a_supervised_run_never_sees_the_labels_it_is_measured_by(
     pretrain(job("supcon", SUPCON), context)
     held_out = held_out_of(context, "supcon")
     assert len(held_out) == 10  # one of four of each class
-    assert all(shown[picture] == {-1} for picture in held_out.tolist())
+    assert not shown.keys() & set(held_out.tolist())
+    assert run_state(context, "supcon")["num_trained"] == NUM_PICTURES - 10
     others = set(range(NUM_PICTURES)) - set(held_out.tolist())
     assert all(shown[picture] == {picture // 4} for picture in others)
     card = context.workspace.folder("encoders", "supcon")
@@ -162,13 +164,16 @@ def test_given_labels_are_learnt_kept_and_named_in_the_card(
     shown = taught(monkeypatch)
     training = starting_config(tiny(supcon_finetune_small()), start)
     config = job("tuned", training, start="first", labels="given")
+    with pytest.raises(ValueError, match=r"there are 3, .* Use a batch_size of 3 or less"):
+        pretrain(config, context)
+    config = replace(config, training=replace(training, batch_size=2))
     pretrain(config, context)
     held_out = held_out_of(context, "tuned").tolist()
     assert 3 in held_out  # the one that was drawn at random
     assert len(held_out) == 2
-    known = {picture for picture, labels in shown.items() if labels != {-1}}
-    assert known == {0, 1, 3, 7, 8} - set(held_out)
+    assert shown.keys() == {0, 1, 3, 7, 8} - set(held_out)
     run = run_state(context, "tuned")
+    assert (run["num_trained"], run["num_steps"]) == (3, training.epochs)
     assert run["labels"]["snapshot_id"]
     assert run["parents"]["start_id"] == start.encoder_id
     last = read_metrics(context.workspace.folder("runs", "tuned"))[-1]
@@ -179,6 +184,17 @@ def test_given_labels_are_learnt_kept_and_named_in_the_card(
     shown.clear()
     pretrain(config, context)
     assert run_state(context, "tuned")["labels"] == run["labels"]
+
+
+def test_pictures_without_a_label_can_be_taken_along(
+    context: Context, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    give(context, {0: "round", 1: "long", 7: "long", 8: "round"})
+    shown = taught(monkeypatch)
+    alone = replace(SUPCON, method=replace(SUPCON.method, unlabelled="alone"))
+    pretrain(job("alone", alone, labels="given"), context)
+    assert shown.keys() == set(range(NUM_PICTURES))
+    assert len([picture for picture, labels in shown.items() if labels != {-1}]) == 2
 
 
 def test_given_labels_take_the_place_of_the_corpus_own(context: Context) -> None:
@@ -253,13 +269,13 @@ def test_damaged_labels_are_written_anew_while_they_are_the_same(context: Contex
     pretrain(job("one", SUPCON), context)
     assert len(held_out_of(context, "one")) == 10
     give(context, {0: "a", 1: "b", 2: "a", 3: "b"})
-    pretrain(job("two", SUPCON, labels="given"), context)
+    pretrain(job("two", PAIRS, labels="given"), context)
     folder = context.workspace.folder("runs", "two")
     write_run(folder, state="stopped")
     folder.write_atomic("labels.parquet", b"damaged")
     give(context, {4: "a"})
     with pytest.raises(CorruptArtifactError, match=r"labels\.parquet.* another --name"):
-        pretrain(job("two", SUPCON, labels="given"), context)
+        pretrain(job("two", PAIRS, labels="given"), context)
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,7 @@ def test_one_and_two_workers_train_the_same_weights_for_every_method(
     tmp_path: Path, local_ray: Any
 ) -> None:
     context = Context(Workspace.at(tmp_path), console=Console(file=io.StringIO()))
-    report = verify(VerifyConfig(workers=(1, 2), steps=20, seed=3), context)
+    report = verify(VerifyConfig(workers=(1, 2), steps=8, seed=3), context)
     assert report["ok"]
     assert set(report["differences"]) == set(RECIPES)
     for found in report["differences"].values():
