@@ -84,15 +84,16 @@ class CrossRankBatchNorm(_BatchNorm):
 class _Normalise(torch.autograd.Function):
     """On [R, C] rows, a view of channels_last maps; sums over dims 0, 2, 3 are far slower.
 
-    Several operations follow each other on a block of rows that fits in a core's cache, instead of
-    each on all rows: memory is read two or three times less often.
+    Float32 on a processor goes through `encoders.batchnorm_kernel`. Elsewhere several operations of
+    torch follow each other on a block of rows that fits in a core's cache, instead of each on all
+    rows: memory is read two or three times less often.
     """
 
     @staticmethod
     def forward(
         ctx: Any, x: Tensor, weight_C: Tensor | None, bias_C: Tensor | None, eps: float
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        mean_C, var_C, count = _global_moments(_rows(x))
+        mean_C, var_C, count = (found.to(_wide(x)) for found in _global_moments(_rows(x)))
         ctx.save_for_backward(x, weight_C, mean_C, torch.rsqrt(var_C + eps), count)
         ctx.mark_non_differentiable(mean_C, var_C, count)
         normalised = F.batch_norm(x, mean_C, var_C, weight_C, bias_C, training=False, eps=eps)
@@ -105,56 +106,87 @@ class _Normalise(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor | None, Tensor | None, None]:
         x, weight_C, mean_C, invstd_C, count = ctx.saved_tensors
         grad_RC, x_RC = _rows(grad), _rows(x)
-        own_sums_2C = _gradient_sums(grad_RC, x_RC, mean_C, invstd_C)
+        own_sums_2C = _gradient_sums(grad_RC, x_RC, mean_C)
+        own_sums_2C[1] *= invstd_C
         sums_2C = own_sums_2C.clone()
         if world_size() > 1:
             dist.all_reduce(sums_2C, group=group())
         grad_mean_C, slope_C = sums_2C / count
         scale_C = invstd_C if weight_C is None else invstd_C * weight_C
-        shift_C, slope_C = -grad_mean_C * scale_C, -slope_C * invstd_C * scale_C
-        grad_x_RC = torch.empty_like(x_RC)
-        # scale * (grad - grad_mean - slope * normalised), block by block.
-        for out, grads, values in zip(*map(_blocks, (grad_x_RC, grad_RC, x_RC)), strict=True):
-            torch.sub(values, mean_C, out=out)
-            torch.addcmul(shift_C, out, slope_C, out=out)
-            out.addcmul_(grads, scale_C)
+        # Of the gradient, less its mean, less its slope times what was normalised.
+        factors_3C = torch.stack([scale_C, -slope_C * invstd_C * scale_C, -grad_mean_C * scale_C])
+        grad_x_RC = _input_gradient(grad_RC, x_RC, mean_C, factors_3C.to(x_RC.dtype))
         grad_x = grad_x_RC.to(x.dtype).view(x.movedim(1, -1).shape).movedim(-1, 1)
         if weight_C is None:
             return grad_x, None, None, None
-        return grad_x, own_sums_2C[1], own_sums_2C[0], None
+        grad_bias_C, grad_weight_C = own_sums_2C.to(weight_C.dtype)
+        return grad_x, grad_weight_C, grad_bias_C, None
 
 
 def _blocks(rows_RC: Tensor) -> tuple[Tensor, ...]:
     return torch.split(rows_RC, max(1, BLOCK_ELEMENTS // rows_RC.shape[1]))
 
 
-def _gradient_sums(grad_RC: Tensor, x_RC: Tensor, mean_C: Tensor, invstd_C: Tensor) -> Tensor:
-    """Gradients [2, C] of bias and weight over the rows of this rank."""
+def _is_compiled(rows_RC: Tensor) -> bool:
+    """Whether compiled passes take these rows."""
+    return rows_RC.device.type == "cpu" and rows_RC.dtype == torch.float32
+
+
+def _gradient_sums(grad_RC: Tensor, x_RC: Tensor, mean_C: Tensor) -> Tensor:
+    """Sums [2, C] of the gradient, and of it times the row less the mean, on this rank."""
+    if _is_compiled(x_RC):
+        from encoders.batchnorm_kernel import gradient_sums
+
+        return gradient_sums(grad_RC, x_RC, mean_C)
     blocks = list(zip(_blocks(grad_RC), _blocks(x_RC), strict=True))
     sums_B2C = grad_RC.new_empty(len(blocks), 2, grad_RC.shape[1])
     for sums_2C, (grads, values) in zip(sums_B2C, blocks, strict=True):
         torch.sum(grads, 0, out=sums_2C[0])
         torch.sum((values - mean_C).mul_(grads), 0, out=sums_2C[1])
-    sums_2C = sums_B2C.sum(0)
-    sums_2C[1] *= invstd_C
-    return sums_2C
+    return sums_B2C.sum(0)
+
+
+def _input_gradient(grad_RC: Tensor, x_RC: Tensor, mean_C: Tensor, factors_3C: Tensor) -> Tensor:
+    """``scale * grad + slope * (x - mean) + shift``, [R, C]."""
+    if _is_compiled(x_RC):
+        from encoders.batchnorm_kernel import input_gradient
+
+        return input_gradient(grad_RC, x_RC, mean_C, factors_3C)
+    scale_C, slope_C, shift_C = factors_3C
+    grad_x_RC = torch.empty_like(x_RC)
+    for out, grads, values in zip(*map(_blocks, (grad_x_RC, grad_RC, x_RC)), strict=True):
+        torch.sub(values, mean_C, out=out)
+        torch.addcmul(shift_C, out, slope_C, out=out)
+        out.addcmul_(grads, scale_C)
+    return grad_x_RC
+
+
+def _wide(x: Tensor) -> torch.dtype:
+    return torch.promote_types(x.dtype, torch.float32)
 
 
 def _rows(x: Tensor) -> Tensor:
-    """[N, C, ...] as [R, C] in at least float32."""
-    wide = x.to(torch.promote_types(x.dtype, torch.float32))
-    return wide.movedim(1, -1).reshape(-1, x.shape[1])
+    """[N, C, ...] as [R, C] in at least float32, contiguous."""
+    return x.to(_wide(x)).movedim(1, -1).reshape(-1, x.shape[1]).contiguous()
 
 
 def _global_moments(rows_RC: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Mean [C], biased variance [C] and count [] over the rows of all ranks."""
-    own = _merge_moments(torch.stack([_moments(block_RC) for block_RC in _blocks(rows_RC)]))
+    own = _merge_moments(_moments_of_blocks(rows_RC))
     mean_C, var_C, count_C = _merge_moments(gather_rows(own.unsqueeze(0)))
     return mean_C, var_C, count_C[0]
 
 
+def _moments_of_blocks(rows_RC: Tensor) -> Tensor:
+    """Mean, biased variance and count, [B, 3, C] of B blocks; of compiled code in float64."""
+    if _is_compiled(rows_RC):
+        from encoders.batchnorm_kernel import moments
+
+        return moments(rows_RC.detach())
+    return torch.stack([_moments(block_RC) for block_RC in _blocks(rows_RC)])
+
+
 def _moments(rows_RC: Tensor) -> Tensor:
-    """Mean, biased variance and count, [3, C]."""
     mean_C = rows_RC.mean(0)
     var_C = (rows_RC - mean_C).square_().mean(0)
     return torch.stack([mean_C, var_C, torch.full_like(mean_C, len(rows_RC))])

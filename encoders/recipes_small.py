@@ -70,14 +70,17 @@ def supcon_small() -> PretrainConfig:
 def supcon_finetune_small() -> PretrainConfig:
     """SupCon from a few labels on an encoder that is trained already, for a CPU: ``--start``.
 
-    Learns from the labelled pictures alone, in small batches, so that some hundred will do.
+    Learns from the labelled pictures alone, in small batches. Below some 20 labels a class it knows
+    them by heart and what else the encoder knew is lost: train on without labels then.
 
     Source: ours; `supcon_small` with a quarter of its batch and half of its epochs.
     Cost: that of 40 passes over the labelled pictures.
-    Result: RESULT
+    Result: on scikit-learn's digits with 20 labels a class kNN-5 from 79.5 to 94.1 % (10 further
+    epochs of SimCLR over all pictures: 89.6), with 50 from 84 to 98, with 5 from 63.8 to 60.9:
+    means of 2 or 3 seeds (docs/log.md).
     """
     config = _small(method=SupConConfig(temperature=0.1))
-    return replace(config, epochs=40, batch_size=64)
+    return replace(config, epochs=40, batch_size=32)
 
 
 def _small(

@@ -4,8 +4,8 @@ Does what `encoders.resample` and `encoders.pixel_ops` do with torch, which are 
 paint on GPUs. Nothing is computed across views, and no sum is reordered, so that a view is the same
 to the bit whatever it is drawn together with, by however many threads, on whatever processor.
 
-Compiled by numba when it is first called, some ten seconds, and kept on disk from then on. Written
-so that the compiler finds its vectors: plain loops over lines of memory, choices as minima and
+Compiled when it is first called, some ten seconds, and kept on disk from then on. Written so that
+the compiler finds its vectors: plain loops over lines of memory, choices as minima and
 maxima, unsigned positions where a table decides (a signed one might count from the end).
 
 Shapes: N pictures, H and W their edges, M views, S edge and P pixels of a view, T taps.
@@ -13,32 +13,22 @@ Shapes: N pictures, H and W their edges, M views, S edge and P pixels of a view,
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, NamedTuple, TypeVar, cast
+from typing import Any, NamedTuple
 
-import numba
 import numpy as np
 from numpy.typing import NDArray
+
+from encoders.compiled import compiled
 
 __all__ = ["Work", "paint"]
 
 Floats = NDArray[np.float32]
-Function = TypeVar("Function", bound=Callable[..., Any])
 
 f32 = np.float32
 position = np.uint64
 RED, GREEN, BLUE = f32(0.2989), f32(0.587), f32(0.114)
 SIXTH, THIRD, HALF, TWO_THIRDS = f32(1 / 6), f32(1 / 3), f32(1 / 2), f32(2 / 3)
 ZERO, ONE, SIX, TINY = f32(0), f32(1), f32(6), f32(1e-20)
-
-
-def compiled(function: Function) -> Function:
-    """The function as machine code, kept on disk if there is a folder to keep it in."""
-    try:
-        made: Any = numba.njit(nogil=True, error_model="numpy", cache=True)(function)
-    except RuntimeError:  # neither beside this file nor in the user's cache
-        made = numba.njit(nogil=True, error_model="numpy")(function)
-    return cast("Function", made)
 
 
 class Work(NamedTuple):

@@ -12,7 +12,6 @@ Shapes: M views to draw, of N pictures; B views of one block; S edge of a view; 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields
 
 import numpy as np
@@ -130,6 +129,7 @@ def _paint_compiled(
     std: Sequence[float],
 ) -> Tensor:
     """On the processor, by as many threads as torch may use."""
+    from encoders.compiled import in_threads
     from encoders.view_kernel import Work, paint  # brings a compiler, which a GPU does not need
 
     num = len(parameters)
@@ -153,12 +153,7 @@ def _paint_compiled(
     work = Work(**{name: tensor.contiguous().numpy() for name, tensor in tensors.items()})
     views_MSS3 = np.empty((num, size, size, 3), np.float32)
     num_threads = min(torch.get_num_threads(), 1 + views_MSS3.nbytes // BYTES_A_THREAD)
-    ends = np.linspace(0, num, num_threads + 1).astype(int).tolist()
-    if num_threads == 1:
-        paint(work, 0, num, views_MSS3)
-    else:
-        with ThreadPoolExecutor(num_threads) as pool:
-            list(pool.map(lambda first, last: paint(work, first, last, views_MSS3), ends, ends[1:]))
+    in_threads(lambda first, end: paint(work, first, end, views_MSS3), num, num_threads)
     return torch.from_numpy(views_MSS3).permute(0, 3, 1, 2)
 
 

@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 
+from encoders import batchnorm
 from encoders.backbone import BackboneConfig, build_backbone
 from encoders.batchnorm import (
     CrossRankBatchNorm,
@@ -242,3 +243,44 @@ def test_held_statistics_do_not_move_but_normalisation_stays():
     torch.testing.assert_close(norm(x), make(nn.BatchNorm1d)(x))
     assert torch.equal(norm.running_mean, before[0])
     assert torch.equal(norm.running_var, before[1])
+
+
+def big_batch(dtype: torch.dtype, offset: float = 0.0):
+    """More rows than a block of the compiled passes, and a last block that is not full."""
+    return batch((7, 3, 25, 24), offset, dtype)
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_compiled_passes_compute_what_float64_computes(layout):
+    x, slope = (t.contiguous(memory_format=layout) for t in big_batch(torch.float32))
+    found = run(make(CrossRankBatchNorm).float(), x, slope)
+    expected = run(make(nn.BatchNorm2d), x.double(), slope.double())
+    for name, value in expected.items():
+        torch.testing.assert_close(found[name].double(), value.double(), atol=1e-5, rtol=2e-6)
+
+
+def test_compiled_passes_agree_with_those_of_torch(monkeypatch):
+    x, slope = big_batch(torch.float32, offset=100)
+    found = run(make(CrossRankBatchNorm).float(), x, slope)
+    monkeypatch.setattr(batchnorm, "_is_compiled", lambda _: False)
+    expected = run(make(CrossRankBatchNorm).float(), x, slope)
+    for name, value in expected.items():
+        torch.testing.assert_close(found[name], value, atol=2e-3, rtol=1e-4)
+
+
+def test_threads_change_no_bit_of_batchnorm():
+    x, slope = big_batch(torch.float32)
+    before, answers = torch.get_num_threads(), []
+    for count in (1, 3):
+        torch.set_num_threads(count)
+        answers.append(run(make(CrossRankBatchNorm).float(), x, slope))
+    torch.set_num_threads(before)
+    for one, other in zip(*(answer.values() for answer in answers), strict=True):
+        assert torch.equal(one, other)
+
+
+def test_a_channel_that_is_constant_and_far_from_zero_has_no_variance():
+    x = torch.full((3000, 3), 12345.678)
+    norm = CrossRankBatchNorm(3)
+    norm(x)
+    assert torch.equal(norm.running_var, torch.full((3,), 0.9))
