@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -24,6 +23,7 @@ import pyarrow as pa
 from PIL import Image
 
 from cluster.catalog import Catalog, CatalogRow
+from cluster.picture_bytes import ChangedError, read_bytes
 from encoders.picture import PictureError, open_picture
 from index.artifact import Folder, Verify, digest, write_json
 
@@ -164,23 +164,20 @@ def read_picture(row: ShardRow | CatalogRow) -> ReadPicture:
     The status is ``ok``, ``missing``, ``changed``, or that of a `PictureError`.
     """
     try:
-        # Without waiting, since a pipe may lie there by now.
-        with open(row.uri, "rb", opener=_open_at_once) as file:
-            found = os.fstat(file.fileno())
-            if (found.st_size, found.st_mtime_ns) != (row.bytes, row.mtime_ns):
-                return ReadPicture("changed", b"", None)
-            data = file.read()
+        data = read_bytes(row.uri, row.bytes, row.mtime_ns)
+    except ChangedError as error:
+        logger.info("%s", error)
+        return ReadPicture("changed", b"", None)
     except OSError as error:
         logger.info("%s: %s", row.uri, error)
         return ReadPicture("missing", b"", None)
+    except ValueError as error:  # a container that is damaged
+        logger.warning("%s: %s", row.uri, error)
+        return ReadPicture("unreadable", b"", None)
     try:
         return ReadPicture("ok", data, open_picture(data))
     except PictureError as error:
         return ReadPicture(error.status, data, None)
-
-
-def _open_at_once(path: str, flags: int) -> int:
-    return os.open(path, flags | os.O_NONBLOCK)
 
 
 class ShardWork(Protocol):

@@ -45,7 +45,7 @@ def context(tmp_path: Path) -> Context:
 
 @pytest.fixture
 def catalog(context: Context, pictures: Any) -> Catalog:
-    scan(ScanConfig(folder=str(pictures(20, size=SIZE)), corpus="mine"), context)
+    scan(ScanConfig(source=str(pictures(20, size=SIZE)), corpus="mine"), context)
     return Catalog.open(context.workspace.folder("corpora", "mine"))
 
 
@@ -77,7 +77,7 @@ def test_a_plan_cuts_by_id_and_a_grown_corpus_changes_only_the_end(
     ]
     folder = Path(catalog.door["config"]["folder"])
     (folder / "new.png").write_bytes(next(folder.rglob("*.png")).read_bytes())
-    scan(ScanConfig(folder=str(folder), corpus="mine"), context)
+    scan(ScanConfig(source=str(folder), corpus="mine"), context)
     grown = Catalog.open(context.workspace.folder("corpora", "mine"))
     after = plan_shards(grown, key="k", shard_rows=8)
     assert [shard.name for shard in after[:2]] == [shard.name for shard in before[:2]]
@@ -209,7 +209,7 @@ def test_pixels_skip_bad_pictures_and_stop_when_too_many_are_bad(
     broken = sorted(folder.rglob("*.png"))[:3]
     for path in broken:
         path.write_bytes(path.read_bytes()[:-40])
-    scan(ScanConfig(folder=str(folder), corpus="mine"), context)
+    scan(ScanConfig(source=str(folder), corpus="mine"), context)
     catalog = Catalog.open(context.workspace.folder("corpora", "mine"))
     preprocess = PreprocessConfig(size=SIZE)
     with pytest.raises(ErrorBudgetError, match="3 of 210 pictures failed"):
@@ -235,7 +235,7 @@ def test_pixels_that_were_damaged_or_out_of_reach_are_mended_by_the_next_run(
     context: Context, pictures: Any, local_ray: Any
 ) -> None:
     folder = pictures(20, size=SIZE, formats=("png",))
-    scan(ScanConfig(folder=str(folder), corpus="mine"), context)
+    scan(ScanConfig(source=str(folder), corpus="mine"), context)
     catalog = Catalog.open(context.workspace.folder("corpora", "mine"))
     away = next(folder.rglob("*.png"))
     away.rename(away.with_suffix(".away"))

@@ -83,7 +83,7 @@ def test_a_corpus_is_published_to_an_object_store_and_read_from_it(
 ) -> None:
     spoken = io.StringIO()
     context = Context(Workspace.at(bucket), console=Console(file=spoken))
-    config = ScanConfig(folder=str(pictures(5)), corpus="mine")
+    config = ScanConfig(source=str(pictures(5)), corpus="mine")
     report = scan(config, context)
     assert report["pictures"] == {"total": 5, "ok": 5}
     assert report["path"] == "s3://pictures/deep/workspace/corpora/mine"
@@ -104,7 +104,7 @@ def test_workers_embed_into_an_object_store(
     bucket: str, pictures: Any, local_ray: Profile, make_encoder: Any
 ) -> None:
     context = Context(Workspace.at(bucket), console=Console(file=io.StringIO()))
-    scan(ScanConfig(folder=str(pictures(5)), corpus="far"), context)
+    scan(ScanConfig(source=str(pictures(5)), corpus="far"), context)
     make_encoder(context.workspace)
     report = embed(EmbedConfig(corpus="far", encoder="tiny", shard_rows=2), context)
     assert SECRET not in str(report)

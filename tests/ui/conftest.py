@@ -88,7 +88,7 @@ def make_workspace(root: Path) -> Workspace:
         draw("disc", 100 + seed).save(folder / name)
     workspace = Workspace.at(root / "workspace")
     context = Context(workspace, console=Console(file=io.StringIO()))
-    scan(ScanConfig(folder=str(folder), corpus="shapes"), context)
+    scan(ScanConfig(source=str(folder), corpus="shapes"), context)
     encoder = Encoder.initialise(
         EncoderConfig(
             backbone=BackboneConfig(widths=(8, 16, 32)),
