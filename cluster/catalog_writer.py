@@ -68,6 +68,7 @@ class CatalogWriter:
         self._schema = catalog_schema(config)
         self._rows: list[dict[str, Any]] = []
         self._tables: list[pa.Table] = []
+        self._num_unwritten = 0
         self._parts: dict[str, FileRecord] = dict(previous["files"]) if previous else {}
         self._parts |= self._drafted()
         self._folder.remove_others("catalog-", keep=self._parts)
@@ -117,7 +118,8 @@ class CatalogWriter:
         self._rows.append(row)
         if len(self._rows) >= ARROW_ROWS:
             self._to_arrow()
-        if len(self._rows) + sum(len(table) for table in self._tables) >= DRAFT_ROWS:
+        self._num_unwritten += 1
+        if self._num_unwritten >= DRAFT_ROWS:
             self._write_part()
             body = {"config": self._config, "parents": self._parents}
             publish(self._folder, "scan", body, self._new_parts)
@@ -138,7 +140,7 @@ class CatalogWriter:
         self._parts[part] = self._folder.write_hashed(
             part, lambda path: pq.write_table(table, path)
         )
-        self._tables = []
+        self._tables, self._num_unwritten = [], 0
 
     def publish(self, containers: Mapping[str, list[int | None]]) -> dict[str, Any]:
         """Rename the new door into place, if there is anything new; returns the door.
@@ -146,7 +148,7 @@ class CatalogWriter:
         Args:
             containers: size and time of the containers that have been read to their end.
         """
-        if self._rows or self._tables:
+        if self._num_unwritten:
             self._write_part()
         door = self._previous
         if self._new_parts or door is None or door.get("containers", {}) != containers:

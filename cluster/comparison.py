@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from itertools import chain
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -22,6 +23,7 @@ from encoders.picture import PictureError, probe
 __all__ = ["Comparison", "probe_row"]
 
 NUM_THREADS = 8
+PIECE = 16
 BLOCK_ROWS = 8192
 HEAD_BYTES = 64 << 10
 
@@ -143,9 +145,8 @@ class Comparison:
 
     def _write(self, tasks: list[_Task]) -> list[int]:
         """Probe and write; returns the ids of those that are new."""
-        looked_at = self._pool.map(
-            lambda task: self._look(task.listed, task.row, self._max_pixels), tasks
-        )
+        pieces = [tasks[start : start + PIECE] for start in range(0, len(tasks), PIECE)]
+        looked_at = chain.from_iterable(self._pool.map(self._look_at, pieces))
         kept = [task.known_id for task in tasks if task.known_id is not None]
         before = self._known.rows(np.array(kept, np.int64)) if kept else {}
         added: list[int] = []
@@ -155,6 +156,9 @@ class Comparison:
             else:
                 self._override(before[task.known_id], row)
         return added
+
+    def _look_at(self, tasks: list[_Task]) -> list[Row]:
+        return [self._look(task.listed, task.row, self._max_pixels) for task in tasks]
 
     def _override(self, known: Row, row: Row) -> None:
         differing = self._writer.override(known, row)

@@ -17,8 +17,9 @@ import numpy as np
 
 from cluster.catalog import Catalog, open_corpus
 from cluster.context import Context
+from cluster.plan import Shard, ShardRow, plan_shards
 from cluster.shard_job import ShardJob, check_error_budget
-from cluster.shards import Shard, ShardRow, plan_shards, read_picture
+from cluster.shards import read_picture
 from cluster.workspace import Workspace, check_name
 from encoders.encoder import Encoder
 from encoders.picture import thumbnail, to_square
@@ -118,12 +119,13 @@ class EmbedWork:
     def __call__(self, shard: Shard) -> ShardRecord:
         """Write the shard's files; returns its record."""
         dim = self._encoder.dim(self._layer)
-        vectors = np.zeros((len(shard.rows), dim), np.float32)
+        planned = shard.rows
+        vectors = np.zeros((len(planned), dim), np.float32)
         statuses: list[str] = []
         hashes: list[bytes] = []
         thumbnails: list[bytes | None] = []
-        for start in range(0, len(shard.rows), BATCH_ROWS):
-            rows = shard.rows[start : start + BATCH_ROWS]
+        for start in range(0, len(planned), BATCH_ROWS):
+            rows = planned[start : start + BATCH_ROWS]
             decoded = list(self._pool.map(self._decode, rows))
             good = [i for i, item in enumerate(decoded) if item.square is not None]
             if good:
@@ -135,7 +137,7 @@ class EmbedWork:
             hashes += [item.content_hash for item in decoded]
             thumbnails += [item.thumbnail for item in decoded]
         batch = ShardBatch(
-            ids=np.array([row.id for row in shard.rows], np.int64),
+            ids=np.array([row.id for row in planned], np.int64),
             statuses=statuses,
             content_hashes=hashes,
             vectors=vectors,

@@ -27,7 +27,7 @@ __all__ = ["KnownPictures", "UriIndex", "content_of", "facts_of", "uri_keys"]
 
 READ_ROWS = 4096
 MAX_RUN = 1 << 21
-MAX_PARTS = 4
+MAX_PARTS = 2
 UNKNOWN_CONTAINER = -1
 
 Keys = NDArray[np.uint64]

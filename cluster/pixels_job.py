@@ -23,8 +23,9 @@ import pyarrow as pa
 
 from cluster.catalog import Catalog
 from cluster.context import Context
+from cluster.plan import Shard, ShardRow, plan_shards
 from cluster.shard_job import ShardJob
-from cluster.shards import OUT_OF_REACH, Shard, ShardRow, plan_shards, read_picture
+from cluster.shards import OUT_OF_REACH, read_picture
 from cluster.workspace import Workspace
 from encoders.picture import PreprocessConfig, to_square
 from index.artifact import (
@@ -146,9 +147,8 @@ class PixelWork:
         """Write the shard's file; returns its record."""
         failed: Counter[str] = Counter()
         ids, pixels = [], []
-        for row, (status, square) in zip(
-            shard.rows, self._pool.map(self._decode, shard.rows), strict=True
-        ):
+        rows = shard.rows
+        for row, (status, square) in zip(rows, self._pool.map(self._decode, rows), strict=True):
             if square is None:
                 failed[status] += 1
                 continue
@@ -162,7 +162,7 @@ class PixelWork:
             f"shards/{shard.name}-{{sha256}}.arrow", partial(_write_arrow, table)
         )
         return {
-            "rows": len(shard.rows),
+            "rows": len(rows),
             "ok": len(ids),
             "failed": dict(failed),
             "files": {file: written},

@@ -16,36 +16,31 @@ import json
 import logging
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
 import pyarrow as pa
 from PIL import Image
 
-from cluster.catalog import Catalog, CatalogRow
+from cluster.catalog import CatalogRow
 from cluster.picture_bytes import ChangedError, read_bytes
+from cluster.plan import SHARD_FOLDER, Plan, Shard, ShardRow
 from encoders.picture import PictureError, open_picture
-from index.artifact import Folder, Verify, digest, write_json
+from index.artifact import Folder, Verify, write_json
 
 __all__ = [
     "OUT_OF_REACH",
-    "SHARD_FOLDER",
     "ReadPicture",
-    "Shard",
     "ShardActor",
     "ShardError",
-    "ShardRow",
     "ShardWork",
     "attempts_file",
     "commit",
     "committed",
-    "plan_shards",
     "read_picture",
 ]
 
 logger = logging.getLogger(__name__)
 
-SHARD_FOLDER = "shards"
 MAX_ATTEMPTS = 3
 OUT_OF_REACH = frozenset(["changed", "missing"])
 """Failures that are not the picture's: its shard is done again by the next run."""
@@ -57,58 +52,6 @@ class ShardError(ValueError):
     def __init__(self, message: str, number: int | None) -> None:
         super().__init__(message)
         self.errno = number
-
-
-@dataclass(frozen=True, slots=True)
-class ShardRow:
-    """One picture of a plan: its id, where it lies, and how it looked when it was scanned."""
-
-    id: int
-    uri: str
-    bytes: int
-    mtime_ns: int
-
-
-@dataclass(frozen=True, slots=True)
-class Shard:
-    """A piece of work: its rows, and the name that its results get.
-
-    Args:
-        number: position in the plan; ids ``number * shard_rows`` and up.
-        key: digest of everything beside the rows that decides the result.
-        rows: the pictures, ascending by id.
-    """
-
-    number: int
-    key: str
-    rows: tuple[ShardRow, ...]
-
-    @property
-    def name(self) -> str:
-        """Deterministic name of the result: the same work has the same name in every run."""
-        rows = [[row.id, row.uri, row.bytes, row.mtime_ns] for row in self.rows]
-        return f"{self.number:05d}-{digest([self.key, rows])[:12]}"
-
-    def to_json(self) -> str:
-        """The shard as it travels to a worker."""
-        rows = [[row.id, row.uri, row.bytes, row.mtime_ns] for row in self.rows]
-        return json.dumps([self.number, self.key, rows])
-
-    @classmethod
-    def from_json(cls, text: str) -> Shard:
-        """The inverse of `to_json`."""
-        number, key, rows = json.loads(text)
-        return cls(number, key, tuple(ShardRow(*row) for row in rows))
-
-
-def plan_shards(catalog: Catalog, *, key: str, shard_rows: int) -> list[Shard]:
-    """Cut the corpus' readable pictures into shards of ``shard_rows`` consecutive ids."""
-    columns = catalog.ok.select(["id", "uri", "bytes", "mtime_ns"])
-    groups: dict[int, list[ShardRow]] = {}
-    for batch in columns.to_batches():
-        for row in batch.to_pylist():
-            groups.setdefault(row["id"] // shard_rows, []).append(ShardRow(**row))
-    return [Shard(number, key, tuple(rows)) for number, rows in sorted(groups.items())]
 
 
 def commit(folder: Folder, shard: Shard, record: dict[str, Any]) -> dict[str, Any]:
@@ -206,19 +149,24 @@ class ShardActor:
     ) -> None:
         self._folder = Folder(Folder.at(location).fs, folder_path)
         self._work = make_work(**arguments)
+        self._plans: dict[str, Plan] = {}
 
     def __call__(self, batch: pa.Table) -> pa.Table:
-        """Do and commit each shard of the batch."""
+        """Do and commit each shard of the batch: ``plan``, ``position`` and ``number``."""
         records = []
-        for text in batch["shard"].to_pylist():
-            shard = Shard.from_json(text)
+        for row in batch.to_pylist():
             try:
-                record = self._do(shard)
+                record = self._do(self._planned(**row))
             except (ValueError, OSError) as error:
                 # As data, since Ray keeps only the text of an exception's cause.
                 record = {"error": str(error), "errno": getattr(error, "errno", None)}
             records.append(json.dumps(record))
         return pa.table({"record": records})
+
+    def _planned(self, plan: str, position: int, number: int) -> Shard:
+        if plan not in self._plans:
+            self._plans[plan] = Plan(self._folder, plan)
+        return self._plans[plan].shard(position, number)
 
     def _do(self, shard: Shard) -> dict[str, Any]:
         started_s = time.monotonic()
@@ -242,8 +190,8 @@ def _count_attempt(folder: Folder, shard: Shard) -> None:
     if attempts >= MAX_ATTEMPTS:
         raise ValueError(
             f"shard {shard.name} in {folder}: its worker died {attempts} times. One of the "
-            f"pictures {shard.rows[0].id} to {shard.rows[-1].id} kills its decoder, or memory is "
-            "short. See their files in the catalog; move the culprit away and scan again, or "
+            f"pictures {shard.first_id} to {shard.last_id} kills its decoder, or memory is short. "
+            "See their files in the catalog; move the culprit away and scan again, or "
             "lower --shard-rows."
         )
     folder.write_atomic(name, str(attempts + 1).encode())

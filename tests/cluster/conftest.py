@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import io
+import logging
 import resource
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -181,6 +182,21 @@ def library(tmp_path: Path, pictures: Any) -> Library:
     return made
 
 
+@pytest.fixture(scope="session")
+def s3_options() -> Iterator[str]:
+    """Options of URIs for an S3 server on this machine, a process's thread that speaks HTTP."""
+    from moto.server import ThreadedMotoServer
+
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)  # else a line for every request
+    server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
+    server.start()
+    try:
+        _, port = server.get_host_and_port()
+        yield f"endpoint_override=127.0.0.1:{port}&scheme=http&region=us-east-1"
+    finally:
+        server.stop()
+
+
 class ScanHere(Protocol):
     """Scans a source; returns the report and the catalog."""
 
@@ -208,6 +224,6 @@ def png(seed: int, edge: int = 8) -> bytes:
 
 
 @pytest.fixture
-def make_png() -> Callable[[int], bytes]:
+def make_png() -> Callable[..., bytes]:
     """Makes a small picture's file from a seed."""
     return png

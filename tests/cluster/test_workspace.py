@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import io
-import logging
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,23 +23,13 @@ SECRET = "s3cr3tk3y"
 
 
 @pytest.fixture(scope="module")
-def bucket() -> Iterator[str]:
+def bucket(s3_options: str) -> str:
     """URI of an empty bucket of an S3 server on this machine, keys and options included."""
-    from moto.server import ThreadedMotoServer
-
-    logging.getLogger("werkzeug").setLevel(logging.ERROR)  # else a line for every request
-    server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
-    server.start()
-    try:
-        _, port = server.get_host_and_port()
-        options = f"endpoint_override=127.0.0.1:{port}&scheme=http&region=us-east-1"
-        store, _ = pafs.FileSystem.from_uri(
-            f"s3://testkey:{SECRET}@pictures?{options}&allow_bucket_creation=true"
-        )
-        store.create_dir("pictures")
-        yield f"s3://testkey:{SECRET}@pictures/deep/workspace?{options}"
-    finally:
-        server.stop()
+    store, _ = pafs.FileSystem.from_uri(
+        f"s3://testkey:{SECRET}@pictures?{s3_options}&allow_bucket_creation=true"
+    )
+    store.create_dir("pictures")
+    return f"s3://testkey:{SECRET}@pictures/deep/workspace?{s3_options}"
 
 
 def test_a_workspace_on_disk_is_found_again_by_its_location(tmp_path: Path) -> None:
