@@ -14,9 +14,9 @@ Memory: Arrow columns, and no Python object a row; some 70 bytes a picture besid
 from __future__ import annotations
 
 import builtins
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Any, cast
 
 import numpy as np
@@ -43,6 +43,7 @@ __all__ = [
 GONE = ("replaced", "vanished")
 """Statuses of ids whose file is no longer there."""
 BLOCK_ROWS = 65_536
+MAX_PARTS = 4
 
 CATALOG_SCHEMA = pa.schema(
     [
@@ -56,7 +57,7 @@ CATALOG_SCHEMA = pa.schema(
         pa.field("format", pa.string()),
         pa.field("width", pa.int32()),
         pa.field("height", pa.int32()),
-        pa.field("content_hash", pa.binary(32)),
+        pa.field("content_hash", pa.binary()),
     ]
 )
 
@@ -100,8 +101,7 @@ class Catalog:
     def open(cls, folder: Folder) -> Catalog:
         """Open and verify; raises the errors of `index.artifact.open_door`."""
         door = open_door(folder, "corpus")
-        parts = _read_parts(folder, door["files"], catalog_schema(door["config"]))
-        return cls(door, _newest_rows(parts))
+        return cls(door, _newest_rows(folder, list(door["files"]), catalog_schema(door["config"])))
 
     @property
     def corpus_id(self) -> str:
@@ -184,14 +184,12 @@ def bad_pictures(folder: Folder, door: Mapping[str, Any], limit: int) -> list[di
     """
     parts = list(door["files"])
     of_ids = pa.schema([CATALOG_SCHEMA.field("id")])
-    newest = newest_positions(
-        part["id"].to_numpy() for name in parts for part in _read_parts(folder, [name], of_ids)
-    )
+    newest = newest_positions(_read_part(folder, name, of_ids)["id"].to_numpy() for name in parts)
     found: list[dict[str, Any]] = []
     start = 0
     columns = pa.schema([CATALOG_SCHEMA.field(name) for name in ("id", "uri", "status", "error")])
     for name in parts:
-        (table,) = _read_parts(folder, [name], columns)
+        table = _read_part(folder, name, columns)
         positions = np.arange(start, start + len(table))
         current = pa.array(newest[table["id"].to_numpy()] == positions)
         bad = pc.invert(pc.is_in(table["status"], pa.array(["ok", *GONE])))
@@ -217,13 +215,6 @@ def _as_rows(table: pa.Table) -> Iterator[CatalogRow]:
             yield CatalogRow(**{name: row[name] for name in own}, metadata=metadata)
 
 
-def _read_parts(folder: Folder, names: Iterable[str], schema: pa.Schema) -> list[pa.Table]:
-    return [
-        pq.read_table(f"{folder.path}/{name}", filesystem=folder.fs, schema=schema)
-        for name in names
-    ] or [schema.empty_table()]
-
-
 def newest_positions(parts: Iterable[np.ndarray]) -> np.ndarray:
     """Position of the newest row of each id, by id, in all rows of all parts one after the other.
 
@@ -245,23 +236,38 @@ def newest_positions(parts: Iterable[np.ndarray]) -> np.ndarray:
     return newest[:num_ids]
 
 
-def _newest_rows(parts: list[pa.Table]) -> pa.Table:
-    """The newest row of each id, sorted by id."""
-    newest = newest_positions(part["id"].to_numpy() for part in parts)
-    starts = np.cumsum([0, *(len(part) for part in parts)])
-    whole = pa.concat_tables(parts)
-    if len(newest) == len(whole) and bool((np.diff(newest) > 0).all()):
-        return whole
-    blocks = []
+def _newest_rows(folder: Folder, names: Sequence[str], schema: pa.Schema) -> pa.Table:
+    """The newest row of each id, sorted by id. Memory: the rows, and a few parts beside them."""
+    of_ids = pa.schema([schema.field("id")])
+    lengths: list[int] = []
+
+    def ids_of_parts() -> Iterator[np.ndarray]:
+        for name in names:
+            ids = _read_part(folder, name, of_ids)["id"].to_numpy()
+            lengths.append(len(ids))
+            yield ids
+
+    newest = newest_positions(ids_of_parts())
+    starts = np.cumsum([0, *lengths])
+    if len(newest) == starts[-1] and bool((np.diff(newest) > 0).all()):
+        tables = [_read_part(folder, name, schema) for name in names]
+        return pa.concat_tables([schema.empty_table(), *tables])
+    part = lru_cache(MAX_PARTS)(lambda number: _read_part(folder, names[number], schema))
+    blocks = [schema.empty_table()]
     for first in range(0, len(newest), BLOCK_ROWS):
         positions = newest[first : first + BLOCK_ROWS]
+        positions = positions[positions >= 0]
         which = np.searchsorted(starts, positions, side="right") - 1
-        order = np.argsort(which, kind="stable")
         taken = [
-            parts[part].combine_chunks().take(positions[which == part] - starts[part])
-            for part in np.unique(which)
+            part(int(number)).take(positions[which == number] - starts[number])
+            for number in np.unique(which)
         ]
-        back = np.empty_like(order)
-        back[order] = np.arange(len(order))
+        back = np.empty(len(which), np.int64)
+        back[np.argsort(which, kind="stable")] = np.arange(len(which))
         blocks.append(pa.concat_tables(taken).combine_chunks().take(back))
     return pa.concat_tables(blocks)
+
+
+def _read_part(folder: Folder, name: str, schema: pa.Schema) -> pa.Table:
+    path = f"{folder.path}/{name}"
+    return pq.read_table(path, filesystem=folder.fs, schema=schema).combine_chunks()

@@ -143,12 +143,13 @@ class PixelWork:
         self._preprocess = PreprocessConfig(**preprocess)
         self._pool = ThreadPoolExecutor(num_threads)
 
-    def __call__(self, shard: Shard) -> dict[str, Any]:
+    def __call__(self, shard: Shard, crashed: frozenset[int] = frozenset()) -> dict[str, Any]:
         """Write the shard's file; returns its record."""
         failed: Counter[str] = Counter()
         ids, pixels = [], []
         rows = shard.rows
-        for row, (status, square) in zip(rows, self._pool.map(self._decode, rows), strict=True):
+        decoded = self._pool.map(partial(self._decode, crashed), rows)
+        for row, (status, square) in zip(rows, decoded, strict=True):
             if square is None:
                 failed[status] += 1
                 continue
@@ -168,7 +169,9 @@ class PixelWork:
             "files": {file: written},
         }
 
-    def _decode(self, row: ShardRow) -> tuple[str, np.ndarray | None]:
+    def _decode(self, crashed: frozenset[int], row: ShardRow) -> tuple[str, np.ndarray | None]:
+        if row.id in crashed:
+            return "crashed", None
         picture = read_picture(row)
         square = None if picture.image is None else to_square(picture.image, self._preprocess)
         return picture.status, square

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from cluster.catalog import Catalog
 from index.artifact import Folder, digest
@@ -48,21 +49,31 @@ class ShardRow:
 class Shard:
     """A piece of work: its rows, and the name that its results get.
 
-    Memory: the rows stay in Arrow, for a plan of the driver's as slices of the catalog.
+    Memory: none for its rows: they stay slices of the catalog, and are picked out when asked for.
 
     Args:
         number: position in the plan; ids ``number * shard_rows`` and up.
         key: digest of everything beside the rows that decides the result.
-        table: the pictures in `PLAN_SCHEMA`, ascending by id.
+        rows: the pictures in `PLAN_SCHEMA`, ascending by id; with a column ``status``, only those
+            that are ``ok`` count.
     """
 
-    __slots__ = ("key", "name", "number", "table")
+    __slots__ = ("_num", "_slice", "key", "name", "number")
 
-    def __init__(self, number: int, key: str, table: pa.Table) -> None:
-        self.number, self.key, self.table = number, key, table
-        rows = [list(row) for row in self._rows()]
-        self.name = f"{number:05d}-{digest([key, rows])[:12]}"
+    def __init__(self, number: int, key: str, rows: pa.Table) -> None:
+        self.number, self.key, self._slice = number, key, rows
+        listed = [list(row) for row in self._rows()]
+        self._num = len(listed)
+        self.name = f"{number:05d}-{digest([key, listed])[:12]}"
         """Deterministic name of the result: the same work has the same name in every run."""
+
+    @property
+    def table(self) -> pa.Table:
+        """The rows in `PLAN_SCHEMA`."""
+        rows = self._slice
+        if "status" in rows.column_names:
+            rows = rows.filter(pc.field("status") == "ok")
+        return rows.select(PLAN_SCHEMA.names)
 
     @classmethod
     def of(cls, number: int, key: str, rows: Iterable[ShardRow]) -> Shard:
@@ -73,7 +84,7 @@ class Shard:
         return cls(number, key, pa.table(list(map(list, columns)), schema=PLAN_SCHEMA))
 
     def __len__(self) -> int:
-        return len(self.table)
+        return self._num
 
     @property
     def rows(self) -> tuple[ShardRow, ...]:
@@ -96,14 +107,15 @@ class Shard:
 
 def plan_shards(catalog: Catalog, *, key: str, shard_rows: int) -> list[Shard]:
     """Cut the corpus' readable pictures into shards of ``shard_rows`` consecutive ids."""
-    columns = catalog.ok.select(PLAN_SCHEMA.names)
+    columns = catalog.table.select([*PLAN_SCHEMA.names, "status"])
     numbers = columns["id"].to_numpy() // shard_rows
     starts = np.flatnonzero(np.diff(numbers, prepend=-1))
     ends = [*starts[1:], len(numbers)]
-    return [
+    shards = (
         Shard(int(numbers[start]), key, columns.slice(start, end - start))
         for start, end in zip(starts, ends, strict=True)
-    ]
+    )
+    return [shard for shard in shards if len(shard)]
 
 
 def write_plan(folder: Folder, shards: Sequence[Shard]) -> str:

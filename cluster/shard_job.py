@@ -15,7 +15,8 @@ import pyarrow as pa
 
 from cluster.context import Context
 from cluster.plan import PLAN, SHARD_FOLDER, Shard, write_plan
-from cluster.shards import ShardActor, ShardError, ShardWork, attempts_file, committed
+from cluster.shard_actor import ShardActor, ShardError, ShardWork, attempts_file
+from cluster.shards import committed
 from index.artifact import Folder
 
 __all__ = ["ErrorBudgetError", "ShardJob", "check_error_budget"]
@@ -47,6 +48,7 @@ class ShardJob:
         make_work: class of the `ShardWork`.
         arguments: its keyword arguments.
         error_budget: share of failed pictures at which the job stops.
+        retry_failed: do shards again that have failed pictures.
     """
 
     title: str
@@ -55,6 +57,7 @@ class ShardJob:
     make_work: Callable[..., ShardWork]
     arguments: dict[str, Any]
     error_budget: float
+    retry_failed: bool = False
 
     def run(self, context: Context) -> list[dict[str, Any]]:
         """Finish what is missing; returns every shard's record in plan order.
@@ -67,6 +70,11 @@ class ShardJob:
             ShardError: a worker could not read or write something other than a picture.
         """
         records = {shard.number: committed(self.folder, shard) for shard in self.shards}
+        if self.retry_failed:
+            records = {
+                number: None if record and record["failed"] else record
+                for number, record in records.items()
+            }
         if None not in records.values():
             records = {shard.number: committed(self.folder, shard, "full") for shard in self.shards}
         pending = [shard for shard in self.shards if records[shard.number] is None]

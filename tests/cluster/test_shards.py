@@ -22,8 +22,9 @@ from cluster.context import Context
 from cluster.pixels_job import PixelCache, PixelWork, build_pixels
 from cluster.plan import PLAN, Plan, Shard, ShardRow, plan_shards, write_plan
 from cluster.scan_job import ScanConfig, scan
+from cluster.shard_actor import ShardActor, ShardError
 from cluster.shard_job import ErrorBudgetError, ShardJob
-from cluster.shards import ShardActor, ShardError, commit, committed, read_picture
+from cluster.shards import commit, committed, read_picture
 from cluster.workspace import Workspace
 from encoders.picture import PreprocessConfig, open_picture
 from index.artifact import Folder, publish
@@ -167,7 +168,6 @@ def test_a_shard_that_keeps_killing_its_worker_is_refused(
 ) -> None:
     worker, folder = actor(context)
     (shard,) = plan_shards(catalog, key="k", shard_rows=100)
-    (folder / "shards").make()
     folder.write_atomic(f"shards/{shard.name}.attempts", b"3")
     refused = json.loads(worker(planned(folder, shard))["record"][0].as_py())
     assert "its worker died 3 times" in refused["error"]
