@@ -6,6 +6,7 @@ Paths are taken from the folder of the list on; those that begin with ``/`` or a
 
 from __future__ import annotations
 
+import posixpath
 from collections.abc import Iterator
 from typing import Any
 
@@ -209,6 +210,12 @@ def _path_column(request: Request, schema: pa.Schema) -> str:
     return str(known[0])
 
 
+def _with_options(name: str, beside: Place) -> str:
+    """A URI that states no options takes those of the list, if that lies in such a store too."""
+    scheme, _, options = beside.base.partition("?")
+    return f"{name}?{options}" if options and name.startswith(scheme) and "?" not in name else name
+
+
 def stand_alone(names: list[str | None], beside: Place) -> list[Listed]:
     """The files that a list names; relative names are taken from the folder of ``beside`` on."""
     folder = beside.path.rpartition("/")[0]
@@ -220,10 +227,10 @@ def stand_alone(names: list[str | None], beside: Place) -> list[Listed]:
         if not name:
             continue
         whole = "://" in name or name.startswith("/")
-        place = place_of(require_no_keys(name)) if whole else beside
+        place = place_of(_with_options(require_no_keys(name), beside)) if whole else beside
         _, positions, paths = asked.setdefault(place.base, (place, [], []))
         positions.append(position)
-        paths.append(place.path if whole else f"{folder}/{name}")
+        paths.append(place.path if whole else posixpath.normpath(f"{folder}/{name}"))
     for place, positions, paths in asked.values():
         for position, file in zip(positions, look_at(place, paths), strict=True):
             found[position] = Listed(

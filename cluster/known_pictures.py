@@ -1,7 +1,7 @@
 """What a corpus knows of its pictures while it is scanned again, in columns of numbers.
 
 A URI is known by 128 bits of its hash, its content and its metadata by 64: two that differ are
-taken for one another once in some 10^25 scans of ten million pictures, or for unchanged once in
+taken for one another once in some 10^24 scans of ten million pictures, or for unchanged once in
 10^12. Rows themselves stay in the catalog's parts, and are read again when they are overridden.
 
 Memory: 55 bytes for each picture known before the scan, 26 for each new one.

@@ -6,6 +6,7 @@ time. So the same work has the same name in every run, and a grown corpus change
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -134,7 +135,8 @@ def write_plan(folder: Folder, shards: Sequence[Shard]) -> str:
             for shard in shards:
                 writer.write_table(shard.table.combine_chunks().cast(PLAN_SCHEMA))
 
-    name = f"{PLAN}{digest([shard.name for shard in shards])[:12]}.arrow"
+    # Of this driver alone: another's may be of the same shards, and end sooner.
+    name = f"{PLAN}{uuid.uuid4().hex[:12]}.arrow"
     (folder / SHARD_FOLDER).write_with(name, write)
     return name
 

@@ -64,15 +64,16 @@ class ShardActor:
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         """Do and commit each shard of the batch: ``plan``, ``position`` and ``number``."""
-        records = []
-        for row in batch.to_pylist():
-            try:
-                record = self._do(self._planned(**row))
-            except (ValueError, OSError) as error:
-                # As data, since Ray keeps only the text of an exception's cause.
-                record = {"error": str(error), "errno": getattr(error, "errno", None)}
-            records.append(json.dumps(record))
-        return pa.table({"record": records})
+        return pa.table({"record": [self.do(**row) for row in batch.to_pylist()]})
+
+    def do(self, plan: str, position: int, number: int) -> str:
+        """Do and commit one shard of a plan; returns its record as JSON, or what went wrong."""
+        try:
+            record = self._do(self._planned(plan, position, number))
+        except (ValueError, OSError) as error:
+            # As data, since Ray keeps only the text of an exception's cause.
+            record = {"error": str(error), "errno": getattr(error, "errno", None)}
+        return json.dumps(record)
 
     def _planned(self, plan: str, position: int, number: int) -> Shard:
         if plan not in self._plans:

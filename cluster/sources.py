@@ -142,8 +142,11 @@ def recognise(place: Place) -> tuple[SourceKind, str]:
 
 
 def _kind_of_folder(place: Place) -> SourceKind:
-    marks = [f"{place.path}/{name}" for name in ("state.json", "dataset_dict.json")]
-    if any(info.is_file for info in place.fs.get_file_info(marks)):
+    marks = ("dataset_dict.json", "dataset_info.json", "state.json")
+    several, described, stated = (
+        info.is_file for info in place.fs.get_file_info([f"{place.path}/{name}" for name in marks])
+    )
+    if several or (described and stated):
         return "huggingface"
     counted: Counter[SourceKind] = Counter()
     for number, file in enumerate(walk(place, frozenset(KIND_OF_SUFFIX), [])):

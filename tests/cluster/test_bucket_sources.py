@@ -94,12 +94,15 @@ def test_a_list_and_a_table_in_a_bucket_name_pictures_there(
     store: Place, scan_here: Any, make_png: Any
 ) -> None:
     put(store, "list/in/0.png", make_png(0))
-    put(
-        store, "list/all.csv", f"path,n\nin/0.png,7\n{store.uri('sources/list/1.png')},8\n".encode()
-    )
-    _, catalog = scan_here(store.uri("sources/list/all.csv"), columns="n")
-    rows = catalog.rows([0, 1])
-    assert [(row.status, row.metadata["n"]) for row in rows] == [("ok", 7), ("unreadable", 8)]
+    put(store, "list/2.png", make_png(2))
+    lines = ["path,n", "in/0.png,7", f"{store.uri('sources/list/1.png')},8"]
+    lines += ["s3://sources/list/2.png,9", "in/../2.png,10"]
+    put(store, "list/all.csv", "\n".join(lines).encode())
+    report, catalog = scan_here(store.uri("sources/list/all.csv"), columns="n")
+    assert report["num_listed_twice"] == 1
+    rows = catalog.rows([0, 1, 2])
+    found = [(row.status, row.metadata["n"]) for row in rows]
+    assert found == [("ok", 7), ("unreadable", 8), ("ok", 9)]
     assert read_picture(rows[0]).data == make_png(0)
 
 
