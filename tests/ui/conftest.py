@@ -16,9 +16,9 @@ from rich.console import Console
 
 from cluster.catalog import Catalog
 from cluster.context import Context
-from cluster.embed_job import EmbedWork
+from cluster.embed_work import EmbedWork
+from cluster.plan import plan_shards
 from cluster.scan_job import ScanConfig, scan
-from cluster.shards import plan_shards
 from cluster.workspace import Workspace
 from encoders.backbone import BackboneConfig
 from encoders.encoder import Encoder, EncoderConfig
