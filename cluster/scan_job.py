@@ -99,7 +99,6 @@ def scan(config: ScanConfig, context: Context) -> dict[str, Any]:
     """
     place = _place(config.source)
     kind, why = _kind(config, place)
-    context.say(f"Source: {why}")
     folder = context.workspace.folder("corpora", config.corpus)
     with sole_writer(folder, "scanning into this corpus"):
         previous = open_for_scan(folder)
@@ -107,6 +106,7 @@ def scan(config: ScanConfig, context: Context) -> dict[str, Any]:
         settings = _settings(config, place, kind, source)
         _require_same_source(previous, settings, folder)
         writer = CatalogWriter(folder, config.corpus, settings, previous)
+        context.say(f"Source: {why}")
         comparison = Comparison(writer, config.max_megapixels * 1e6, _trusted(previous, settings))
         try:
             _compare(comparison, source, context)

@@ -67,6 +67,7 @@ def line(s3_options: str) -> Iterator[Line]:
         server.shutdown()
 
 
+@pytest.mark.slow
 def test_a_store_that_fails_in_mid_write_commits_nothing_and_is_gone_on_with(
     line: Line, s3_options: str, pictures: Any
 ) -> None:

@@ -28,7 +28,7 @@ from index.embeddings import EmbeddingStore
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(900)]
 
-NUM_KILLS = 20
+NUM_KILLS = 12
 WAIT_S = 120
 
 
