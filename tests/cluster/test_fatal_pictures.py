@@ -68,6 +68,7 @@ def test_sound_pictures_are_not_blamed(tmp_path: Path, make_png: Any) -> None:
 
 @pytest.mark.ray
 @pytest.mark.slow
+@pytest.mark.timeout(600)
 def test_a_job_goes_on_without_the_pictures_that_kill_its_workers(
     tmp_path: Path, make_png: Any, make_encoder: Any, library: Any
 ) -> None:
