@@ -59,7 +59,7 @@ def configuration(batch: int, epochs: int, seed: int) -> PretrainConfig:
 def prepare(workspace: Workspace, pictures: Path) -> dict[str, Any]:
     """Scan the folder and build its pixel cache, which both roads find there."""
     context = Context(workspace)
-    scan(ScanConfig(folder=str(pictures), corpus=CORPUS), context)
+    scan(ScanConfig(source=str(pictures), corpus=CORPUS), context)
     catalog = open_corpus(workspace, CORPUS)
     cache = build_pixels(catalog, PreprocessConfig(size=SIZE), context, error_budget=0.0)
     return {"pictures": len(cache)}

@@ -5,17 +5,18 @@ id, so a scan that finds changes appends one small part. A picture whose file ch
 id, and its old id becomes ``replaced``; one that is gone becomes ``vanished``, and has its id back
 when it returns unchanged.
 
-A long scan writes its parts as it goes. Until it publishes them, a second door, ``scan.json``,
-names them, so that a scan that was killed goes on from there.
+Metadata of the source lies in columns of its own, whose names and types the door states.
+`cluster.catalog_writer` writes it.
+
+Memory: Arrow columns, and no Python object a row; some 190 bytes a picture beside its URI.
 """
 
 from __future__ import annotations
 
-import logging
-import uuid
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass
-from functools import cached_property
+import builtins
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property, lru_cache
 from typing import Any, cast
 
 import numpy as np
@@ -23,25 +24,26 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from cluster.columns import TYPES
+from cluster.picture_uri import display_name
 from cluster.workspace import Workspace
-from index.artifact import (
-    ArtifactError,
-    FileRecord,
-    Folder,
-    digest,
-    library_versions,
-    open_door,
-    publish,
-)
+from index.artifact import Folder, open_door
 
-__all__ = ["CATALOG_SCHEMA", "GONE", "Catalog", "CatalogRow", "CatalogWriter", "open_corpus"]
-
-logger = logging.getLogger(__name__)
+__all__ = [
+    "CATALOG_SCHEMA",
+    "GONE",
+    "Catalog",
+    "CatalogRow",
+    "bad_pictures",
+    "catalog_schema",
+    "newest_positions",
+    "open_corpus",
+]
 
 GONE = ("replaced", "vanished")
 """Statuses of ids whose file is no longer there."""
-DRAFT = "scan.json"
-DRAFT_ROWS = 20_000
+BLOCK_ROWS = 65_536
+MAX_PARTS = 4
 
 CATALOG_SCHEMA = pa.schema(
     [
@@ -55,6 +57,7 @@ CATALOG_SCHEMA = pa.schema(
         pa.field("format", pa.string()),
         pa.field("width", pa.int32()),
         pa.field("height", pa.int32()),
+        pa.field("content_hash", pa.binary()),
     ]
 )
 
@@ -73,11 +76,13 @@ class CatalogRow:
     format: str | None
     width: int | None
     height: int | None
+    content_hash: builtins.bytes | None = None
+    metadata: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
-        """The file's own name: what may be shown where a path may not."""
-        return self.uri.rsplit("/", 1)[-1]
+        """The picture's own name: what may be shown where a path may not."""
+        return display_name(self.uri)
 
 
 class Catalog:
@@ -85,7 +90,7 @@ class Catalog:
 
     Args:
         door: content of ``corpus.json``.
-        table: the newest row of every id, sorted by id, in `CATALOG_SCHEMA`.
+        table: the newest row of every id, sorted by id: `CATALOG_SCHEMA`, then metadata columns.
     """
 
     def __init__(self, door: dict[str, Any], table: pa.Table) -> None:
@@ -96,7 +101,7 @@ class Catalog:
     def open(cls, folder: Folder) -> Catalog:
         """Open and verify; raises the errors of `index.artifact.open_door`."""
         door = open_door(folder, "corpus")
-        return cls(door, _newest_rows(_read_parts(folder, door["files"])))
+        return cls(door, _newest_rows(folder, list(door["files"]), catalog_schema(door["config"])))
 
     @property
     def corpus_id(self) -> str:
@@ -111,7 +116,9 @@ class Catalog:
     @cached_property
     def ok(self) -> pa.Table:
         """Rows of the pictures that can be worked on, sorted by id."""
-        return self.table.filter(pc.field("status") == "ok")
+        is_ok = pc.equal(self.table["status"], "ok")
+        # Nearly always all of them: nothing is copied then.
+        return self.table if pc.all(is_ok).as_py() else self.table.filter(is_ok)
 
     @cached_property
     def _ids(self) -> np.ndarray:
@@ -119,8 +126,25 @@ class Catalog:
 
     def rows(self, ids: np.ndarray | list[int]) -> list[CatalogRow]:
         """Rows of the given ids in their order; ``KeyError`` names an id that never was."""
-        taken = self.table.take(self._positions(ids)).to_pylist()
-        return [CatalogRow(**row) for row in taken]
+        return list(_as_rows(self._take(ids)))
+
+    def _take(self, ids: np.ndarray | list[int]) -> pa.Table:
+        """Rows of the ids, in their order; by chunks, since all their text may not fit in one."""
+        positions = self._positions(ids)
+        order = np.argsort(positions, kind="stable")
+        starts = np.cumsum([0, *(len(batch) for batch in self._batches)])
+        which = np.searchsorted(starts, positions[order], side="right") - 1
+        pieces = [
+            self._batches[chunk].take(positions[order][which == chunk] - starts[chunk])
+            for chunk in np.unique(which)
+        ]
+        back = np.empty_like(order)
+        back[order] = np.arange(len(order))
+        return pa.Table.from_batches(pieces, self.table.schema).take(back)
+
+    @cached_property
+    def _batches(self) -> list[pa.RecordBatch]:
+        return [batch for batch in self.table.to_batches() if len(batch)]
 
     def _positions(self, ids: np.ndarray | list[int]) -> np.ndarray:
         wanted = np.asarray(ids, dtype=np.int64)
@@ -133,7 +157,7 @@ class Catalog:
 
     def labels(self, ids: np.ndarray) -> list[str | None]:
         """Source labels of the given ids in their order; ``KeyError`` as from `rows`."""
-        return cast("list[str | None]", self.table["label"].take(self._positions(ids)).to_pylist())
+        return cast("list[str | None]", self._take(ids)["label"].to_pylist())
 
     def counts(self) -> dict[str, int]:
         """Number of pictures by status."""
@@ -146,11 +170,6 @@ class Catalog:
         """Rows that stand for a file that was there at the last scan."""
         yield from _as_rows(self.table.filter(~pc.field("status").isin(list(GONE))))
 
-    def bad(self, limit: int) -> list[CatalogRow]:
-        """The first pictures that are there and cannot be worked on."""
-        statuses = ["ok", *GONE]
-        return list(_as_rows(self.table.filter(~pc.field("status").isin(statuses)).slice(0, limit)))
-
 
 def open_corpus(workspace: Workspace, name: str) -> Catalog:
     """A corpus of a workspace, by name; ``MissingArtifactError`` says how to make it."""
@@ -158,133 +177,97 @@ def open_corpus(workspace: Workspace, name: str) -> Catalog:
     return Catalog.open(workspace.require("corpora", name, door="corpus.json", make=make))
 
 
+def bad_pictures(folder: Folder, door: Mapping[str, Any], limit: int) -> list[dict[str, str]]:
+    """The first pictures that are there and cannot be worked on: file, status and error.
+
+    Memory: an id of each picture; unlike `Catalog.open`, not the rows.
+    """
+    parts = list(door["files"])
+    of_ids = pa.schema([CATALOG_SCHEMA.field("id")])
+    newest = newest_positions(_read_part(folder, name, of_ids)["id"].to_numpy() for name in parts)
+    found: list[dict[str, Any]] = []
+    start = 0
+    columns = pa.schema([CATALOG_SCHEMA.field(name) for name in ("id", "uri", "status", "error")])
+    for name in parts:
+        table = _read_part(folder, name, columns)
+        positions = np.arange(start, start + len(table))
+        current = pa.array(newest[table["id"].to_numpy()] == positions)
+        bad = pc.invert(pc.is_in(table["status"], pa.array(["ok", *GONE])))
+        found += table.filter(pc.and_(current, bad)).slice(0, limit).to_pylist()
+        start += len(table)
+    return [
+        {"file": row["uri"], "status": row["status"], "error": row["error"]}
+        for row in sorted(found, key=lambda row: int(row["id"]))[:limit]
+    ]
+
+
+def catalog_schema(config: Mapping[str, Any]) -> pa.Schema:
+    """The catalog's columns: its own, and the metadata columns that a scan's settings name."""
+    metadata = [pa.field(name, TYPES[kind]) for name, kind in config.get("metadata", {}).items()]
+    return pa.schema([*CATALOG_SCHEMA, *metadata])
+
+
 def _as_rows(table: pa.Table) -> Iterator[CatalogRow]:
+    own = CATALOG_SCHEMA.names
     for batch in table.to_batches():
         for row in batch.to_pylist():
-            yield CatalogRow(**row)
+            metadata = {name: value for name, value in row.items() if name not in own}
+            yield CatalogRow(**{name: row[name] for name in own}, metadata=metadata)
 
 
-def _read_parts(folder: Folder, names: Iterable[str]) -> pa.Table:
-    tables = [
-        pq.read_table(f"{folder.path}/{name}", filesystem=folder.fs, schema=CATALOG_SCHEMA)
-        for name in names
-    ]
-    return pa.concat_tables([CATALOG_SCHEMA.empty_table(), *tables])
-
-
-def _newest_rows(table: pa.Table) -> pa.Table:
-    ids = table["id"].to_numpy()
-    # Stable sort: among equal ids the last written stays last.
-    order = np.argsort(ids, kind="stable")
-    newest = np.append(ids[order][1:] != ids[order][:-1], True) if len(ids) else order.astype(bool)
-    return table.take(order[newest])
-
-
-class CatalogWriter:
-    """Collects what one scan finds, and publishes it as further parts.
-
-    One writer at a time: hold `index.lock.sole_writer` from before this is made.
+def newest_positions(parts: Iterable[np.ndarray]) -> np.ndarray:
+    """Position of the newest row of each id, by id, in all rows of all parts one after the other.
 
     Args:
-        folder: the corpus folder.
-        name: the corpus' name.
-        config: settings of the scan; a killed scan with the same ones is gone on with.
-        previous: the catalog as it was, or None for a first scan.
+        parts: int64 ids of each part; together every id from 0 on.
+
+    Returns:
+        int64 ``[num_ids]``.
     """
+    newest, start, num_ids = np.zeros(0, np.int64), 0, 0
+    for ids in parts:
+        num_ids = max(num_ids, int(ids.max(initial=-1)) + 1)
+        if num_ids > len(newest):
+            more = max(num_ids, 2 * len(newest)) - len(newest)
+            newest = np.concatenate([newest, np.full(more, -1, np.int64)])
+        # Among equal ids the last one stays.
+        newest[ids] = np.arange(start, start + len(ids))
+        start += len(ids)
+    return newest[:num_ids]
 
-    def __init__(
-        self, folder: Folder, name: str, config: dict[str, Any], previous: Catalog | None
-    ) -> None:
-        self._folder = folder
-        self._name = name
-        self._config = config
-        self._previous = previous
-        self._rows: list[dict[str, Any]] = []
-        self._parts: dict[str, FileRecord] = dict(previous.door["files"]) if previous else {}
-        self._parts |= self._drafted()
-        self._folder.remove_others("catalog-", keep=self._parts)
-        self._table = _newest_rows(_read_parts(folder, self._parts))
-        self._uid = previous.uid if previous else uuid.uuid4().hex
-        self.next_id = int(self._table["id"][-1].as_py()) + 1 if len(self._table) else 0
 
-    def _drafted(self) -> dict[str, FileRecord]:
-        """Parts that a killed scan of the same kind wrote on top of ``previous``."""
-        try:
-            draft = open_door(self._folder, "scan") if self._folder.exists(DRAFT) else None
-        except ArtifactError as error:
-            logger.warning("the unfinished scan is not gone on with: %s", error)
-            return {}
-        if draft is None or (draft["config"], draft["parents"]) != (self._config, self._parents):
-            return {}
-        return dict(draft["files"])
+def _newest_rows(folder: Folder, names: Sequence[str], schema: pa.Schema) -> pa.Table:
+    """The newest row of each id, sorted by id. Memory: the rows, and a few parts beside them."""
+    of_ids = pa.schema([schema.field("id")])
+    lengths: list[int] = []
 
-    @property
-    def _parents(self) -> dict[str, str | None]:
-        return {"corpus_id": self._previous.corpus_id if self._previous else None}
+    def ids_of_parts() -> Iterator[np.ndarray]:
+        for name in names:
+            ids = _read_part(folder, name, of_ids)["id"].to_numpy()
+            lengths.append(len(ids))
+            yield ids
 
-    def known_rows(self) -> Iterator[CatalogRow]:
-        """The newest row of every file, also of those that have vanished."""
-        yield from _as_rows(self._table.filter(pc.field("status") != "replaced"))
+    newest = newest_positions(ids_of_parts())
+    starts = np.cumsum([0, *lengths])
+    if len(newest) == starts[-1] and bool((np.diff(newest) > 0).all()):
+        tables = [_read_part(folder, name, schema) for name in names]
+        return pa.concat_tables([schema.empty_table(), *tables])
+    part = lru_cache(MAX_PARTS)(lambda number: _read_part(folder, names[number], schema))
+    blocks = [schema.empty_table()]
+    for first in range(0, len(newest), BLOCK_ROWS):
+        positions = newest[first : first + BLOCK_ROWS]
+        positions = positions[positions >= 0]
+        which = np.searchsorted(starts, positions, side="right") - 1
+        taken = [
+            part(int(number)).take(positions[which == number] - starts[number])
+            for number in np.unique(which)
+        ]
+        back = np.empty(len(which), np.int64)
+        back[np.argsort(which, kind="stable")] = np.arange(len(which))
+        blocks.append(pa.concat_tables(taken).combine_chunks().take(back))
+    return pa.concat_tables(blocks)
 
-    @property
-    def num_known(self) -> int:
-        """Ids given so far, in all scans."""
-        return self.next_id
 
-    def add(self, row: Mapping[str, Any]) -> None:
-        """Add a new picture; its id is the next free one."""
-        self._append({**row, "id": self.next_id})
-        self.next_id += 1
-
-    def override(self, known: CatalogRow, row: Mapping[str, Any]) -> bool:
-        """Say something else of a picture that keeps its id; returns whether it is anything new."""
-        new = {**dict.fromkeys(CATALOG_SCHEMA.names), **row, "id": known.id}
-        if new == asdict(known):
-            return False
-        self._append(new)
-        return True
-
-    def retire(self, row: CatalogRow, status: str) -> None:
-        """Override an older row's status with ``replaced`` or ``vanished``."""
-        self._append({**asdict(row), "status": status})
-
-    def _append(self, row: dict[str, Any]) -> None:
-        self._rows.append(row)
-        if len(self._rows) >= DRAFT_ROWS:
-            self._write_part()
-            body = {"config": self._config, "parents": self._parents}
-            publish(self._folder, "scan", body, self._new_parts)
-
-    @property
-    def _new_parts(self) -> dict[str, FileRecord]:
-        published = self._previous.door["files"] if self._previous else {}
-        return {name: part for name, part in self._parts.items() if name not in published}
-
-    def _write_part(self) -> None:
-        table = pa.Table.from_pylist(self._rows, schema=CATALOG_SCHEMA)
-        part = f"catalog-{len(self._parts):05d}-{uuid.uuid4().hex[:8]}.parquet"
-        self._parts[part] = self._folder.write_hashed(
-            part, lambda path: pq.write_table(table, path)
-        )
-        self._rows = []
-
-    def publish(self) -> None:
-        """Rename the new door into place, if there is anything new."""
-        if self._rows:
-            self._write_part()
-        if self._new_parts:
-            everything = _newest_rows(_read_parts(self._folder, self._parts))
-            body = {
-                "id": digest([self._uid, [part["sha256"] for part in self._parts.values()]]),
-                "uid": self._uid,
-                "name": self._name,
-                "config": self._config,
-                "parents": {},
-                "rows": {
-                    "total": everything.num_rows,
-                    **Catalog({"name": self._name}, everything).counts(),
-                },
-                "versions": library_versions("pyarrow", "pillow"),
-            }
-            publish(self._folder, "corpus", body, self._parts)
-        self._folder.remove(DRAFT)
+def _read_part(folder: Folder, name: str, schema: pa.Schema) -> pa.Table:
+    path = f"{folder.path}/{name}"
+    return pq.read_table(path, filesystem=folder.fs, schema=schema).combine_chunks()

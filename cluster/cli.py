@@ -245,7 +245,8 @@ def _run(name: str, arguments: list[str]) -> int:
         return _usage(str(error))
     context = Context(workspace, where, Console(stderr=True))
     job: Callable[[Any, Context], dict[str, Any]] = getattr(module, verb.job)
-    with _advised(workspace.root):
+    spoken = sys.stderr if options.json else sys.stdout  # Ray prints of workers that died
+    with _advised(workspace.root), contextlib.redirect_stdout(spoken):
         report = job(config, context)
     if options.json:
         sys.stdout.write(json.dumps(report, allow_nan=False) + "\n")

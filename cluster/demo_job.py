@@ -68,7 +68,7 @@ def demo(config: DemoConfig, context: Context) -> dict[str, Any]:
         lambda: {"path": str(draw_openmoji(pictures, context))},
         lambda _: "OpenMoji, 192 px",
     )
-    scanned = ScanConfig(folder=drawn["path"], corpus=CORPUS, labels="folder")
+    scanned = ScanConfig(source=drawn["path"], corpus=CORPUS, labels="folder")
     step("scan", lambda: scan(scanned, context), lambda r: f"{r['pictures']['ok']:,} pictures")
     trained = PretrainJobConfig(corpus=CORPUS, name=ENCODER, training=simclr_small())
     embedded = EmbedConfig(corpus=CORPUS, encoder=ENCODER)

@@ -7,21 +7,17 @@ all records.
 
 from __future__ import annotations
 
-import hashlib
 import logging
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Literal
 
-import numpy as np
-
 from cluster.catalog import Catalog, open_corpus
 from cluster.context import Context
+from cluster.embed_work import EmbedWork, work_report
+from cluster.plan import plan_shards
 from cluster.shard_job import ShardJob, check_error_budget
-from cluster.shards import Shard, ShardRow, plan_shards, read_picture
-from cluster.workspace import Workspace, check_name
+from cluster.workspace import check_name
 from encoders.encoder import Encoder
-from encoders.picture import thumbnail, to_square
 from index.artifact import (
     CorruptArtifactError,
     Folder,
@@ -32,18 +28,14 @@ from index.artifact import (
 )
 from index.embeddings import (
     EmbeddingStore,
-    ShardBatch,
-    ShardRecord,
     publish_embeddings,
-    write_shard,
 )
 from index.lock import sole_writer
 
-__all__ = ["EmbedConfig", "EmbedWork", "embed"]
+__all__ = ["EmbedConfig", "embed"]
 
 logger = logging.getLogger(__name__)
 
-BATCH_ROWS = 256
 SHOWN = 10
 FORMAT = "parquet-float16-1"
 
@@ -66,6 +58,8 @@ class EmbedConfig:
     """Pictures to a shard: the unit of work that a kill can cost."""
     error_budget: float = 0.25
     """Share of failed pictures at which the job stops."""
+    retry_failed: bool = False
+    """Do shards again that have failed pictures, such as crashed ones after an upgrade."""
 
     def __post_init__(self) -> None:
         """Check names and ranges."""
@@ -90,73 +84,6 @@ class EmbedConfig:
     def form(self) -> dict[str, Any]:
         """What decides the result beside pictures and encoder."""
         return {"layer": self.layer, "thumbnail_edge": self.thumbnail_edge}
-
-
-class EmbedWork:
-    """Embeds one shard; one per actor, with its encoder loaded once.
-
-    Args:
-        location: the workspace.
-        name: the embedding set.
-        encoder: the encoder's name.
-        layer: which output.
-        thumbnail_edge: longest edge of thumbnails in pixels.
-        device: where the encoder runs, ``cpu`` or ``cuda``.
-        num_threads: decoding threads.
-    """
-
-    def __init__(
-        self, *, location: str, name: str, encoder: str, num_threads: int, **form: Any
-    ) -> None:
-        workspace = Workspace.at(location)
-        self._folder = workspace.folder("embeddings", name)
-        self._encoder = workspace.open_encoder(encoder).to(form["device"])
-        self._layer = form["layer"]
-        self._edge = form["thumbnail_edge"]
-        self._pool = ThreadPoolExecutor(num_threads)
-
-    def __call__(self, shard: Shard) -> ShardRecord:
-        """Write the shard's files; returns its record."""
-        dim = self._encoder.dim(self._layer)
-        vectors = np.zeros((len(shard.rows), dim), np.float32)
-        statuses: list[str] = []
-        hashes: list[bytes] = []
-        thumbnails: list[bytes | None] = []
-        for start in range(0, len(shard.rows), BATCH_ROWS):
-            rows = shard.rows[start : start + BATCH_ROWS]
-            decoded = list(self._pool.map(self._decode, rows))
-            good = [i for i, item in enumerate(decoded) if item.square is not None]
-            if good:
-                squares = np.stack(
-                    [square for item in decoded if (square := item.square) is not None]
-                )
-                vectors[[start + i for i in good]] = self._encoder.embed(squares, layer=self._layer)
-            statuses += [item.status for item in decoded]
-            hashes += [item.content_hash for item in decoded]
-            thumbnails += [item.thumbnail for item in decoded]
-        batch = ShardBatch(
-            ids=np.array([row.id for row in shard.rows], np.int64),
-            statuses=statuses,
-            content_hashes=hashes,
-            vectors=vectors,
-        )
-        return write_shard(self._folder, shard.name, batch, thumbnails=thumbnails)
-
-    def _decode(self, row: ShardRow) -> _Decoded:
-        picture = read_picture(row)
-        content_hash = hashlib.sha256(picture.data).digest()
-        if picture.image is None:
-            return _Decoded(picture.status, content_hash, None, None)
-        square = to_square(picture.image, self._encoder.config.preprocess)
-        return _Decoded("ok", content_hash, square, thumbnail(picture.image, self._edge))
-
-
-@dataclass(frozen=True, slots=True)
-class _Decoded:
-    status: str
-    content_hash: bytes
-    square: np.ndarray | None
-    thumbnail: bytes | None
 
 
 def embed(config: EmbedConfig, context: Context) -> dict[str, Any]:
@@ -188,7 +115,13 @@ def embed(config: EmbedConfig, context: Context) -> dict[str, Any]:
         "num_threads": max(1, profile.cpus_per_actor),
     }
     job = ShardJob(
-        f"embed {config.set_name}", folder, shards, EmbedWork, arguments, config.error_budget
+        f"embed {config.set_name}",
+        folder,
+        shards,
+        EmbedWork,
+        arguments,
+        config.error_budget,
+        config.retry_failed,
     )
     body = _body(config, catalog, encoder, key)
     with sole_writer(folder, "embedding into this set"):
@@ -205,6 +138,7 @@ def embed(config: EmbedConfig, context: Context) -> dict[str, Any]:
         "dim": body["dim"],
         "pictures": door["rows"],
         "bad_pictures": _bad_pictures(EmbeddingStore(folder, door), catalog),
+        "work": work_report(records),
         "path": str(folder),
     }
 

@@ -23,8 +23,9 @@ import pyarrow as pa
 
 from cluster.catalog import Catalog
 from cluster.context import Context
+from cluster.plan import Shard, ShardRow, plan_shards
 from cluster.shard_job import ShardJob
-from cluster.shards import OUT_OF_REACH, Shard, ShardRow, plan_shards, read_picture
+from cluster.shards import OUT_OF_REACH, read_picture
 from cluster.workspace import Workspace
 from encoders.picture import PreprocessConfig, to_square
 from index.artifact import (
@@ -142,13 +143,13 @@ class PixelWork:
         self._preprocess = PreprocessConfig(**preprocess)
         self._pool = ThreadPoolExecutor(num_threads)
 
-    def __call__(self, shard: Shard) -> dict[str, Any]:
+    def __call__(self, shard: Shard, crashed: frozenset[int] = frozenset()) -> dict[str, Any]:
         """Write the shard's file; returns its record."""
         failed: Counter[str] = Counter()
         ids, pixels = [], []
-        for row, (status, square) in zip(
-            shard.rows, self._pool.map(self._decode, shard.rows), strict=True
-        ):
+        rows = shard.rows
+        decoded = self._pool.map(partial(self._decode, crashed), rows)
+        for row, (status, square) in zip(rows, decoded, strict=True):
             if square is None:
                 failed[status] += 1
                 continue
@@ -162,13 +163,15 @@ class PixelWork:
             f"shards/{shard.name}-{{sha256}}.arrow", partial(_write_arrow, table)
         )
         return {
-            "rows": len(shard.rows),
+            "rows": len(rows),
             "ok": len(ids),
             "failed": dict(failed),
             "files": {file: written},
         }
 
-    def _decode(self, row: ShardRow) -> tuple[str, np.ndarray | None]:
+    def _decode(self, crashed: frozenset[int], row: ShardRow) -> tuple[str, np.ndarray | None]:
+        if row.id in crashed:
+            return "crashed", None
         picture = read_picture(row)
         square = None if picture.image is None else to_square(picture.image, self._preprocess)
         return picture.status, square

@@ -1,83 +1,83 @@
-"""scan: list a folder's pictures into a corpus.
+"""scan: list the pictures of a source into a corpus.
 
-1. Walk the folder, following links but no loop. 2. Compare with the corpus as it was: a sound
-picture that is unchanged is not opened again. 3. Read the header of the others. 4. Publish what
-changed as one more catalog part, or several if it is much.
+1. Recognise what lies there: picture files, a list of them, Parquet files, tars, a Hugging Face
+dataset. 2. List it, and compare with the corpus as it was: a sound picture that is unchanged is not
+opened again. 3. Read the header of the others. 4. Publish what changed as further catalog parts.
 
 A picture that vanished and comes back unchanged gets its id back, and so its labels.
+
+Memory: does not hold the rows; see `cluster.known_pictures`.
 """
 
 from __future__ import annotations
 
 import logging
-import os
-import stat
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
-from itertools import islice
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Any
 
 import tyro
+from pyarrow import fs as pafs
 
-from cluster.catalog import GONE, Catalog, CatalogRow, CatalogWriter
-from cluster.context import Context, ProgressLine
+from cluster.catalog import CATALOG_SCHEMA, bad_pictures
+from cluster.catalog_writer import CatalogWriter, open_for_scan
+from cluster.columns import TYPES, parse_columns
+from cluster.comparison import Comparison
+from cluster.context import Context
+from cluster.file_source import FolderSource, ListSource
+from cluster.file_walk import PICTURE_SUFFIXES
+from cluster.picture_uri import Place, place_of, require_no_keys
+from cluster.sources import TITLES, Listed, Request, Source, SourceKind, recognise
+from cluster.table_source import HuggingFaceSource, ParquetSource
+from cluster.tar_source import TarSource
 from cluster.workspace import check_name
-from encoders.picture import MAX_PIXELS, PictureError, probe
+from encoders.picture import MAX_PIXELS
 from index.artifact import Folder
 from index.lock import sole_writer
 
-__all__ = ["PICTURE_SUFFIXES", "ScanConfig", "scan"]
+__all__ = ["ScanConfig", "scan"]
 
 logger = logging.getLogger(__name__)
 
-PICTURE_SUFFIXES = frozenset(
-    [
-        ".jpg",
-        ".jpeg",
-        ".jpe",
-        ".jfif",
-        ".png",
-        ".webp",
-        ".gif",
-        ".bmp",
-        ".dib",
-        ".tif",
-        ".tiff",
-        ".avif",
-        ".heic",
-        ".heif",
-        ".ppm",
-        ".pgm",
-        ".pnm",
-        ".jp2",
-        ".ico",
-    ]
-)
-NUM_THREADS = 8
 BATCH_FILES = 1024
+BATCH_BYTES = 64 << 20
 SHOWN = 10
+SOURCES: dict[SourceKind, Callable[[Request], Source]] = {
+    "folder": FolderSource,
+    "list": ListSource,
+    "parquet": ParquetSource,
+    "tar": TarSource,
+    "huggingface": HuggingFaceSource,
+}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ScanConfig:
-    """List the pictures of a folder into a corpus; run again to pick up what changed."""
+    """List the pictures of a source into a corpus; run again to pick up what changed."""
 
-    folder: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="FOLDER")]
-    """Folder with pictures; sub-folders are included."""
+    source: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="SOURCE")]
+    """Path or URI (s3://, gs://) of a folder of pictures, Parquet files or tars, of a Hugging Face
+    dataset on disk, or of one such file or a list of files (.txt, .csv)."""
     corpus: str
     """Name of the corpus to make or bring up to date."""
-    labels: Literal["none", "folder"] = "none"
-    """Where labels come from: none, or the name of the sub-folder that a picture lies in."""
+    source_kind: SourceKind | None = None
+    """What the source is; recognised, and said aloud, unless given."""
+    labels: str = "none"
+    """Where labels come from: none, folder (the one a picture lies in), or a column's name."""
+    columns: str = ""
+    """Metadata to carry along, such as a,b:float,name=c: with a type, or under another name."""
+    picture_column: str | None = None
+    """Column of the pictures or their paths; recognised unless given."""
     max_megapixels: float = 100.0
     """Pictures of this many pixels and more are listed as too_large and left out; at most 100."""
     allow_vanished: bool = False
     """Go on although more than half of the pictures are gone; a disk may just be away."""
 
     def __post_init__(self) -> None:
-        """Check the names; the folder is checked when it is read."""
+        """Check the names; the source is checked when it is read."""
         check_name(self.corpus, what="corpus")
+        parse_columns(self.columns, CATALOG_SCHEMA.names)
         if not 0 < self.max_megapixels <= MAX_PIXELS / 1e6:
             raise ValueError(
                 f"max_megapixels {self.max_megapixels}: above 0 and at most {MAX_PIXELS / 1e6:g}, "
@@ -86,246 +86,151 @@ class ScanConfig:
 
 
 def scan(config: ScanConfig, context: Context) -> dict[str, Any]:
-    """Bring the corpus up to date with the folder.
+    """Bring the corpus up to date with its source.
 
     Returns:
         Counts by status, and of what is new, changed, returned and vanished since the last scan;
-        the first bad pictures, and the sub-folders that could not be read.
+        the first bad pictures, and the folders and containers that could not be read.
 
     Raises:
-        FileNotFoundError: the folder is not there.
-        ValueError: the corpus belongs to another folder; no picture is in the folder; more than
-            half of the pictures vanished; another scan into this corpus is under way.
-
-    Memory: a row for every picture that the corpus knows.
+        FileNotFoundError: the source is not there.
+        ValueError: the corpus belongs to another source; no picture is there; more than half of
+            the pictures vanished; another scan into this corpus is under way.
     """
-    source = Path(config.folder).expanduser().resolve()
-    if not source.is_dir():
-        raise FileNotFoundError(
-            f"{config.folder}: not a folder. Give the folder that holds the pictures."
-        )
+    place = _place(config.source)
+    kind, why = _kind(config, place)
     folder = context.workspace.folder("corpora", config.corpus)
-    settings = {**asdict(config), "folder": str(source)}
-    del settings["allow_vanished"]
     with sole_writer(folder, "scanning into this corpus"):
-        previous = Catalog.open(folder) if folder.exists("corpus.json") else None
+        previous = open_for_scan(folder)
+        source = SOURCES[kind](_request(config, place, previous))
+        settings = _settings(config, place, kind, source)
         _require_same_source(previous, settings, folder)
         writer = CatalogWriter(folder, config.corpus, settings, previous)
-        comparison = _Comparison(writer, config)
-        _compare(comparison, source, context)
-        if not writer.num_known:
-            raise ValueError(
-                f"{source}: no pictures in here. Looked for files ending in "
-                f"{', '.join(sorted(PICTURE_SUFFIXES))}, sub-folders included."
+        context.say(f"Source: {why}")
+        comparison = Comparison(writer, config.max_megapixels * 1e6, _trusted(previous, settings))
+        try:
+            _compare(comparison, source, context)
+            if not writer.next_id:
+                raise ValueError(f"{place.path}: no pictures in here. {_looked_for(kind)}")
+            comparison.retire_vanished(
+                tuple(start for path in source.skipped for start in _below(place, path)),
+                allow_most=config.allow_vanished,
+                name=place.path,
             )
-        comparison.retire_vanished(source)
-        writer.publish()
-    catalog = Catalog.open(folder)
+        finally:
+            comparison.close()
+        door = writer.publish(comparison.containers)
     return {
         "corpus": config.corpus,
-        "corpus_id": catalog.corpus_id,
-        "folder": str(source),
-        "pictures": catalog.door["rows"],
+        "corpus_id": door["id"],
+        "folder": settings["folder"],
+        "source_kind": kind,
+        "pictures": door["rows"],
         "since_last_scan": comparison.tally,
-        "bad_pictures": [
-            {"file": row.uri, "status": row.status, "error": row.error}
-            for row in catalog.bad(SHOWN)
-        ],
-        "num_skipped_folders": len(comparison.skipped),
-        "skipped_folders": comparison.skipped[:SHOWN],
+        "num_listed_twice": comparison.num_twice,
+        "bad_pictures": bad_pictures(folder, door, SHOWN),
+        "num_skipped_folders": len(source.skipped),
+        "skipped_folders": source.skipped[:SHOWN],
         "path": str(folder),
     }
 
 
-def _compare(comparison: _Comparison, source: Path, context: Context) -> None:
-    """Walk the folder; write a row for whatever is not as the corpus knows it."""
-    with context.progress("scan", total=None, unit="files") as line:
-        seen = _counted(_walk(source, comparison.skipped), line)
-        with ThreadPoolExecutor(NUM_THREADS) as pool:
-            todo = comparison.to_probe(seen)
-            while batch := list(islice(todo, BATCH_FILES)):
-                probed = pool.map(lambda item: _row(item[0], comparison.config), batch)
-                for (file, known), row in zip(batch, probed, strict=True):
-                    label = _label(file.uri, source, comparison.config)
-                    comparison.write({**row, "label": label}, known)
+def _place(text: str) -> Place:
+    if "://" in text:
+        return place_of(require_no_keys(text))
+    return place_of(str(Path(text).expanduser().resolve()))
 
 
-def _counted(files: Iterator[_File], line: ProgressLine) -> Iterator[_File]:
-    for file in files:
-        line.advance(1)
-        yield file
+def _kind(config: ScanConfig, place: Place) -> tuple[SourceKind, str]:
+    """The source's kind, and why."""
+    if config.source_kind is None:
+        return recognise(place)
+    if place.fs.get_file_info(place.path).type == pafs.FileType.NotFound:
+        raise FileNotFoundError(f"{place.path}: not there. Give the place of the pictures.")
+    return config.source_kind, f"{place.path}: {TITLES[config.source_kind]}, as you say"
+
+
+def _request(config: ScanConfig, place: Place, previous: Mapping[str, Any] | None) -> Request:
+    """What to ask of the source; a column that the corpus has keeps its type."""
+    known = previous["config"].get("metadata", {}) if previous else {}
+    columns = tuple(
+        column._replace(type=column.type or TYPES.get(known.get(column.name, "")))
+        for column in parse_columns(config.columns, CATALOG_SCHEMA.names)
+    )
+    return Request(place, config.labels, columns, config.picture_column)
+
+
+def _settings(config: ScanConfig, place: Place, kind: SourceKind, source: Source) -> dict[str, Any]:
+    """What the door states, in values of JSON."""
+    settings = {**asdict(config), "source_kind": kind}
+    del settings["allow_vanished"], settings["source"]
+    name_of = {kind: name for name, kind in TYPES.items()}
+    metadata = {field.name: name_of[field.type] for field in source.fields}
+    return {"folder": place.picture_uri(place.path), **settings, "metadata": metadata}
 
 
 def _require_same_source(
-    previous: Catalog | None, settings: dict[str, Any], folder: Folder
+    previous: Mapping[str, Any] | None, settings: dict[str, Any], folder: Folder
 ) -> None:
     if previous is None:
         return
-    for field in ("folder", "labels"):
-        was, now = previous.door["config"][field], settings[field]
+    # Corpora from before there were other kinds do not name theirs.
+    before = {"source_kind": "folder", "metadata": {}, **previous["config"]}
+    for field in ("folder", "source_kind", "labels"):
+        was, now = before[field], settings[field]
         if was != now:
             raise ValueError(
                 f"{folder}: this corpus was made with {field} {was!r}, not {now!r}. "
                 f"Scan with {field} {was!r} again, or choose another corpus name."
             )
-
-
-class _File(NamedTuple):
-    """A file of a picture's suffix; ``problem`` says why it cannot be opened."""
-
-    path: str
-    uri: str
-    bytes: int | None
-    mtime_ns: int | None
-    problem: str | None
-
-
-class _Comparison:
-    """What a walk finds, against what the corpus knows.
-
-    Args:
-        writer: receives what differs.
-        config: the scan's settings.
-    """
-
-    def __init__(self, writer: CatalogWriter, config: ScanConfig) -> None:
-        self.config = config
-        self.tally = dict.fromkeys(("new", "changed", "returned", "unchanged", "vanished"), 0)
-        self.skipped: list[str] = []
-        self._writer = writer
-        self._unseen = {row.uri: row for row in writer.known_rows()}
-        self._num_present = sum(row.status not in GONE for row in self._unseen.values())
-
-    def to_probe(self, files: Iterator[_File]) -> Iterator[tuple[_File, CatalogRow | None]]:
-        """Files whose header has to be read, each with the row whose id it keeps, if any."""
-        for file in files:
-            row = self._unseen.pop(file.uri, None)
-            if row is None:
-                self.tally["new"] += 1
-                yield file, None
-            elif file.bytes is None and row.bytes is not None:
-                # Out of reach for now, as on a disk with errors: what is known stays.
-                self.tally["unchanged"] += 1
-            elif (file.bytes, file.mtime_ns) != (row.bytes, row.mtime_ns):
-                self._writer.retire(row, "replaced")
-                self.tally["changed"] += 1
-                yield file, None
-            elif row.status == "ok" and not _is_too_large(row.width, row.height, self.config):
-                self.tally["unchanged"] += 1
-            else:
-                yield file, row
-
-    def write(self, row: dict[str, Any], known: CatalogRow | None) -> None:
-        """Take the row of a file that was probed."""
-        if known is None:
-            self._writer.add(row)
-        elif not self._writer.override(known, row):
-            self.tally["unchanged"] += 1
-            return
-        else:
-            self.tally["returned" if known.status == "vanished" else "changed"] += 1
-
-    def retire_vanished(self, source: Path) -> None:
-        """Mark what was not seen; what lies below a folder that could not be read stays."""
-        below = tuple(f"{folder}/" for folder in self.skipped)
-        gone = [
-            row
-            for row in self._unseen.values()
-            if row.status not in GONE and not row.uri.startswith(below)
-        ]
-        if len(gone) * 2 > self._num_present and not self.config.allow_vanished:
+    for name, kind in settings["metadata"].items():
+        was = before["metadata"].get(name, kind)
+        if was != kind:
             raise ValueError(
-                f"{source}: {len(gone):,} of {self._num_present:,} pictures are gone, such as "
-                f"{gone[0].uri}. Is a disk away? If they are meant to be gone, scan with "
-                "--allow-vanished."
+                f"{folder}: in this corpus column {name!r} is of type {was}, not {kind}. Give the "
+                f"new one another name: {name}_{kind}={name}:{kind}"
             )
-        for row in gone:
-            self._writer.retire(row, "vanished")
-        self.tally["vanished"] = len(gone)
 
 
-def _walk(folder: Path, skipped: list[str]) -> Iterator[_File]:
-    """Picture files below a folder in a stable order; each real folder is entered once.
-
-    Sub-folders that cannot be read are appended to ``skipped``.
-    """
-    entered: set[tuple[int, int]] = set()
-    pending = [str(folder)]
-    while pending:
-        current = pending.pop()
-        try:
-            identity = os.stat(current)  # noqa: PTH116 - plain text, as scandir gives it
-            if (identity.st_dev, identity.st_ino) in entered:
-                continue
-            entered.add((identity.st_dev, identity.st_ino))
-            with os.scandir(current) as entries:
-                ordered = sorted(entries, key=lambda entry: entry.name)
-        except OSError as error:
-            if current == str(folder):
-                raise
-            logger.warning("%s: left out, it cannot be read (%s)", _printable(current), error)
-            skipped.append(_printable(current))
-            continue
-        shown = [entry for entry in ordered if not entry.name.startswith(".")]
-        pending.extend(entry.path for entry in reversed(shown) if _is_folder(entry))
-        for entry in shown:
-            suffix = os.path.splitext(entry.name)[1].lower()  # noqa: PTH122 - a name, not a path
-            if suffix in PICTURE_SUFFIXES and (file := _file(entry)) is not None:
-                yield file
+def _trusted(
+    previous: Mapping[str, Any] | None, settings: dict[str, Any]
+) -> Mapping[str, list[int | None]]:
+    """The containers that need not be read again while they are as they were."""
+    if previous is None or previous["config"] != settings:
+        return {}
+    return dict(previous.get("containers", {}))
 
 
-def _is_folder(entry: os.DirEntry[str]) -> bool:
-    try:
-        return entry.is_dir()
-    except OSError:  # a link to itself: what it is called decides whether it gets a row
-        return False
+def _compare(comparison: Comparison, source: Source, context: Context) -> None:
+    """List the source; write a row for whatever is not as the corpus knows it."""
+    with context.progress("scan", total=None, unit="pictures") as line:
+        for batch in _batches(source.listed(comparison)):
+            comparison.take(batch)
+            line.advance(len(batch))
 
 
-def _file(entry: os.DirEntry[str]) -> _File | None:
-    """The entry as a file to look at; None for a folder with a picture's suffix."""
-    # A name that is not UTF-8 is kept in a printable form; such a file is reported, not read.
-    uri = _printable(entry.path)
-    try:
-        found = entry.stat()
-    except OSError as error:
-        return _File(entry.path, uri, None, None, str(error))
-    if stat.S_ISDIR(found.st_mode):
-        return None
-    problem = None if stat.S_ISREG(found.st_mode) else "Not a file but a pipe, socket or device."
-    if os.fsencode(entry.path) != uri.encode():
-        problem = "The file name is not valid UTF-8. Rename the file."
-    return _File(entry.path, uri, found.st_size, found.st_mtime_ns, problem)
+def _batches(listed: Iterator[Listed]) -> Iterator[list[Listed]]:
+    batch: list[Listed] = []
+    num_bytes = 0
+    for item in listed:
+        batch.append(item)
+        num_bytes += len(item.data or b"")
+        if len(batch) >= BATCH_FILES or num_bytes >= BATCH_BYTES:
+            yield batch
+            batch, num_bytes = [], 0
+    if batch:
+        yield batch
 
 
-def _printable(path: str) -> str:
-    return os.fsencode(path).decode("utf-8", "backslashreplace")
+def _below(place: Place, path: str) -> tuple[str, ...]:
+    """How the URIs begin of pictures that lie in a folder or container."""
+    uri = place.uri(path).partition("?")[0]
+    plain = (f"{path}/",) if place.is_local else (f"{uri}?",)
+    return (*plain, f"{uri}/", f"{uri}#")
 
 
-def _row(file: _File, config: ScanConfig) -> dict[str, Any]:
-    row = {"uri": file.uri, "bytes": file.bytes, "mtime_ns": file.mtime_ns, "status": "ok"}
-    if file.problem is not None:
-        return {**row, "status": "unreadable", "error": file.problem}
-    try:
-        with Path(file.path).open("rb") as opened:
-            picture_format, width, height = probe(opened)
-    except PictureError as error:
-        return {**row, "status": error.status, "error": str(error)}
-    except OSError as error:
-        return {**row, "status": "unreadable", "error": str(error)}
-    row |= {"format": picture_format, "width": width, "height": height}
-    if _is_too_large(width, height, config):
-        allowed = f"{config.max_megapixels:g} megapixels or more (--max-megapixels)"
-        row |= {
-            "status": "too_large",
-            "error": f"{width} x {height} pixels are {allowed}. Scale the picture down.",
-        }
-    return row
-
-
-def _is_too_large(width: int | None, height: int | None, config: ScanConfig) -> bool:
-    return (width or 0) * (height or 0) >= config.max_megapixels * 1e6
-
-
-def _label(uri: str, source: Path, config: ScanConfig) -> str | None:
-    folder = Path(uri).parent
-    return folder.name if config.labels == "folder" and folder != source else None
+def _looked_for(kind: SourceKind) -> str:
+    if kind != "folder":
+        return f"Looked for {TITLES[kind]}; --source-kind says otherwise."
+    suffixes = ", ".join(sorted(PICTURE_SUFFIXES))
+    return f"Looked for files ending in {suffixes}, sub-folders included."

@@ -14,15 +14,9 @@ from typing import Any, cast
 import pyarrow as pa
 
 from cluster.context import Context
-from cluster.shards import (
-    SHARD_FOLDER,
-    Shard,
-    ShardActor,
-    ShardError,
-    ShardWork,
-    attempts_file,
-    committed,
-)
+from cluster.plan import PLAN, SHARD_FOLDER, Shard, write_plan
+from cluster.shard_actor import ShardActor, ShardError, ShardWork, attempts_file
+from cluster.shards import committed
 from index.artifact import Folder
 
 __all__ = ["ErrorBudgetError", "ShardJob", "check_error_budget"]
@@ -54,6 +48,7 @@ class ShardJob:
         make_work: class of the `ShardWork`.
         arguments: its keyword arguments.
         error_budget: share of failed pictures at which the job stops.
+        retry_failed: do shards again that have failed pictures.
     """
 
     title: str
@@ -62,6 +57,7 @@ class ShardJob:
     make_work: Callable[..., ShardWork]
     arguments: dict[str, Any]
     error_budget: float
+    retry_failed: bool = False
 
     def run(self, context: Context) -> list[dict[str, Any]]:
         """Finish what is missing; returns every shard's record in plan order.
@@ -74,6 +70,11 @@ class ShardJob:
             ShardError: a worker could not read or write something other than a picture.
         """
         records = {shard.number: committed(self.folder, shard) for shard in self.shards}
+        if self.retry_failed:
+            records = {
+                number: None if record and record["failed"] else record
+                for number, record in records.items()
+            }
         if None not in records.values():
             records = {shard.number: committed(self.folder, shard, "full") for shard in self.shards}
         pending = [shard for shard in self.shards if records[shard.number] is None]
@@ -91,19 +92,21 @@ class ShardJob:
         tally: _Tally,
         context: Context,
     ) -> None:
-        num_rows = sum(len(shard.rows) for shard in self.shards)
+        num_rows = sum(map(len, self.shards))
         (self.folder / SHARD_FOLDER).make()
         for shard in pending:
             # Attempts of a run that was killed say nothing about the pictures.
             self.folder.remove(attempts_file(shard))
+        plan = write_plan(self.folder, pending)
         with context.progress(self.title, num_rows, "pictures") as line:
-            line.start_at(num_rows - sum(len(shard.rows) for shard in pending))
-            for record in _distribute(self, pending, context):
+            line.start_at(num_rows - sum(map(len, pending)))
+            for record in _distribute(self, pending, plan, context):
                 if "error" in record:
                     raise ShardError(record["error"], record["errno"])
                 records[record["number"]] = record
                 tally.add(record)
                 line.advance(record["rows"], tally.note)
+        (self.folder / SHARD_FOLDER).remove(plan)
 
     def clear(self, *doors: Mapping[str, Any]) -> None:
         """Delete the files of shards that neither the plan nor any of the doors names.
@@ -113,7 +116,11 @@ class ShardJob:
         named = {file for door in doors for file in door["files"]}
         named |= {f"{SHARD_FOLDER}/{shard.name}.json" for shard in self.shards}
         keep = {name.removeprefix(f"{SHARD_FOLDER}/") for name in named}
-        (self.folder / SHARD_FOLDER).remove_others("", keep=keep)
+        shards = self.folder / SHARD_FOLDER
+        if not self.folder.is_local:
+            # No lock keeps others away there: their plan is theirs.
+            keep |= {name for name in shards.names() if name.startswith(PLAN)}
+        shards.remove_others("", keep=keep)
 
 
 class _Tally:
@@ -158,12 +165,20 @@ class _Tally:
             )
 
 
-def _distribute(job: ShardJob, pending: list[Shard], context: Context) -> Iterator[dict[str, Any]]:
+def _distribute(
+    job: ShardJob, pending: list[Shard], plan: str, context: Context
+) -> Iterator[dict[str, Any]]:
     """Records of the pending shards as Ray Data's actors finish them."""
     with context.ray() as profile:
         import ray
 
-        table = pa.table({"shard": [shard.to_json() for shard in pending]})
+        table = pa.table(
+            {
+                "plan": [plan] * len(pending),
+                "position": range(len(pending)),
+                "number": [shard.number for shard in pending],
+            }
+        )
         actors = min(profile.embed_actors, len(pending))
         done = ray.data.from_arrow([table.slice(i, 1) for i in range(len(pending))]).map_batches(
             ShardActor,

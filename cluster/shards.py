@@ -14,101 +14,29 @@ from __future__ import annotations
 
 import json
 import logging
-import os
-import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
-import pyarrow as pa
 from PIL import Image
 
-from cluster.catalog import Catalog, CatalogRow
+from cluster.catalog import CatalogRow
+from cluster.picture_bytes import ChangedError, read_bytes
+from cluster.plan import SHARD_FOLDER, Shard, ShardRow
 from encoders.picture import PictureError, open_picture
-from index.artifact import Folder, Verify, digest, write_json
+from index.artifact import Folder, Verify, write_json
 
 __all__ = [
     "OUT_OF_REACH",
-    "SHARD_FOLDER",
     "ReadPicture",
-    "Shard",
-    "ShardActor",
-    "ShardError",
-    "ShardRow",
-    "ShardWork",
-    "attempts_file",
     "commit",
     "committed",
-    "plan_shards",
+    "read_data",
     "read_picture",
 ]
 
 logger = logging.getLogger(__name__)
 
-SHARD_FOLDER = "shards"
-MAX_ATTEMPTS = 3
 OUT_OF_REACH = frozenset(["changed", "missing"])
 """Failures that are not the picture's: its shard is done again by the next run."""
-
-
-class ShardError(ValueError):
-    """A worker could not do a shard; ``errno`` is that of the operating system's error, if any."""
-
-    def __init__(self, message: str, number: int | None) -> None:
-        super().__init__(message)
-        self.errno = number
-
-
-@dataclass(frozen=True, slots=True)
-class ShardRow:
-    """One picture of a plan: its id, where it lies, and how it looked when it was scanned."""
-
-    id: int
-    uri: str
-    bytes: int
-    mtime_ns: int
-
-
-@dataclass(frozen=True, slots=True)
-class Shard:
-    """A piece of work: its rows, and the name that its results get.
-
-    Args:
-        number: position in the plan; ids ``number * shard_rows`` and up.
-        key: digest of everything beside the rows that decides the result.
-        rows: the pictures, ascending by id.
-    """
-
-    number: int
-    key: str
-    rows: tuple[ShardRow, ...]
-
-    @property
-    def name(self) -> str:
-        """Deterministic name of the result: the same work has the same name in every run."""
-        rows = [[row.id, row.uri, row.bytes, row.mtime_ns] for row in self.rows]
-        return f"{self.number:05d}-{digest([self.key, rows])[:12]}"
-
-    def to_json(self) -> str:
-        """The shard as it travels to a worker."""
-        rows = [[row.id, row.uri, row.bytes, row.mtime_ns] for row in self.rows]
-        return json.dumps([self.number, self.key, rows])
-
-    @classmethod
-    def from_json(cls, text: str) -> Shard:
-        """The inverse of `to_json`."""
-        number, key, rows = json.loads(text)
-        return cls(number, key, tuple(ShardRow(*row) for row in rows))
-
-
-def plan_shards(catalog: Catalog, *, key: str, shard_rows: int) -> list[Shard]:
-    """Cut the corpus' readable pictures into shards of ``shard_rows`` consecutive ids."""
-    columns = catalog.ok.select(["id", "uri", "bytes", "mtime_ns"])
-    groups: dict[int, list[ShardRow]] = {}
-    for batch in columns.to_batches():
-        for row in batch.to_pylist():
-            groups.setdefault(row["id"] // shard_rows, []).append(ShardRow(**row))
-    return [Shard(number, key, tuple(rows)) for number, rows in sorted(groups.items())]
 
 
 def commit(folder: Folder, shard: Shard, record: dict[str, Any]) -> dict[str, Any]:
@@ -158,95 +86,34 @@ class ReadPicture(NamedTuple):
     image: Image.Image | None
 
 
-def read_picture(row: ShardRow | CatalogRow) -> ReadPicture:
-    """Read and decode a picture if its file is the one that was scanned; never raises for it.
+def read_data(row: ShardRow | CatalogRow) -> tuple[str, bytes]:
+    """The bytes of a picture if they are those that were scanned; never raises for it.
 
-    The status is ``ok``, ``missing``, ``changed``, or that of a `PictureError`.
+    Returns:
+        Status and bytes: ``ok``, or without bytes ``missing``, ``changed`` or ``unreadable``.
     """
     try:
-        # Without waiting, since a pipe may lie there by now.
-        with open(row.uri, "rb", opener=_open_at_once) as file:
-            found = os.fstat(file.fileno())
-            if (found.st_size, found.st_mtime_ns) != (row.bytes, row.mtime_ns):
-                return ReadPicture("changed", b"", None)
-            data = file.read()
+        return "ok", read_bytes(row.uri, row.bytes, row.mtime_ns)
+    except ChangedError as error:
+        logger.info("%s", error)
+        return "changed", b""
     except OSError as error:
         logger.info("%s: %s", row.uri, error)
-        return ReadPicture("missing", b"", None)
+        return "missing", b""
+    except ValueError as error:  # a container that is damaged
+        logger.warning("%s: %s", row.uri, error)
+        return "unreadable", b""
+
+
+def read_picture(row: ShardRow | CatalogRow) -> ReadPicture:
+    """Read and decode a picture if it is the one that was scanned; never raises for it.
+
+    The status is that of `read_data`, or of a `PictureError`.
+    """
+    status, data = read_data(row)
+    if status != "ok":
+        return ReadPicture(status, data, None)
     try:
         return ReadPicture("ok", data, open_picture(data))
     except PictureError as error:
         return ReadPicture(error.status, data, None)
-
-
-def _open_at_once(path: str, flags: int) -> int:
-    return os.open(path, flags | os.O_NONBLOCK)
-
-
-class ShardWork(Protocol):
-    """What an actor does with one shard: write its files, return its record (not yet committed)."""
-
-    def __call__(self, shard: Shard) -> Mapping[str, Any]:
-        """Do the work; the record's ``files`` are named from the artefact's folder on."""
-
-
-class ShardActor:
-    """A Ray Data actor: shards in, commit records out. Pixels never enter the object store.
-
-    Args:
-        location: the workspace.
-        folder_path: the artefact's folder inside the workspace's filesystem.
-        make_work: class of the `ShardWork`; made once per actor.
-        arguments: its keyword arguments, small and plain.
-    """
-
-    def __init__(
-        self,
-        location: str,
-        folder_path: str,
-        make_work: Callable[..., ShardWork],
-        arguments: dict[str, Any],
-    ) -> None:
-        self._folder = Folder(Folder.at(location).fs, folder_path)
-        self._work = make_work(**arguments)
-
-    def __call__(self, batch: pa.Table) -> pa.Table:
-        """Do and commit each shard of the batch."""
-        records = []
-        for text in batch["shard"].to_pylist():
-            shard = Shard.from_json(text)
-            try:
-                record = self._do(shard)
-            except (ValueError, OSError) as error:
-                # As data, since Ray keeps only the text of an exception's cause.
-                record = {"error": str(error), "errno": getattr(error, "errno", None)}
-            records.append(json.dumps(record))
-        return pa.table({"record": records})
-
-    def _do(self, shard: Shard) -> dict[str, Any]:
-        started_s = time.monotonic()
-        _count_attempt(self._folder, shard)
-        record = self._work(shard)
-        seconds = round(time.monotonic() - started_s, 3)
-        done = commit(self._folder, shard, {**record, "seconds": seconds})
-        self._folder.remove(attempts_file(shard))
-        return done
-
-
-def attempts_file(shard: Shard) -> str:
-    """Where an actor counts how often it began this shard; gone once the shard is committed."""
-    return f"{SHARD_FOLDER}/{shard.name}.attempts"
-
-
-def _count_attempt(folder: Folder, shard: Shard) -> None:
-    """Refuse a shard that has taken several workers down with it; Ray would try it for ever."""
-    name = attempts_file(shard)
-    attempts = int(folder.read_bytes(name)) if folder.exists(name) else 0
-    if attempts >= MAX_ATTEMPTS:
-        raise ValueError(
-            f"shard {shard.name} in {folder}: its worker died {attempts} times. One of the "
-            f"pictures {shard.rows[0].id} to {shard.rows[-1].id} kills its decoder, or memory is "
-            "short. See their files in the catalog; move the culprit away and scan again, or "
-            "lower --shard-rows."
-        )
-    folder.write_atomic(name, str(attempts + 1).encode())

@@ -24,7 +24,16 @@ from index.vectors import Float16s, Floats, Ids, require_ids, unit
 
 __all__ = ["STATUSES", "THUMBNAIL_BATCH_ROWS", "ShardBatch", "ShardRecord", "write_shard"]
 
-STATUSES = ("ok", "unreadable", "empty", "too_large", "changed", "missing", "non_finite")
+STATUSES = (
+    "ok",
+    "unreadable",
+    "empty",
+    "too_large",
+    "changed",
+    "missing",
+    "crashed",
+    "non_finite",
+)
 MAX_DRIFT = 1e-3
 THUMBNAIL_BATCH_ROWS = 256
 

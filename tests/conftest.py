@@ -6,6 +6,9 @@ import os
 
 # Before anything imports ray or torch: both read these once.
 os.environ.update(
+    AWS_ACCESS_KEY_ID="testkey",  # of a server that tests start; Ray's workers inherit them
+    AWS_EC2_METADATA_DISABLED="true",
+    AWS_SECRET_ACCESS_KEY="testsecret",
     LOKY_MAX_CPU_COUNT="2",  # what num_cores() says, so that tests do the same on every machine
     OMP_NUM_THREADS="1",
     RAY_AUTH_MODE="disabled",  # tests of the token set it themselves

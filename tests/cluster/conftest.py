@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import io
+import logging
 import resource
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ import pytest
 import ray.train
 import ray.train.torch
 import torch
+from PIL import Image
 from rich.console import Console
 
 from cluster import pretrain_job
@@ -115,7 +117,7 @@ class Library:
         return Catalog.open(self.folder("corpora", CORPUS))
 
     def rescan(self) -> None:
-        scan(ScanConfig(folder=str(self.pictures), corpus=CORPUS, labels="folder"), self.context)
+        scan(ScanConfig(source=str(self.pictures), corpus=CORPUS, labels="folder"), self.context)
 
 
 class MakeEncoder(Protocol):
@@ -178,3 +180,50 @@ def library(tmp_path: Path, pictures: Any) -> Library:
     store = publish_vectors(made.workspace, publish_encoder(made.workspace))
     build_index(store, made.folder("indexes", made.index), IndexConfig(num_queries=10))
     return made
+
+
+@pytest.fixture(scope="session")
+def s3_options() -> Iterator[str]:
+    """Options of URIs for an S3 server on this machine, a process's thread that speaks HTTP."""
+    from moto.server import ThreadedMotoServer
+
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)  # else a line for every request
+    server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
+    server.start()
+    try:
+        _, port = server.get_host_and_port()
+        yield f"endpoint_override=127.0.0.1:{port}&scheme=http&region=us-east-1"
+    finally:
+        server.stop()
+
+
+class ScanHere(Protocol):
+    """Scans a source; returns the report and the catalog."""
+
+    def __call__(self, source: Any, **options: Any) -> tuple[dict[str, Any], Catalog]: ...
+
+
+@pytest.fixture
+def scan_here(tmp_path: Path) -> ScanHere:
+    """Scans any source into the corpus ``mine`` of a fresh workspace."""
+    context = quiet_context(Workspace.at(tmp_path / "scanned"))
+
+    def run(source: Any, **options: Any) -> tuple[dict[str, Any], Catalog]:
+        report = scan(ScanConfig(source=str(source), corpus="mine", **options), context)
+        return report, Catalog.open(context.workspace.folder("corpora", "mine"))
+
+    return run
+
+
+def png(seed: int, edge: int = 8) -> bytes:
+    """A small picture's file, another one for each seed."""
+    pixels = np.random.default_rng(seed).integers(0, 255, (edge, edge, 3), dtype=np.uint8)
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+@pytest.fixture
+def make_png() -> Callable[..., bytes]:
+    """Makes a small picture's file from a seed."""
+    return png

@@ -36,7 +36,7 @@ CONFIG = EmbedConfig(corpus="digits", encoder="tiny", shard_rows=8)
 @pytest.fixture
 def context(tmp_path: Path, pictures: Any, make_encoder: Any) -> Context:
     context = Context(Workspace.at(tmp_path / "workspace"), console=Console(file=io.StringIO()))
-    scan(ScanConfig(folder=str(pictures(30, size=24)), corpus="digits"), context)
+    scan(ScanConfig(source=str(pictures(30, size=24)), corpus="digits"), context)
     make_encoder(context.workspace)
     return context
 
@@ -87,7 +87,7 @@ def test_a_grown_corpus_redoes_its_last_shard_and_who_reads_the_old_set_still_ca
         Catalog.open(context.workspace.folder("corpora", "digits")).door["config"]["folder"]
     )
     (folder / "new.png").write_bytes(next(folder.rglob("*.png")).read_bytes())
-    scan(ScanConfig(folder=str(folder), corpus="digits"), context)
+    scan(ScanConfig(source=str(folder), corpus="digits"), context)
     assert embed(CONFIG, context)["pictures"] == {"ok": 31}
     after = shard_times(reader.folder)
     kept = {name for name in before if name[:5] in {"00000", "00001", "00002"}}
@@ -121,7 +121,7 @@ def test_bad_pictures_are_named_and_too_many_stop_the_job(context: Context, loca
     broken = sorted(folder.rglob("*.png"))[:2]
     for path in broken:
         path.write_bytes(path.read_bytes()[:-40])
-    scan(ScanConfig(folder=str(folder), corpus="digits"), context)
+    scan(ScanConfig(source=str(folder), corpus="digits"), context)
     report = embed(CONFIG, context)
     assert report["pictures"] == {"ok": 28, "unreadable": 2}
     assert report["bad_pictures"] == [
@@ -163,7 +163,7 @@ def test_killed_at_random_moments_it_ends_with_the_vectors_of_an_unharmed_run(
     context: Context, pictures: Any
 ) -> None:
     folder = pictures(200, size=24, formats=("png",))
-    scan(ScanConfig(folder=str(folder), corpus="digits"), context)
+    scan(ScanConfig(source=str(folder), corpus="digits"), context)
 
     def command(name: str) -> list[str]:
         line = f"embed --corpus digits --encoder tiny --shard-rows 2 --name {name} --json"

@@ -87,7 +87,7 @@ def test_an_index_of_another_corpus_of_the_same_name_keeps_its_name(
     library: Any, tmp_path: Path, make_encoder: Any, make_vectors: Any
 ) -> None:
     shutil.rmtree(library.folder("corpora", "digits").local_path())
-    scan(ScanConfig(folder=str(library.pictures), corpus="digits"), library.context)
+    scan(ScanConfig(source=str(library.pictures), corpus="digits"), library.context)
     make_vectors(library.workspace, make_encoder(library.workspace))
     with pytest.raises(ValueError, match="is of another corpus, and would change"):
         build(library)

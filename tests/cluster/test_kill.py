@@ -122,7 +122,7 @@ def scanned(tmp_path_factory: pytest.TempPathFactory, local_ray: Any) -> Path:
         pixels = generator.integers(0, 256, (24, 24, 3), dtype=np.uint8)
         Image.fromarray(pixels).save(folder / "pictures" / f"{number:02d}.png")
     context = context_at(folder / "workspace")
-    scan(ScanConfig(folder=str(folder / "pictures"), corpus="noise"), context)
+    scan(ScanConfig(source=str(folder / "pictures"), corpus="noise"), context)
     rank = SimpleNamespace(get_world_rank=lambda: 0)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(ray.train, "get_context", lambda: rank)

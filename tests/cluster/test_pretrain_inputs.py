@@ -55,7 +55,7 @@ def scanned(tmp_path_factory: pytest.TempPathFactory, local_ray: Any, train_here
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(pixels[number]).save(path)
     context = context_at(folder / "workspace")
-    scan(ScanConfig(folder=str(folder / "pictures"), corpus="digits", labels="folder"), context)
+    scan(ScanConfig(source=str(folder / "pictures"), corpus="digits", labels="folder"), context)
     with pytest.MonkeyPatch.context() as patch:
         train_here(patch)
         pretrain(job("pixels", SIMCLR), context)

@@ -83,7 +83,7 @@ def scanned(
         Image.fromarray(pixels[number]).save(path)
     (folder / "pictures" / "0" / "broken.png").write_bytes(path.read_bytes()[:200])
     context = context_at(folder / "workspace")
-    scan(ScanConfig(folder=str(folder / "pictures"), corpus="digits", labels="folder"), context)
+    scan(ScanConfig(source=str(folder / "pictures"), corpus="digits", labels="folder"), context)
     with pytest.MonkeyPatch.context() as patch:
         train_here(patch)
         pretrain(config_of("one"), context)
@@ -108,7 +108,7 @@ def scanned_again(scanned: tuple[Path, Path], context: Context) -> Iterator[Cont
     pictures, _ = scanned
     new = pictures / "0" / "new.png"
     Image.new("RGB", (24, 24), "red").save(new)
-    scan(ScanConfig(folder=str(pictures), corpus="digits", labels="folder"), context)
+    scan(ScanConfig(source=str(pictures), corpus="digits", labels="folder"), context)
     yield context
     new.unlink()
 
@@ -216,7 +216,7 @@ def test_a_run_s_name_belongs_to_its_settings(
 
 
 def test_a_run_s_name_belongs_to_its_corpus(context: Context, scanned: tuple[Path, Path]) -> None:
-    scan(ScanConfig(folder=str(scanned[0]), corpus="other", labels="folder"), context)
+    scan(ScanConfig(source=str(scanned[0]), corpus="other", labels="folder"), context)
     with pytest.raises(ValueError, match="different: corpus was 'digits', is 'other'"):
         pretrain(config_of("one", corpus="other"), context)
 

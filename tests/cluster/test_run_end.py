@@ -58,7 +58,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory, local_ray: Any, train_here
     for number, picture in enumerate(pixels):
         Image.fromarray(picture).save(folder / "pictures" / f"{number:02d}.png")
     context = context_at(folder / "workspace")
-    scan(ScanConfig(folder=str(folder / "pictures"), corpus="digits"), context)
+    scan(ScanConfig(source=str(folder / "pictures"), corpus="digits"), context)
     with pytest.MonkeyPatch.context() as patch:
         train_here(patch)
         pretrain(replace(CONFIG, name="one"), context)

@@ -46,7 +46,7 @@ def train(context: Context, tmp_path: Path, training: PretrainConfig, *, copies:
     for number in range(NUM_PICTURES):
         image = Image.fromarray(pixels[0 if copies else number])
         image.save(tmp_path / "pictures" / f"{number:02d}.png")
-    scan(ScanConfig(folder=str(tmp_path / "pictures"), corpus="noise"), context)
+    scan(ScanConfig(source=str(tmp_path / "pictures"), corpus="noise"), context)
     config = PretrainJobConfig(corpus="noise", name="r", training=training, log_every=7)
     pretrain(config, context)
     return context.workspace.folder("runs", "r")

@@ -12,7 +12,8 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
-import cluster.catalog as catalog_module
+import cluster.catalog_writer as writer_module
+import cluster.comparison as comparison_module
 import cluster.scan_job as scan_module
 from cluster.catalog import Catalog
 from cluster.context import Context
@@ -42,7 +43,7 @@ def save(path: Path, seed: int = 0, size: tuple[int, int] = (8, 8), **options: A
 
 
 def scanned(folder: Path, context: Context, **options: Any) -> tuple[dict[str, Any], Catalog]:
-    report = scan(ScanConfig(folder=str(folder), corpus="mine", **options), context)
+    report = scan(ScanConfig(source=str(folder), corpus="mine", **options), context)
     return report, Catalog.open(context.workspace.folder("corpora", "mine"))
 
 
@@ -164,7 +165,7 @@ def test_new_changed_and_vanished_pictures_never_reuse_an_id(
 def test_an_empty_folder_and_a_missing_one_say_what_to_do(folder: Path, context: Context) -> None:
     with pytest.raises(ValueError, match="no pictures in here"):
         scanned(folder, context)
-    with pytest.raises(FileNotFoundError, match="not a folder"):
+    with pytest.raises(FileNotFoundError, match="not there"):
         scanned(folder / "missing", context)
     assert not context.workspace.folder("corpora", "mine").exists("corpus.json")
 
@@ -233,7 +234,7 @@ def test_a_bad_picture_is_looked_at_again_and_keeps_its_id(folder: Path, context
 def test_a_scan_that_was_killed_goes_on_where_it_was(
     folder: Path, context: Context, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(catalog_module, "DRAFT_ROWS", 2)
+    monkeypatch.setattr(writer_module, "DRAFT_ROWS", 2)
     for position in range(5):
         save(folder / f"{position}.png", position)
     monkeypatch.setattr(scan_module, "BATCH_FILES", 2)
@@ -246,7 +247,7 @@ def test_a_scan_that_was_killed_goes_on_where_it_was(
             raise KeyboardInterrupt
         return probe(file)
 
-    monkeypatch.setattr(scan_module, "probe", probe_or_die)
+    monkeypatch.setattr(comparison_module, "probe", probe_or_die)
     with pytest.raises(KeyboardInterrupt):
         scanned(folder, context)
     assert not context.workspace.folder("corpora", "mine").exists("corpus.json")
@@ -293,4 +294,4 @@ def test_a_damaged_catalog_is_refused(folder: Path, context: Context) -> None:
 @pytest.mark.parametrize("name", ["", "../up", "a/b", ".hidden", "x" * 101, "na me"])
 def test_names_that_could_leave_the_workspace_are_refused(name: str) -> None:
     with pytest.raises(ValueError, match="corpus"):
-        ScanConfig(folder=".", corpus=name)
+        ScanConfig(source=".", corpus=name)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from PIL import Image
 from pyarrow import fs as pafs
@@ -19,18 +20,11 @@ from rich.console import Console
 from cluster.catalog import Catalog
 from cluster.context import Context
 from cluster.pixels_job import PixelCache, PixelWork, build_pixels
+from cluster.plan import PLAN, Plan, Shard, ShardRow, plan_shards, write_plan
 from cluster.scan_job import ScanConfig, scan
+from cluster.shard_actor import ShardActor, ShardError
 from cluster.shard_job import ErrorBudgetError, ShardJob
-from cluster.shards import (
-    Shard,
-    ShardActor,
-    ShardError,
-    ShardRow,
-    commit,
-    committed,
-    plan_shards,
-    read_picture,
-)
+from cluster.shards import commit, committed, read_picture
 from cluster.workspace import Workspace
 from encoders.picture import PreprocessConfig, open_picture
 from index.artifact import Folder, publish
@@ -45,7 +39,7 @@ def context(tmp_path: Path) -> Context:
 
 @pytest.fixture
 def catalog(context: Context, pictures: Any) -> Catalog:
-    scan(ScanConfig(folder=str(pictures(20, size=SIZE)), corpus="mine"), context)
+    scan(ScanConfig(source=str(pictures(20, size=SIZE)), corpus="mine"), context)
     return Catalog.open(context.workspace.folder("corpora", "mine"))
 
 
@@ -60,10 +54,10 @@ def actor(context: Context) -> tuple[ShardActor, Folder]:
     return ShardActor(context.workspace.location, folder.path, PixelWork, arguments), folder
 
 
-def shard_table(shards: list[Shard]) -> Any:
-    import pyarrow as pa
-
-    return pa.table({"shard": [shard.to_json() for shard in shards]})
+def planned(folder: Folder, shard: Shard) -> pa.Table:
+    """What a worker is sent of a shard."""
+    plan = write_plan(folder, [shard])
+    return pa.table({"plan": [plan], "position": [0], "number": [shard.number]})
 
 
 def test_a_plan_cuts_by_id_and_a_grown_corpus_changes_only_the_end(
@@ -77,7 +71,7 @@ def test_a_plan_cuts_by_id_and_a_grown_corpus_changes_only_the_end(
     ]
     folder = Path(catalog.door["config"]["folder"])
     (folder / "new.png").write_bytes(next(folder.rglob("*.png")).read_bytes())
-    scan(ScanConfig(folder=str(folder), corpus="mine"), context)
+    scan(ScanConfig(source=str(folder), corpus="mine"), context)
     grown = Catalog.open(context.workspace.folder("corpora", "mine"))
     after = plan_shards(grown, key="k", shard_rows=8)
     assert [shard.name for shard in after[:2]] == [shard.name for shard in before[:2]]
@@ -88,21 +82,29 @@ def test_a_plan_cuts_by_id_and_a_grown_corpus_changes_only_the_end(
 def test_a_shard_name_says_all_that_decides_its_content() -> None:
     row = ShardRow(id=1, uri="a.png", bytes=10, mtime_ns=5)
     names = {
-        Shard(0, "k", (row,)).name,
-        Shard(0, "other key", (row,)).name,
-        Shard(0, "k", (ShardRow(1, "a.png", 10, 6),)).name,
-        Shard(0, "k", (ShardRow(1, "a.png", 11, 5),)).name,
-        Shard(0, "k", (ShardRow(2, "a.png", 10, 5),)).name,
+        Shard.of(0, "k", (row,)).name,
+        Shard.of(0, "other key", (row,)).name,
+        Shard.of(0, "k", (ShardRow(1, "a.png", 10, 6),)).name,
+        Shard.of(0, "k", (ShardRow(1, "a.png", 11, 5),)).name,
+        Shard.of(0, "k", (ShardRow(2, "a.png", 10, 5),)).name,
     }
     assert len(names) == 5
-    assert Shard.from_json(Shard(0, "k", (row,)).to_json()).name == Shard(0, "k", (row,)).name
+
+
+def test_a_shard_travels_by_way_of_a_plan(context: Context, catalog: Catalog) -> None:
+    folder = context.workspace.folder("pixels", "mine")
+    shards = plan_shards(catalog, key="k", shard_rows=8)
+    plan = Plan(folder, write_plan(folder, shards))
+    for position in (2, 0, 1):
+        found = plan.shard(position, shards[position].number)
+        assert (found.name, found.rows) == (shards[position].name, shards[position].rows)
 
 
 def test_work_is_committed_once_and_found_again(context: Context, catalog: Catalog) -> None:
     worker, folder = actor(context)
     (shard,) = plan_shards(catalog, key="k", shard_rows=100)
     assert committed(folder, shard) is None
-    done = json.loads(worker(shard_table([shard]))["record"][0].as_py())
+    done = json.loads(worker(planned(folder, shard))["record"][0].as_py())
     assert (done["rows"], done["ok"], done["failed"]) == (20, 20, {})
     assert committed(folder, shard) == done
     assert not folder.exists(f"shards/{shard.name}.attempts")
@@ -115,11 +117,11 @@ def test_a_shard_whose_pictures_were_out_of_reach_is_done_again(
     (shard,) = plan_shards(catalog, key="k", shard_rows=100)
     picture = Path(shard.rows[3].uri)
     picture.rename(picture.with_suffix(".away"))
-    away = json.loads(worker(shard_table([shard]))["record"][0].as_py())
+    away = json.loads(worker(planned(folder, shard))["record"][0].as_py())
     assert (away["ok"], away["failed"]) == (19, {"missing": 1})
     assert committed(folder, shard) is None
     picture.with_suffix(".away").rename(picture)
-    back = json.loads(worker(shard_table([shard]))["record"][0].as_py())
+    back = json.loads(worker(planned(folder, shard))["record"][0].as_py())
     assert back["ok"] == 20
     assert committed(folder, shard) == back
 
@@ -130,7 +132,7 @@ def test_a_damaged_shard_counts_as_not_done(
 ) -> None:
     worker, folder = actor(context)
     (shard,) = plan_shards(catalog, key="k", shard_rows=100)
-    (file,) = json.loads(worker(shard_table([shard]))["record"][0].as_py())["files"]
+    (file,) = json.loads(worker(planned(folder, shard))["record"][0].as_py())["files"]
     record, data = folder.local_path(f"shards/{shard.name}.json"), folder.local_path(file)
     if damage == "torn record":
         record.write_bytes(record.read_bytes()[:20])
@@ -149,10 +151,11 @@ def test_a_damaged_shard_counts_as_not_done(
 def test_the_same_shard_done_twice_gives_the_same_bytes(context: Context, catalog: Catalog) -> None:
     worker, folder = actor(context)
     (shard,) = plan_shards(catalog, key="k", shard_rows=100)
-    first = json.loads(worker(shard_table([shard]))["record"][0].as_py())
-    again = json.loads(worker(shard_table([shard]))["record"][0].as_py())
+    first = json.loads(worker(planned(folder, shard))["record"][0].as_py())
+    again = json.loads(worker(planned(folder, shard))["record"][0].as_py())
     assert again["files"] == first["files"]
-    assert (folder / "shards").names() == [Path(*first["files"]).name, f"{shard.name}.json"]
+    names = [name for name in (folder / "shards").names() if not name.startswith(PLAN)]
+    assert names == [Path(*first["files"]).name, f"{shard.name}.json"]
 
 
 def test_a_pipe_where_a_picture_was_is_not_waited_for(tmp_path: Path) -> None:
@@ -165,9 +168,8 @@ def test_a_shard_that_keeps_killing_its_worker_is_refused(
 ) -> None:
     worker, folder = actor(context)
     (shard,) = plan_shards(catalog, key="k", shard_rows=100)
-    (folder / "shards").make()
     folder.write_atomic(f"shards/{shard.name}.attempts", b"3")
-    refused = json.loads(worker(shard_table([shard]))["record"][0].as_py())
+    refused = json.loads(worker(planned(folder, shard))["record"][0].as_py())
     assert "its worker died 3 times" in refused["error"]
     assert committed(folder, shard) is None
 
@@ -196,7 +198,7 @@ def test_a_file_that_is_no_picture_gets_its_status(tmp_path: Path) -> None:
 
 def test_a_commit_record_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
     folder = Folder.at(tmp_path)
-    shard = Shard(0, "k", (ShardRow(0, "a", 1, 1),))
+    shard = Shard.of(0, "k", (ShardRow(0, "a", 1, 1),))
     commit(folder, shard, {"rows": 1, "ok": 1, "failed": {}, "files": {}})
     assert (folder / "shards").names() == [f"{shard.name}.json"]
 
@@ -209,7 +211,7 @@ def test_pixels_skip_bad_pictures_and_stop_when_too_many_are_bad(
     broken = sorted(folder.rglob("*.png"))[:3]
     for path in broken:
         path.write_bytes(path.read_bytes()[:-40])
-    scan(ScanConfig(folder=str(folder), corpus="mine"), context)
+    scan(ScanConfig(source=str(folder), corpus="mine"), context)
     catalog = Catalog.open(context.workspace.folder("corpora", "mine"))
     preprocess = PreprocessConfig(size=SIZE)
     with pytest.raises(ErrorBudgetError, match="3 of 210 pictures failed"):
@@ -235,7 +237,7 @@ def test_pixels_that_were_damaged_or_out_of_reach_are_mended_by_the_next_run(
     context: Context, pictures: Any, local_ray: Any
 ) -> None:
     folder = pictures(20, size=SIZE, formats=("png",))
-    scan(ScanConfig(folder=str(folder), corpus="mine"), context)
+    scan(ScanConfig(source=str(folder), corpus="mine"), context)
     catalog = Catalog.open(context.workspace.folder("corpora", "mine"))
     away = next(folder.rglob("*.png"))
     away.rename(away.with_suffix(".away"))
@@ -262,7 +264,7 @@ def test_pixels_in_an_object_store_are_copied_here_checked_and_kept_private(
     (tmp_path / "temporary").mkdir()
     worker, here = actor(context)
     (shard,) = plan_shards(catalog, key="k", shard_rows=100)
-    record = json.loads(worker(shard_table([shard]))["record"][0].as_py())
+    record = json.loads(worker(planned(here, shard))["record"][0].as_py())
     store = Folder(pafs._MockFileSystem(), "bucket").make()
     for file in record["files"]:
         store.write_atomic(file, here.read_bytes(file))
@@ -285,7 +287,7 @@ def test_what_a_worker_raises_comes_out_as_it_was_raised(
 ) -> None:
     worker, folder = actor(context)
     (shard,) = plan_shards(catalog, key="k", shard_rows=100)
-    (file,) = json.loads(worker(shard_table([shard]))["record"][0].as_py())["files"]
+    (file,) = json.loads(worker(planned(folder, shard))["record"][0].as_py())["files"]
     folder.remove(file)
     folder.local_path(file).mkdir()
     arguments = {
@@ -305,10 +307,11 @@ def test_a_disk_that_takes_no_more_leaves_nothing_half_written(
 ) -> None:
     worker, folder = actor(context)
     (shard,) = plan_shards(catalog, key="k", shard_rows=100)
+    sent = planned(folder, shard)
     with full_disk(2_000):
-        failed = json.loads(worker(shard_table([shard]))["record"][0].as_py())
+        failed = json.loads(worker(sent)["record"][0].as_py())
     assert failed["errno"] == errno.EFBIG
     assert committed(folder, shard) is None
-    assert (folder / "shards").names() == [f"{shard.name}.attempts"]
-    done = json.loads(worker(shard_table([shard]))["record"][0].as_py())
+    assert (folder / "shards").names() == [f"{shard.name}.attempts", sent["plan"][0].as_py()]
+    done = json.loads(worker(planned(folder, shard))["record"][0].as_py())
     assert done["ok"] == 20

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import io
-import logging
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,23 +23,13 @@ SECRET = "s3cr3tk3y"
 
 
 @pytest.fixture(scope="module")
-def bucket() -> Iterator[str]:
+def bucket(s3_options: str) -> str:
     """URI of an empty bucket of an S3 server on this machine, keys and options included."""
-    from moto.server import ThreadedMotoServer
-
-    logging.getLogger("werkzeug").setLevel(logging.ERROR)  # else a line for every request
-    server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
-    server.start()
-    try:
-        _, port = server.get_host_and_port()
-        options = f"endpoint_override=127.0.0.1:{port}&scheme=http&region=us-east-1"
-        store, _ = pafs.FileSystem.from_uri(
-            f"s3://testkey:{SECRET}@pictures?{options}&allow_bucket_creation=true"
-        )
-        store.create_dir("pictures")
-        yield f"s3://testkey:{SECRET}@pictures/deep/workspace?{options}"
-    finally:
-        server.stop()
+    store, _ = pafs.FileSystem.from_uri(
+        f"s3://testkey:{SECRET}@pictures?{s3_options}&allow_bucket_creation=true"
+    )
+    store.create_dir("pictures")
+    return f"s3://testkey:{SECRET}@pictures/deep/workspace?{s3_options}"
 
 
 def test_a_workspace_on_disk_is_found_again_by_its_location(tmp_path: Path) -> None:
@@ -83,7 +71,7 @@ def test_a_corpus_is_published_to_an_object_store_and_read_from_it(
 ) -> None:
     spoken = io.StringIO()
     context = Context(Workspace.at(bucket), console=Console(file=spoken))
-    config = ScanConfig(folder=str(pictures(5)), corpus="mine")
+    config = ScanConfig(source=str(pictures(5)), corpus="mine")
     report = scan(config, context)
     assert report["pictures"] == {"total": 5, "ok": 5}
     assert report["path"] == "s3://pictures/deep/workspace/corpora/mine"
@@ -104,7 +92,7 @@ def test_workers_embed_into_an_object_store(
     bucket: str, pictures: Any, local_ray: Profile, make_encoder: Any
 ) -> None:
     context = Context(Workspace.at(bucket), console=Console(file=io.StringIO()))
-    scan(ScanConfig(folder=str(pictures(5)), corpus="far"), context)
+    scan(ScanConfig(source=str(pictures(5)), corpus="far"), context)
     make_encoder(context.workspace)
     report = embed(EmbedConfig(corpus="far", encoder="tiny", shard_rows=2), context)
     assert SECRET not in str(report)

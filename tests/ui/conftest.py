@@ -16,9 +16,9 @@ from rich.console import Console
 
 from cluster.catalog import Catalog
 from cluster.context import Context
-from cluster.embed_job import EmbedWork
+from cluster.embed_work import EmbedWork
+from cluster.plan import plan_shards
 from cluster.scan_job import ScanConfig, scan
-from cluster.shards import plan_shards
 from cluster.workspace import Workspace
 from encoders.backbone import BackboneConfig
 from encoders.encoder import Encoder, EncoderConfig
@@ -88,7 +88,7 @@ def make_workspace(root: Path) -> Workspace:
         draw("disc", 100 + seed).save(folder / name)
     workspace = Workspace.at(root / "workspace")
     context = Context(workspace, console=Console(file=io.StringIO()))
-    scan(ScanConfig(folder=str(folder), corpus="shapes"), context)
+    scan(ScanConfig(source=str(folder), corpus="shapes"), context)
     encoder = Encoder.initialise(
         EncoderConfig(
             backbone=BackboneConfig(widths=(8, 16, 32)),

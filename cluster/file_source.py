@@ -1,0 +1,239 @@
+"""Pictures that are files of their own: those of a folder, and those that a list names.
+
+A list is a text file with a path a line, a CSV file or a Parquet file with a column of paths.
+Paths are taken from the folder of the list on; those that begin with ``/`` or a scheme stand alone.
+"""
+
+from __future__ import annotations
+
+import posixpath
+from collections.abc import Iterator
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.csv as pa_csv
+
+from cluster.columns import TYPES, carried_type, converted
+from cluster.file_walk import PICTURE_SUFFIXES, look_at, suffix_of, walk
+from cluster.picture_bytes import column_of, open_parquet
+from cluster.picture_uri import Place, place_of, require_no_keys
+from cluster.sources import Ledger, Listed, Request
+
+__all__ = ["PATH_COLUMNS", "FolderSource", "ListSource", "folder_of", "rows_of", "stand_alone"]
+
+PATH_COLUMNS = [
+    "path",
+    "file",
+    "file_name",
+    "filename",
+    "file_path",
+    "filepath",
+    "uri",
+    "url",
+    "image",
+    "image_path",
+    "picture",
+]
+BATCH_ROWS = 1024
+CSV_BLOCK_BYTES = 1 << 20
+# Whole numbers pass as floats too: the first that fits is meant.
+NARROW = [TYPES[name] for name in ("int", "float", "bool", "timestamp")]
+
+
+class FolderSource:
+    """Picture files below a folder, sub-folders included.
+
+    Raises:
+        ValueError: labels or columns are asked for that no folder has.
+    """
+
+    def __init__(self, request: Request) -> None:
+        self.fields: tuple[pa.Field, ...] = ()
+        self.skipped: list[str] = []
+        self._request = request
+        if request.columns or request.labels not in ("none", "folder"):
+            asked = request.columns[0].source if request.columns else request.labels
+            raise ValueError(
+                f"column {asked!r}: a folder of pictures has no columns. Allowed are --labels none "
+                "and folder, without --columns. Scan a list (.csv) with these columns in its place."
+            )
+
+    def listed(self, _: Ledger) -> Iterator[Listed]:
+        """All picture files, by folder and name."""
+        place = self._request.place
+        for file in walk(place, PICTURE_SUFFIXES, self.skipped):
+            label = None
+            if self._request.labels == "folder":
+                label = folder_of(file.path, below=place.path)
+            yield Listed(
+                place.picture_uri(file.path), file.bytes, file.mtime_ns, file.problem, label
+            )
+
+
+def folder_of(path: str, *, below: str = "") -> str | None:
+    """Name of the folder that a file lies in; None for one that lies in ``below`` itself.
+
+    >>> folder_of("/pictures/cats/a.png", below="/pictures")
+    'cats'
+    """
+    folder = path.rpartition("/")[0]
+    return folder.rpartition("/")[2] or None if folder != below else None
+
+
+class ListSource:
+    """Files that a list names, with its columns.
+
+    Raises:
+        ValueError: no column of paths, a column that is not there or of a type that is not carried.
+    """
+
+    def __init__(self, request: Request) -> None:
+        self.skipped: list[str] = []
+        self._request = request
+        first = next(self._batches(), None)
+        if first is None:
+            raise ValueError(f"{request.place.path}: names no picture. Write a path on each line.")
+        self._path = _path_column(request, first.schema)
+        names = [column.source for column in request.columns]
+        if request.labels not in ("none", "folder"):
+            names.append(request.labels)
+        kinds = {name: column_of(first, name).type for name in names}
+        if suffix_of(request.place.path) != ".parquet":
+            kinds = self._infer(names)
+        self.fields: tuple[pa.Field, ...] = tuple(
+            pa.field(column.name, carried_type(column, kinds[column.source]))
+            for column in request.columns
+        )
+
+    def listed(self, _: Ledger) -> Iterator[Listed]:
+        """All files named, in the order of the list."""
+        labels = self._request.labels
+        for batch in self._batches():
+            names = column_of(batch, self._path).cast(pa.string()).to_pylist()
+            rows = rows_of(batch, self._request, self.fields)
+            for name, file, row in zip(
+                names, stand_alone(names, self._request.place), rows, strict=True
+            ):
+                label = folder_of(name or "") if labels == "folder" else row[0]
+                yield file._replace(label=label, values=row[1:])
+
+    def _batches(self) -> Iterator[pa.RecordBatch]:
+        place = self._request.place
+        if suffix_of(place.path) != ".parquet":
+            yield from _text_batches(place)
+            return
+        for _, batch in open_parquet(place, None, batch_rows=BATCH_ROWS):
+            yield batch
+
+    def _infer(self, names: list[str]) -> dict[str, pa.DataType]:
+        """The narrowest types that hold every cell of a text."""
+        kinds = {name: [*NARROW] for name in names}
+        filled: set[str] = set()
+        for batch in self._batches() if names else ():
+            for name in names:
+                cells = column_of(batch, name)
+                kinds[name] = [kind for kind in kinds[name] if _holds(cells, kind)]
+                filled |= {name} if cells.null_count < len(cells) else set()
+        return {
+            name: kinds[name][0] if kinds[name] and name in filled else pa.string()
+            for name in names
+        }
+
+
+def rows_of(
+    batch: pa.RecordBatch, request: Request, fields: tuple[pa.Field, ...]
+) -> list[tuple[Any, ...]]:
+    """Label and metadata of each row of a batch; the label is None unless a column has it."""
+    columns: list[list[Any]] = [[None] * len(batch)]
+    if request.labels not in ("none", "folder"):
+        columns = [converted(column_of(batch, request.labels), pa.field("label", pa.string()))]
+    columns += [
+        converted(column_of(batch, column.source), field)
+        for column, field in zip(request.columns, fields, strict=True)
+    ]
+    return list(zip(*columns, strict=True))
+
+
+def _holds(cells: pa.Array, kind: pa.DataType) -> bool:
+    try:
+        converted(cells, pa.field("cells", kind))
+    except ValueError:
+        return False
+    return True
+
+
+def _text_batches(place: Place) -> Iterator[pa.RecordBatch]:
+    """Cells as text; an empty one is null. A ``.txt`` is one column, ``path``, without a header."""
+    is_plain = suffix_of(place.path) == ".txt"
+    reading = {
+        "read_options": pa_csv.ReadOptions(
+            block_size=CSV_BLOCK_BYTES, column_names=["path"] if is_plain else None
+        ),
+        "parse_options": pa_csv.ParseOptions(
+            delimiter="\x1f" if is_plain else ",",
+            quote_char=False if is_plain else '"',
+            newlines_in_values=not is_plain,
+        ),
+    }
+    try:
+        with place.fs.open_input_stream(place.path) as stream:
+            names = pa_csv.open_csv(stream, **reading).schema.names
+        as_text = pa_csv.ConvertOptions(
+            column_types=dict.fromkeys(names, pa.string()),
+            null_values=[""],
+            strings_can_be_null=True,
+        )
+        with place.fs.open_input_stream(place.path) as stream:
+            yield from pa_csv.open_csv(stream, **reading, convert_options=as_text)
+    except pa.ArrowInvalid as error:
+        raise ValueError(
+            f"{place.path}: no list that can be read ({error}). Allowed are UTF-8 text with a path "
+            "a line, and CSV with a header. Correct the file."
+        ) from error
+
+
+def _path_column(request: Request, schema: pa.Schema) -> str:
+    if request.picture_column is not None:
+        if request.picture_column not in schema.names:
+            raise ValueError(
+                f"picture_column {request.picture_column!r}: not in {request.place.path}, whose "
+                f"columns are {', '.join(schema.names)}. Give one of them."
+            )
+        return request.picture_column
+    known = [name for name in schema.names if name.lower() in PATH_COLUMNS]
+    if len(known) != 1:
+        found = "several could name the pictures" if known else "none names the pictures"
+        raise ValueError(
+            f"{request.place.path}: of its columns {', '.join(schema.names) or '(none)'} {found}. "
+            "Say which by --picture-column."
+        )
+    return str(known[0])
+
+
+def _with_options(name: str, beside: Place) -> str:
+    """A URI that states no options takes those of the list, if that lies in such a store too."""
+    scheme, _, options = beside.base.partition("?")
+    return f"{name}?{options}" if options and name.startswith(scheme) and "?" not in name else name
+
+
+def stand_alone(names: list[str | None], beside: Place) -> list[Listed]:
+    """The files that a list names; relative names are taken from the folder of ``beside`` on."""
+    folder = beside.path.rpartition("/")[0]
+    found: list[Listed] = [Listed(f"{folder}/", None, None, "The list names no file here.")] * len(
+        names
+    )
+    asked: dict[str, tuple[Place, list[int], list[str]]] = {}
+    for position, name in enumerate(names):
+        if not name:
+            continue
+        whole = "://" in name or name.startswith("/")
+        place = place_of(_with_options(require_no_keys(name), beside)) if whole else beside
+        _, positions, paths = asked.setdefault(place.base, (place, [], []))
+        positions.append(position)
+        paths.append(place.path if whole else posixpath.normpath(f"{folder}/{name}"))
+    for place, positions, paths in asked.values():
+        for position, file in zip(positions, look_at(place, paths), strict=True):
+            found[position] = Listed(
+                place.picture_uri(file.path), file.bytes, file.mtime_ns, file.problem
+            )
+    return found

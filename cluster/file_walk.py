@@ -1,0 +1,194 @@
+"""Files below a folder of a disk or an object store, in an order that stays.
+
+Memory: the names of the largest single folder, in Arrow; an object store's listing of one folder
+comes as Python objects, since pyarrow gives it no other way.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import stat
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import pyarrow as pa
+import pyarrow.compute as pc
+from pyarrow import fs as pafs
+
+from cluster.picture_uri import Place
+
+__all__ = ["PICTURE_SUFFIXES", "File", "look_at", "suffix_of", "walk"]
+
+logger = logging.getLogger(__name__)
+
+PICTURE_SUFFIXES = frozenset(
+    [
+        ".jpg",
+        ".jpeg",
+        ".jpe",
+        ".jfif",
+        ".png",
+        ".webp",
+        ".gif",
+        ".bmp",
+        ".dib",
+        ".tif",
+        ".tiff",
+        ".avif",
+        ".heic",
+        ".heif",
+        ".ppm",
+        ".pgm",
+        ".pnm",
+        ".jp2",
+        ".ico",
+    ]
+)
+CHUNK_NAMES = 4096
+
+
+class File(NamedTuple):
+    """A file found; ``problem`` says why it cannot be opened.
+
+    Args:
+        path: in its filesystem; a name that is not UTF-8 in a printable form.
+        bytes: its size; None when it is out of reach.
+        mtime_ns: when it was last modified.
+        problem: why it cannot be opened, if so.
+    """
+
+    path: str
+    bytes: int | None
+    mtime_ns: int | None
+    problem: str | None = None
+
+
+def suffix_of(path: str) -> str:
+    """The suffix of a path in lower case, dot included.
+
+    >>> suffix_of("a.b/x.JPG"), suffix_of("a.b/x")
+    ('.jpg', '')
+    """
+    return os.path.splitext(path)[1].lower()  # noqa: PTH122 - a key of a store is no Path
+
+
+def walk(place: Place, suffixes: frozenset[str], skipped: list[str]) -> Iterator[File]:
+    """Files of these suffixes below a folder; each real folder is entered once.
+
+    Sub-folders that cannot be read are appended to ``skipped``; hidden ones are left out.
+    """
+    if place.fs.get_file_info(place.path).is_file:
+        yield from look_at(place, [place.path])
+    elif place.is_local:
+        yield from _walk_disk(place.path, suffixes, skipped)
+    else:
+        yield from _walk_store(place, suffixes, skipped)
+
+
+def look_at(place: Place, paths: list[str]) -> Iterator[File]:
+    """The files at these paths, there or not."""
+    if place.is_local:
+        for path in paths:
+            if (file := _file(path)) is not None:
+                yield file
+            else:
+                yield File(path, None, None, "A folder. Give the files in it.")
+        return
+    for path, info in zip(paths, place.fs.get_file_info(paths), strict=True):
+        if info.is_file:
+            yield File(path, info.size, info.mtime_ns)
+        else:
+            yield File(path, None, None, "Not there.")
+
+
+def _walk_disk(folder: str, suffixes: frozenset[str], skipped: list[str]) -> Iterator[File]:
+    entered: set[tuple[int, int]] = set()
+    pending = [folder]
+    while pending:
+        current = pending.pop()
+        try:
+            found = os.stat(current)  # noqa: PTH116 - plain text, as scandir gives it
+            if (found.st_dev, found.st_ino) in entered:
+                continue
+            entered.add((found.st_dev, found.st_ino))
+            folders, files = _entries(current, suffixes)
+        except OSError as error:
+            if current == folder:
+                raise
+            logger.warning("%s: left out, it cannot be read (%s)", _printable(current), error)
+            skipped.append(_printable(current))
+            continue
+        pending.extend(f"{current}/{name}" for name in reversed(folders))
+        for start in range(0, len(files), CHUNK_NAMES):
+            for name in files.slice(start, CHUNK_NAMES).to_pylist():
+                if (file := _file(f"{current}/{os.fsdecode(name)}")) is not None:
+                    yield file
+
+
+def _entries(folder: str, suffixes: frozenset[str]) -> tuple[list[str], pa.Array]:
+    """Names of a folder's sub-folders, and of its files of these suffixes, each sorted."""
+    folders: list[str] = []
+    chunks: list[pa.Array] = []
+    names: list[bytes] = []
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if entry.name.startswith("."):
+                continue
+            if _is_folder(entry):
+                folders.append(entry.name)
+            elif suffix_of(entry.name) in suffixes:
+                names.append(os.fsencode(entry.name))
+            if len(names) >= CHUNK_NAMES:
+                chunks.append(pa.array(names, pa.large_binary()))
+                names = []
+    files = pa.concat_arrays([*chunks, pa.array(names, pa.large_binary())])
+    del chunks
+    return sorted(folders), files.take(pc.sort_indices(files))
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link to itself: what it is called decides whether it gets a row
+        return False
+
+
+def _file(path: str) -> File | None:
+    """The path as a file to look at; None for a folder."""
+    # A name that is not UTF-8 is kept in a printable form; such a file is reported, not read.
+    shown = _printable(path)
+    try:
+        found = os.stat(path)  # noqa: PTH116 - ten million of them
+    except (OSError, ValueError) as error:
+        return File(shown, None, None, str(error))
+    if stat.S_ISDIR(found.st_mode):
+        return None
+    problem = None if stat.S_ISREG(found.st_mode) else "Not a file but a pipe, socket or device."
+    if os.fsencode(path) != shown.encode():
+        problem = "The file name is not valid UTF-8. Rename the file."
+    return File(shown, found.st_size, found.st_mtime_ns, problem)
+
+
+def _printable(path: str) -> str:
+    return os.fsencode(path).decode("utf-8", "backslashreplace")
+
+
+def _walk_store(place: Place, suffixes: frozenset[str], skipped: list[str]) -> Iterator[File]:
+    pending = [place.path]
+    while pending:
+        current = pending.pop()
+        try:
+            found = place.fs.get_file_info(pafs.FileSelector(current))
+        except OSError as error:
+            if current == place.path:
+                raise
+            logger.warning("%s: left out, it cannot be listed (%s)", current, error)
+            skipped.append(current)
+            continue
+        found.sort(key=lambda info: info.base_name)
+        shown = [info for info in found if not info.base_name.startswith(".")]
+        pending.extend(info.path for info in reversed(shown) if not info.is_file)
+        for info in shown:
+            if info.is_file and suffix_of(info.path) in suffixes:
+                yield File(info.path, info.size, info.mtime_ns)

@@ -1,0 +1,232 @@
+"""The bytes of a picture, wherever they lie: the only way that pictures are read.
+
+What was scanned is compared with what is there now, so that a file that changed under a catalog is
+noticed. Files and members of tars are read in one piece. Rows of tables are read in the order in
+which a shard asks for them, a few at a time: a `_Rows` goes on where it stopped.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Iterator
+from datetime import datetime
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from cluster.picture_uri import PictureUri, Place, place_of
+
+__all__ = ["BATCH_ROWS", "ChangedError", "column_of", "open_arrow", "open_parquet", "read_bytes"]
+
+BATCH_ROWS = 32
+BUFFER_BYTES = 4 << 20
+MAX_OPEN = 8
+RECHECK_S = 10.0
+SECOND_NS = 1_000_000_000
+
+
+class ChangedError(ValueError):
+    """What lies there is not what was scanned."""
+
+
+def read_bytes(uri: str, num_bytes: int | None, mtime_ns: int | None) -> bytes:
+    """A picture's bytes, if they are those that were scanned.
+
+    Args:
+        uri: as in a catalog.
+        num_bytes: the picture's size when it was scanned.
+        mtime_ns: when its file was last modified, as of the scan.
+
+    Raises:
+        ChangedError: size or time differ.
+        OSError: it is not there, or cannot be read now.
+        ValueError: no such URI, or a container that is damaged.
+    """
+    if uri.startswith("/"):
+        return _read_file(uri, num_bytes, mtime_ns)
+    wanted = PictureUri.parse(uri)
+    place = place_of(wanted.file)
+    if wanted.kind in ("parquet", "arrow"):
+        data = _TABLES.rows(wanted).get(wanted.start, mtime_ns)
+    else:
+        with place.fs.open_input_file(place.path) as file:
+            _require_same_time(_mtime_ns(place, file), mtime_ns, place)
+            whole = wanted.kind == "file"
+            if whole and file.size() != num_bytes:
+                raise ChangedError(f"{uri}: {file.size()} bytes, scanned with {num_bytes}")
+            data = file.read() if whole else file.read_at(wanted.size, wanted.start)
+    if len(data) != num_bytes:
+        raise ChangedError(f"{uri}: {len(data)} bytes, scanned with {num_bytes}")
+    return bytes(data)
+
+
+def _read_file(path: str, num_bytes: int | None, mtime_ns: int | None) -> bytes:
+    # Without waiting, since a pipe may lie there by now.
+    with open(path, "rb", opener=_open_at_once) as file:
+        found = os.fstat(file.fileno())
+        if (found.st_size, found.st_mtime_ns) != (num_bytes, mtime_ns):
+            raise ChangedError(f"{path}: changed since it was scanned")
+        return file.read()
+
+
+def _open_at_once(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NONBLOCK)
+
+
+def _mtime_ns(place: Place, file: pa.NativeFile) -> int | None:
+    """When a file was last modified; an object store says so as it opens it."""
+    stated = file.metadata().get(b"Last-Modified")
+    if stated is not None:
+        with contextlib.suppress(ValueError):
+            return int(datetime.fromisoformat(stated.decode()).timestamp()) * SECOND_NS
+    modified: int | None = place.fs.get_file_info(place.path).mtime_ns
+    return modified
+
+
+def _require_same_time(found_ns: int | None, scanned_ns: int | None, place: Place) -> None:
+    if found_ns is None or scanned_ns is None:
+        return
+    # Object stores state whole seconds in one answer, and finer parts in another.
+    unit = 1 if place.is_local else SECOND_NS
+    if found_ns // unit != scanned_ns // unit:
+        raise ChangedError(f"{place.path}: changed since it was scanned")
+
+
+def open_parquet(
+    place: Place, columns: list[str] | None, *, first_row: int = 0, batch_rows: int = BATCH_ROWS
+) -> Iterator[tuple[int, pa.RecordBatch]]:
+    """Row number and batch, from the row group that holds ``first_row`` on.
+
+    Memory: some megabytes for each column, and a batch; never a row group.
+    """
+    with (
+        place.fs.open_input_file(place.path) as source,
+        pq.ParquetFile(source, buffer_size=BUFFER_BYTES, pre_buffer=False) as file,
+    ):
+        counts = [file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)]
+        starts = np.cumsum([0, *counts])
+        group = max(0, int(np.searchsorted(starts, first_row, side="right")) - 1)
+        row = int(starts[min(group, len(counts))])
+        for batch in file.iter_batches(
+            batch_rows, row_groups=range(group, len(counts)), columns=columns, use_threads=False
+        ):
+            yield row, batch
+            row += len(batch)
+
+
+def open_arrow(place: Place) -> Iterator[tuple[int, pa.RecordBatch]]:
+    """Row number and batch of an Arrow file or stream; a local one is memory-mapped."""
+    local = place.is_local
+    with pa.memory_map(place.path) if local else place.fs.open_input_file(place.path) as source:
+        is_file = source.read(6) == b"ARROW1"
+        source.seek(0)
+        batches: Any = pa.ipc.open_stream(source)
+        if is_file:
+            reader = pa.ipc.open_file(source)
+            batches = map(reader.get_batch, range(reader.num_record_batches))
+        row = 0
+        for batch in batches:
+            yield row, batch
+            row += len(batch)
+
+
+def column_of(batch: pa.RecordBatch, name: str) -> pa.Array:
+    """A column of a batch by name, or a struct's field by ``COLUMN.FIELD``.
+
+    Raises:
+        ValueError: there is none.
+    """
+    if name in batch.schema.names:
+        return batch.column(name)
+    column, _, field = name.rpartition(".")
+    if column in batch.schema.names:
+        return pc.struct_field(batch.column(column), field)
+    raise ValueError(
+        f"column {name!r}: not there. Columns are {', '.join(batch.schema.names)}. Give one."
+    )
+
+
+class _Rows:
+    """One column of one file, read on from row to row; thread-safe.
+
+    Rows that are asked for in about their order, as many threads do, are read once: the batch
+    before the newest is kept too. A row further back starts the reading anew.
+    """
+
+    def __init__(self, wanted: PictureUri) -> None:
+        self._wanted = wanted
+        self._place = place_of(wanted.file)
+        self._lock = threading.Lock()
+        self._batches: Iterator[tuple[int, pa.RecordBatch]] = iter(())
+        self._window: list[tuple[int, pa.Array]] = []
+        self._mtime_ns: int | None = None
+        self._checked_s = -RECHECK_S
+
+    def get(self, row: int, mtime_ns: int | None) -> bytes:
+        """The value of a row; no bytes for null."""
+        with self._lock:
+            self._check(mtime_ns)
+            value = self._find(row)
+            return b"" if value is None else bytes(value)
+
+    def _check(self, mtime_ns: int | None) -> None:
+        now_s = time.monotonic()
+        if self._place.is_local or now_s - self._checked_s >= RECHECK_S:
+            info = self._place.fs.get_file_info(self._place.path)
+            if not info.is_file:
+                raise FileNotFoundError(f"{self._place.path}: not there")
+            if info.mtime_ns != self._mtime_ns:
+                self._window = []
+            self._mtime_ns, self._checked_s = info.mtime_ns, now_s
+        _require_same_time(self._mtime_ns, mtime_ns, self._place)
+
+    def _find(self, row: int) -> bytes | None:
+        if not self._window or row < self._window[0][0]:
+            self._start_at(row)
+        while True:
+            for first, values in self._window:
+                if first <= row < first + len(values):
+                    value: bytes | None = values[row - first].as_py()
+                    return value
+            try:
+                first, batch = next(self._batches)
+            except StopIteration:
+                self._window = []
+                raise ChangedError(f"{self._wanted.file}: has no row {row}") from None
+            self._window = [*self._window[-1:], (first, column_of(batch, self._wanted.name))]
+
+    def _start_at(self, row: int) -> None:
+        self._window = []
+        if self._wanted.kind == "arrow":
+            self._batches = open_arrow(self._place)
+        else:
+            self._batches = open_parquet(self._place, [self._wanted.name], first_row=row)
+
+
+class _Tables:
+    """The tables that this process reads from, the last few of them kept open."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._open: OrderedDict[tuple[str, str], _Rows] = OrderedDict()
+
+    def rows(self, wanted: PictureUri) -> _Rows:
+        """The column that a picture lies in."""
+        key = (wanted.file, wanted.name)
+        with self._lock:
+            if key not in self._open:
+                self._open[key] = _Rows(wanted)
+                if len(self._open) > MAX_OPEN:
+                    self._open.popitem(last=False)
+            self._open.move_to_end(key)
+            return self._open[key]
+
+
+_TABLES = _Tables()

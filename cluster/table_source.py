@@ -1,0 +1,259 @@
+"""Pictures in the rows of tables: Parquet files, and Hugging Face datasets on disk.
+
+A picture is a column of bytes, or of structs ``{bytes, path}`` as Hugging Face stores them; where
+such a row has a path alone, the picture is that file. Class numbers become class names.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from cluster.columns import Column, carried_type
+from cluster.file_source import rows_of, stand_alone
+from cluster.file_walk import File, walk
+from cluster.picture_bytes import BATCH_ROWS, column_of, open_arrow, open_parquet
+from cluster.picture_uri import PictureUri, Place
+from cluster.sources import Container, Ledger, Listed, Request
+
+__all__ = ["HuggingFaceSource", "ParquetSource"]
+
+logger = logging.getLogger(__name__)
+
+NAMES = ["image", "img", "picture", "photo", "jpg", "jpeg", "png", "webp", "bytes", "image_bytes"]
+MAX_JSON_BYTES = 64 << 20
+
+
+class _Table(NamedTuple):
+    """A file of rows, and what every row of it shares."""
+
+    file: File
+    split: str | None = None
+
+
+class _TableSource:
+    """What tables of both formats share.
+
+    Args:
+        request: what is asked for.
+        kind: how the files are read.
+        class_names: for columns of class numbers.
+    """
+
+    def __init__(
+        self, request: Request, kind: Any, class_names: dict[str, list[str]] | None = None
+    ) -> None:
+        self.skipped: list[str] = []
+        self._request, self._kind = request, kind
+        self._names = class_names or {}
+        first = self._first_batch()
+        self._picture = request.picture_column or self._recognised(first.schema)
+        picture = column_of(first, self._picture)
+        self._is_struct = pa.types.is_struct(picture.type)
+        if not _is_picture(picture.type):
+            raise ValueError(
+                f"picture_column {self._picture!r}: {picture.type} holds no pictures. Allowed are "
+                "bytes and structs of bytes and path. Give another of "
+                f"{', '.join(first.schema.names)}."
+            )
+        if request.labels == "folder":
+            raise ValueError(
+                "labels 'folder': the rows of a table lie in no folder. Give a column of "
+                f"{', '.join(first.schema.names)}, or none."
+            )
+        names = [column.source for column in request.columns]
+        names += [request.labels] if request.labels != "none" else []
+        for name in names:
+            column_of(first, name)
+        self._wanted = [self._picture, *(name for name in names if name != "split")]
+        self.fields: tuple[pa.Field, ...] = tuple(
+            pa.field(column.name, self._type(first, column)) for column in request.columns
+        )
+
+    def listed(self, ledger: Ledger) -> Iterator[Listed]:
+        """All rows, file by file."""
+        place = self._request.place
+        for table in self._tables():
+            file = table.file
+            container = Container(place.uri(file.path), file.bytes or 0, file.mtime_ns)
+            if ledger.is_unchanged(container):
+                continue
+            try:
+                yield from self._rows(table, container)
+            except (OSError, pa.ArrowException, ValueError) as error:
+                logger.warning("%s: not read to its end (%s)", file.path, error)
+                self.skipped.append(file.path)
+            else:
+                ledger.has_read(container)
+
+    def _rows(self, table: _Table, container: Container) -> Iterator[Listed]:
+        place = self._request.place._replace(path=table.file.path)
+        name = f"{self._picture}.bytes" if self._is_struct else self._picture
+        for first, raw in self._batches(place, self._wanted):
+            batch = self._named(raw, table)
+            facts = rows_of(batch, self._request, self.fields)
+            pictures = column_of(batch, name).to_pylist()
+            beside = self._beside(batch, pictures, place)
+            for position, (data, fact) in enumerate(zip(pictures, facts, strict=True)):
+                uri = PictureUri(container.uri, self._kind, first + position, 0, name)
+                row = Listed(str(uri), len(data or b""), container.mtime_ns, data=data or b"")
+                yield beside.get(position, row)._replace(label=fact[0], values=fact[1:])
+
+    def _beside(
+        self, batch: pa.RecordBatch, pictures: list[bytes | None], place: Place
+    ) -> dict[int, Listed]:
+        """Pictures that are files of their own, by position: rows with a path in place of bytes."""
+        if not self._is_struct or None not in pictures:
+            return {}
+        paths = column_of(batch, f"{self._picture}.path").to_pylist()
+        alone = [
+            i
+            for i, (data, path) in enumerate(zip(pictures, paths, strict=True))
+            if not data and path
+        ]
+        return dict(zip(alone, stand_alone([paths[i] for i in alone], place), strict=True))
+
+    def _named(self, batch: pa.RecordBatch, table: _Table) -> pa.RecordBatch:
+        """The batch with class numbers replaced by their names, and its split as a column."""
+        for column, names in self._names.items():
+            if column in batch.schema.names:
+                numbers = batch.column(column)
+                known = pc.if_else(
+                    pc.and_(pc.greater_equal(numbers, 0), pc.less(numbers, len(names))),
+                    numbers,
+                    None,
+                )
+                values = pc.take(pa.array(names, pa.string()), known)
+                batch = batch.set_column(batch.schema.names.index(column), column, values)
+        if table.split is not None and "split" not in batch.schema.names:
+            batch = batch.append_column("split", pa.array([table.split] * len(batch), pa.string()))
+        return batch
+
+    def _first_batch(self) -> pa.RecordBatch:
+        place = self._request.place
+        for table in self._tables():
+            for _, batch in self._batches(place._replace(path=table.file.path), None):
+                return self._named(batch, table)
+        raise ValueError(
+            f"{place.path}: no rows in here. Give a folder with Parquet files, or a dataset that "
+            "was saved by save_to_disk."
+        )
+
+    def _type(self, first: pa.RecordBatch, column: Column) -> pa.DataType:
+        return carried_type(column, column_of(first, column.source).type)
+
+    def _recognised(self, schema: pa.Schema) -> str:
+        fit = [field.name for field in schema if _is_picture(field.type)]
+        named = [name for name in fit if name.lower() in NAMES]
+        for names in (named, fit):
+            if len(names) == 1:
+                return str(names[0])
+        raise ValueError(
+            f"{self._request.place.path}: {len(fit)} of its columns hold bytes, out of "
+            f"{', '.join(schema.names)}. Say which has the pictures by --picture-column; if one "
+            "has their paths, scan the Parquet file with --source-kind list."
+        )
+
+    def _batches(
+        self, place: Place, columns: list[str] | None
+    ) -> Iterator[tuple[int, pa.RecordBatch]]:
+        if self._kind == "parquet":
+            return open_parquet(place, columns)
+        return _small(open_arrow(place))
+
+    def _tables(self) -> Iterator[_Table]:
+        raise NotImplementedError
+
+
+def _small(
+    batches: Iterator[tuple[int, pa.RecordBatch]],
+) -> Iterator[tuple[int, pa.RecordBatch]]:
+    """The same cut into batches of few rows."""
+    for first, batch in batches:
+        for start in range(0, len(batch), BATCH_ROWS):
+            yield first + start, batch.slice(start, BATCH_ROWS)
+
+
+def _is_picture(kind: pa.DataType) -> bool:
+    if pa.types.is_struct(kind):
+        names = [field.name for field in kind]
+        return "bytes" in names and _is_picture(kind.field("bytes").type)
+    return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
+
+
+class ParquetSource(_TableSource):
+    """Rows of the Parquet files of a folder, sub-folders included, or of one file."""
+
+    def __init__(self, request: Request) -> None:
+        super().__init__(request, "parquet")
+
+    def _tables(self) -> Iterator[_Table]:
+        for file in walk(self._request.place, frozenset([".parquet"]), self.skipped):
+            yield _Table(file)
+
+
+class HuggingFaceSource(_TableSource):
+    """A dataset that Hugging Face's ``save_to_disk`` wrote, or several splits of one.
+
+    Raises:
+        ValueError: no such dataset, or one that is a selection of the rows in its files.
+    """
+
+    def __init__(self, request: Request) -> None:
+        features: dict[str, Any] = {}
+        self._request = request
+        for _, place in self._splits():
+            features |= _json(place, "dataset_info.json").get("features") or {}
+        pictures = [
+            name
+            for name, kind in features.items()
+            if isinstance(kind, dict) and kind.get("_type") == "Image"
+        ]
+        if request.picture_column is None and len(pictures) == 1:
+            request = Request(request.place, request.labels, request.columns, pictures[0])
+        names = {
+            name: list(kind["names"])
+            for name, kind in features.items()
+            if isinstance(kind, dict) and kind.get("_type") == "ClassLabel" and kind.get("names")
+        }
+        super().__init__(request, "arrow", names)
+
+    def _splits(self) -> Iterator[tuple[str | None, Place]]:
+        place = self._request.place
+        splits = _json(place, "dataset_dict.json").get("splits")
+        if splits is None:
+            yield None, place
+        for split in splits or ():
+            yield split, place._replace(path=f"{place.path}/{split}")
+
+    def _tables(self) -> Iterator[_Table]:
+        for split, place in self._splits():
+            state = _json(place, "state.json")
+            if state.get("_indices_data_files"):
+                raise ValueError(
+                    f"{place.path}: holds a selection of the rows in its files. Save it once more "
+                    "after flatten_indices()."
+                )
+            for entry in state.get("_data_files", ()):
+                info = place.fs.get_file_info(f"{place.path}/{entry['filename']}")
+                yield _Table(File(info.path, info.size, info.mtime_ns), split)
+
+
+def _json(place: Place, name: str) -> dict[str, Any]:
+    """A JSON object of the dataset; empty when the file is not there."""
+    path = f"{place.path}/{name}"
+    if not place.fs.get_file_info(path).is_file:
+        return {}
+    with place.fs.open_input_stream(path) as stream:
+        content = stream.read(MAX_JSON_BYTES)
+    try:
+        return dict(json.loads(content))
+    except (ValueError, TypeError) as error:
+        raise ValueError(
+            f"{path}: no JSON object ({error}). Save the dataset again with save_to_disk."
+        ) from error

@@ -1,0 +1,139 @@
+"""Lists of files: text, CSV and Parquet, their labels and typed columns."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+
+@pytest.fixture
+def folder(tmp_path: Path, make_png: Any) -> Path:
+    for position in range(4):
+        path = tmp_path / "in" / "ab"[position % 2] / f"{position}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(make_png(position))
+    return tmp_path / "in"
+
+
+CSV = """path,class,views,score,seen,fine,note
+a/0.png,cat,3,0.5,2024-01-02,true,"one, two"
+b/1.png,dog,,1,2024-01-02T03:04:05+02:00,false,
+a/2.png,,7,-2.5,,true,"three
+lines"
+"""
+
+
+def test_a_list_of_paths_is_read_line_by_line(folder: Path, scan_here: Any) -> None:
+    text = f"a/0.png\n\n{folder}/b/1.png\n{(folder / 'a' / '2.png').as_uri()}\nb/gone, really.png\n"
+    (folder / "list.txt").write_text(text)
+    report, catalog = scan_here(folder / "list.txt", labels="folder")
+    assert report["source_kind"] == "list"
+    rows = catalog.rows([0, 1, 2, 3])
+    assert [row.uri for row in rows[:3]] == [f"{folder}/{n}.png" for n in ("a/0", "b/1", "a/2")]
+    assert [row.label for row in rows] == ["a", "b", "a", "b"]
+    assert [row.status for row in rows] == ["ok", "ok", "ok", "unreadable"]
+
+
+def test_a_csv_carries_labels_and_columns_of_five_types(folder: Path, scan_here: Any) -> None:
+    (folder / "list.csv").write_text(CSV)
+    columns = "views,score,seen,fine,remark=note"
+    report, catalog = scan_here(folder / "list.csv", labels="class", columns=columns)
+    assert report["pictures"] == {"total": 3, "ok": 3}
+    assert [
+        str(catalog.table.schema.field(name).type) for name in catalog.table.schema.names[11:]
+    ] == [
+        "int64",
+        "double",
+        "timestamp[us, tz=UTC]",
+        "bool",
+        "string",
+    ]
+    first, second, third = catalog.rows([0, 1, 2])
+    assert (first.label, second.label, third.label) == ("cat", "dog", None)
+    assert first.metadata == {
+        "views": 3,
+        "score": 0.5,
+        "seen": datetime(2024, 1, 2, tzinfo=UTC),
+        "fine": True,
+        "remark": "one, two",
+    }
+    assert second.metadata["seen"] == datetime(2024, 1, 2, 1, 4, 5, tzinfo=UTC)
+    assert (second.metadata["views"], second.metadata["remark"]) == (None, None)
+    assert third.metadata["remark"] == "three\nlines"
+
+
+def test_a_type_may_be_given_and_stays_for_the_corpus_life(folder: Path, scan_here: Any) -> None:
+    (folder / "list.csv").write_text("file,code\na/0.png,007\n")
+    _, catalog = scan_here(folder / "list.csv", columns="code:string")
+    assert catalog.rows([0])[0].metadata == {"code": "007"}
+    (folder / "list.csv").write_text("file,code\na/0.png,007\nb/1.png,8\n")
+    _, catalog = scan_here(folder / "list.csv", columns="code")
+    assert catalog.rows([1])[0].metadata == {"code": "8"}
+    with pytest.raises(ValueError, match=r"'code' is of type string, not int.*code_int=code:int"):
+        scan_here(folder / "list.csv", columns="code:int")
+
+
+def test_a_list_that_changed_keeps_the_ids_of_files_that_did_not(
+    folder: Path, scan_here: Any, make_png: Any
+) -> None:
+    (folder / "list.csv").write_text("path,n\na/0.png,1\nb/1.png,2\na/2.png,3\na/0.png,9\n")
+    report, _ = scan_here(folder / "list.csv", columns="n")
+    assert report["num_listed_twice"] == 1
+    (folder / "b" / "1.png").write_bytes(make_png(9) + b" ")
+    (folder / "list.csv").write_text("path,n\nb/3.png,4\na/2.png,-3\nb/1.png,2\n")
+    report, catalog = scan_here(folder / "list.csv", columns="n")
+    tally = {"new": 1, "changed": 2, "returned": 0, "unchanged": 0, "vanished": 1}
+    assert report["since_last_scan"] == tally
+    now = {row.name: (row.id, row.metadata["n"]) for row in catalog.by_uri()}
+    assert now == {"3.png": (3, 4), "2.png": (2, -3), "1.png": (4, 2)}
+    assert [row.status for row in catalog.rows([0, 1])] == ["vanished", "replaced"]
+
+
+def test_columns_may_join_a_corpus_later(folder: Path, scan_here: Any) -> None:
+    (folder / "list.csv").write_text("path,n\na/0.png,1\nb/1.png,2\n")
+    _, before = scan_here(folder / "list.csv")
+    report, after = scan_here(folder / "list.csv", columns="n")
+    assert report["since_last_scan"]["changed"] == 2
+    assert after.table["n"].to_pylist() == [1, 2]
+    assert after.uid == before.uid
+
+
+def test_a_parquet_of_paths_is_a_list_when_said_so(folder: Path, scan_here: Any) -> None:
+    table = pa.table({"url": ["a/0.png", "b/1.png"], "when": [datetime(2024, 5, 1), None]})
+    pq.write_table(table, folder / "list.parquet")
+    with pytest.raises(ValueError, match="--source-kind list"):
+        scan_here(folder / "list.parquet")
+    _, catalog = scan_here(folder / "list.parquet", source_kind="list", columns="when")
+    assert catalog.rows([0])[0].metadata == {"when": datetime(2024, 5, 1, tzinfo=UTC)}
+
+
+@pytest.mark.parametrize(
+    ("text", "options", "message"),
+    [
+        ("name,n\na/0.png,1\n", {}, "--picture-column"),
+        ("path,url\na/0.png,1\n", {}, "several could name the pictures"),
+        ("path,n\na/0.png,1\n", {"columns": "m"}, "column 'm': not there"),
+        ("path,n\na/0.png,1\n", {"labels": "m"}, "column 'm': not there"),
+        ("path,n\na/0.png,1,2\n", {}, "no list that can be read"),
+        ("path,n\n", {}, "names no picture"),
+        ("", {}, "no list that can be read"),
+    ],
+)
+def test_lists_that_cannot_be_read_say_what_to_do(
+    folder: Path, scan_here: Any, text: str, options: dict[str, str], message: str
+) -> None:
+    (folder / "list.csv").write_text(text)
+    with pytest.raises(ValueError, match=message):
+        scan_here(folder / "list.csv", **options)
+
+
+def test_a_folder_of_pictures_has_no_columns(folder: Path, scan_here: Any) -> None:
+    with pytest.raises(ValueError, match="a folder of pictures has no columns"):
+        scan_here(folder, columns="views")
+    with pytest.raises(ValueError, match="column 'views'"):
+        scan_here(folder, labels="views")

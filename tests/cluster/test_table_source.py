@@ -1,0 +1,212 @@
+"""Pictures in rows: Parquet files, and datasets that Hugging Face saved."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from cluster.catalog import Catalog
+from cluster.shards import read_picture
+
+IMAGE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+
+
+def tally(**counts: int) -> dict[str, int]:
+    names = ("new", "changed", "returned", "unchanged", "vanished")
+    return {**dict.fromkeys(names, 0), **counts}
+
+
+def contents(catalog: Catalog) -> dict[int, bytes]:
+    """What is read back of every picture that is there, through its URI alone."""
+    return {row.id: read_picture(row).data for row in catalog.by_uri()}
+
+
+def write_parquet(path: Path, pictures: list[bytes | None], **columns: Any) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    table = pa.table({"image": pa.array(pictures, pa.binary()), **columns})
+    pq.write_table(table, path, row_group_size=7)
+    return path
+
+
+def save_dataset(
+    folder: Path, pictures: list[Any], labels: list[int], features: dict[str, Any] | None = None
+) -> Path:
+    """What ``datasets.Dataset.save_to_disk`` writes, in two files of several batches."""
+    folder.mkdir(parents=True)
+    table = pa.table({"image": pa.array(pictures, IMAGE), "label": labels})
+    half = len(table) // 2
+    names = [f"data-0000{i}-of-00002.arrow" for i in range(2)]
+    for name, part in zip(names, (table.slice(0, half), table.slice(half)), strict=True):
+        with (
+            pa.OSFile(str(folder / name), "wb") as sink,
+            pa.ipc.new_stream(sink, table.schema) as writer,
+        ):
+            writer.write_table(part, max_chunksize=4)
+    described = features or {
+        "image": {"_type": "Image"},
+        "label": {"names": ["cat", "dog"], "_type": "ClassLabel"},
+    }
+    (folder / "dataset_info.json").write_text(json.dumps({"features": described}))
+    files = [{"filename": name} for name in names]
+    (folder / "state.json").write_text(json.dumps({"_data_files": files}))
+    return folder
+
+
+def test_rows_of_parquet_files_are_pictures_with_their_columns(
+    tmp_path: Path, scan_here: Any, make_png: Any
+) -> None:
+    pictures = [make_png(seed) for seed in range(20)]
+    kinds = pa.array(["a", "b"] * 10).dictionary_encode()
+    write_parquet(tmp_path / "in" / "x.parquet", pictures[:10], kind=kinds[:10], n=range(10))
+    write_parquet(tmp_path / "in" / "y.parquet", pictures[10:], kind=kinds[10:], n=range(10, 20))
+    report, catalog = scan_here(tmp_path / "in", labels="kind", columns="n")
+    assert (report["source_kind"], report["pictures"]) == ("parquet", {"total": 20, "ok": 20})
+    assert contents(catalog) == dict(enumerate(pictures))
+    rows = catalog.rows(np.arange(20))
+    assert [row.metadata["n"] for row in rows] == list(range(20))
+    assert [row.label for row in rows] == ["a", "b"] * 10
+    assert rows[13].name == "y.parquet row 3"
+
+
+@pytest.mark.parametrize("order", ["backwards", "random"])
+def test_rows_are_read_right_in_any_order(
+    tmp_path: Path, scan_here: Any, make_png: Any, order: str
+) -> None:
+    pictures = [make_png(seed) for seed in range(90)]
+    _, catalog = scan_here(write_parquet(tmp_path / "x.parquet", pictures))
+    ids = np.arange(90)[::-1] if order == "backwards" else np.random.default_rng(0).permutation(90)
+    assert [read_picture(row).data for row in catalog.rows(ids)] == [pictures[i] for i in ids]
+
+
+def test_a_null_or_broken_picture_gets_a_status_and_stops_nothing(
+    tmp_path: Path, scan_here: Any, make_png: Any
+) -> None:
+    pictures = [make_png(0), None, b"", b"words", make_png(4)]
+    _, catalog = scan_here(write_parquet(tmp_path / "x.parquet", pictures))
+    statuses = [row.status for row in catalog.rows(np.arange(5))]
+    assert statuses == ["ok", "empty", "empty", "unreadable", "ok"]
+
+
+def test_unchanged_containers_are_not_read_again_and_new_ones_are(
+    tmp_path: Path, scan_here: Any, make_png: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "in"
+    write_parquet(folder / "x.parquet", [make_png(seed) for seed in range(3)])
+    scan_here(folder)
+    opened: list[str] = []
+    from cluster import table_source
+
+    reading = table_source.open_parquet
+
+    def noted(place: Any, columns: Any) -> Any:
+        opened.append(Path(place.path).name)
+        return reading(place, columns)
+
+    monkeypatch.setattr(table_source, "open_parquet", noted)
+    write_parquet(folder / "y.parquet", [make_png(9)])
+    report, catalog = scan_here(folder)
+    # Once x for its columns; its rows are not read.
+    assert opened == ["x.parquet", "y.parquet"]
+    assert report["since_last_scan"] == tally(new=1, unchanged=3)
+    report, again = scan_here(folder)
+    assert again.door == catalog.door
+    (folder / "x.parquet").unlink()
+    report, catalog = scan_here(folder, allow_vanished=True)
+    assert report["since_last_scan"] == tally(unchanged=1, vanished=3)
+
+
+def test_a_container_that_was_written_anew_keeps_the_ids_of_equal_pictures(
+    tmp_path: Path, scan_here: Any, make_png: Any
+) -> None:
+    pictures = [make_png(seed) for seed in range(4)]
+    path = write_parquet(tmp_path / "x.parquet", pictures)
+    _, before = scan_here(path)
+    write_parquet(path, [*pictures[:2], make_png(7), pictures[3], make_png(8)])
+    os.utime(path, ns=(1, 10**18))
+    assert read_picture(before.rows([0])[0]).status == "changed"
+    report, after = scan_here(path)
+    assert report["since_last_scan"] == tally(new=1, changed=1, unchanged=3)
+    assert contents(after) == {0: pictures[0], 1: pictures[1], 3: pictures[3]} | {
+        4: make_png(7),
+        5: make_png(8),
+    }
+
+
+def test_a_container_that_is_cut_short_keeps_what_is_known_of_it(
+    tmp_path: Path, scan_here: Any, make_png: Any
+) -> None:
+    folder = tmp_path / "in"
+    path = write_parquet(folder / "x.parquet", [make_png(seed) for seed in range(3)])
+    write_parquet(folder / "a.parquet", [make_png(7)])
+    scan_here(folder)
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-30])
+    report, catalog = scan_here(folder)
+    assert report["skipped_folders"] == [str(path)]
+    assert report["since_last_scan"] == tally(unchanged=1)
+    assert catalog.counts() == {"ok": 4}
+    path.write_bytes(whole)
+    report, catalog = scan_here(folder)
+    assert report["since_last_scan"] == tally(unchanged=4)
+    assert {read_picture(row).status for row in catalog.by_uri()} == {"ok"}
+
+
+def test_a_saved_dataset_gives_pictures_and_the_names_of_classes(
+    tmp_path: Path, scan_here: Any, make_png: Any
+) -> None:
+    pictures = [make_png(seed) for seed in range(21)]
+    (tmp_path / "own.png").write_bytes(make_png(99))
+    stored = [{"bytes": data, "path": None} for data in pictures]
+    stored[5] = {"bytes": None, "path": str(tmp_path / "own.png")}
+    labels = [i % 2 for i in range(20)] + [-1]
+    report, catalog = scan_here(
+        save_dataset(tmp_path / "set", stored, labels), labels="label", columns="again=label"
+    )
+    assert (report["source_kind"], report["pictures"]["ok"]) == ("huggingface", 21)
+    assert contents(catalog) == dict(enumerate(pictures)) | {5: make_png(99)}
+    rows = catalog.rows(np.arange(21))
+    assert [row.label for row in rows] == ["cat", "dog"] * 10 + [None]
+    assert rows[1].metadata == {"again": "dog"}
+    assert rows[5].uri == str(tmp_path / "own.png")
+
+
+def test_splits_of_a_dataset_are_told_apart(tmp_path: Path, scan_here: Any, make_png: Any) -> None:
+    whole = tmp_path / "set"
+    for split, seed in (("train", 0), ("test", 10)):
+        stored = [{"bytes": make_png(seed + i), "path": None} for i in range(4)]
+        save_dataset(whole / split, stored, [0, 1, 0, 1])
+    (whole / "dataset_dict.json").write_text('{"splits": ["train", "test"]}')
+    _, catalog = scan_here(whole, columns="split")
+    assert catalog.table["split"].to_pylist() == ["train"] * 4 + ["test"] * 4
+    assert contents(catalog)[4] == make_png(10)
+
+
+def test_a_selection_of_rows_is_refused(tmp_path: Path, scan_here: Any, make_png: Any) -> None:
+    folder = save_dataset(tmp_path / "set", [{"bytes": make_png(0), "path": None}] * 4, [0] * 4)
+    state = json.loads((folder / "state.json").read_text())
+    state["_indices_data_files"] = [{"filename": "indices.arrow"}]
+    (folder / "state.json").write_text(json.dumps(state))
+    with pytest.raises(ValueError, match=r"flatten_indices\(\)"):
+        scan_here(folder)
+
+
+def test_columns_that_are_not_there_or_hold_no_pictures_are_refused(
+    tmp_path: Path, scan_here: Any, make_png: Any
+) -> None:
+    path = write_parquet(tmp_path / "x.parquet", [make_png(0)], n=[1], other=[b"x"], tags=[["a"]])
+    for options, message in (
+        ({"labels": "kind"}, "column 'kind': not there"),
+        ({"labels": "folder"}, "rows of a table lie in no folder"),
+        ({"columns": "tags"}, "cannot be carried along"),
+        ({"picture_column": "n"}, "int64 holds no pictures"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            scan_here(path, **options)
+    assert scan_here(path)[0]["pictures"]["ok"] == 1

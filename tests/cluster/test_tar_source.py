@@ -1,0 +1,152 @@
+"""Tars as WebDataset makes them."""
+
+from __future__ import annotations
+
+import io
+import os
+import tarfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from cluster.catalog import Catalog
+from cluster.picture_uri import PictureUri
+from cluster.shards import read_picture
+
+
+def write_tar(path: Path, members: dict[str, bytes | str]) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(path, "w") as tar:
+        for name, content in members.items():
+            data = content.encode() if isinstance(content, str) else content
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            tar.addfile(info, io.BytesIO(data))
+    return path
+
+
+def contents(catalog: Catalog) -> dict[str, bytes]:
+    return {row.name: read_picture(row).data for row in catalog.by_uri()}
+
+
+def tally(**counts: int) -> dict[str, int]:
+    names = ("new", "changed", "returned", "unchanged", "vanished")
+    return {**dict.fromkeys(names, 0), **counts}
+
+
+@pytest.fixture
+def members(make_png: Any) -> dict[str, bytes | str]:
+    found: dict[str, bytes | str] = {}
+    for i in range(5):
+        key = f"x/ä{i}"
+        found[f"{key}.png"] = make_png(i)
+        found[f"{key}.cls"] = str(i % 2)
+        found[f"{key}.json"] = f'{{"n": {i}, "score": {i / 2 if i else 0}, "who": "w{i}"}}'
+        found[f"{key}.txt"] = f"a caption, {i}\n"
+    return found
+
+
+def test_members_are_pictures_and_what_lies_beside_them_is_metadata(
+    tmp_path: Path, scan_here: Any, members: dict[str, bytes | str]
+) -> None:
+    write_tar(tmp_path / "in" / "0.tar", members)
+    report, catalog = scan_here(
+        tmp_path / "in", labels="cls", columns="n,score,caption=txt,when=who:timestamp"
+    )
+    assert (report["source_kind"], report["pictures"]["ok"]) == ("tar", 5)
+    assert contents(catalog) == {
+        name[2:]: data for name, data in members.items() if name.endswith(".png")
+    }
+    row = catalog.rows([3])[0]
+    assert row.label == "1"
+    assert row.metadata == {"n": 3, "score": 1.5, "caption": "a caption, 3", "when": None}
+    assert catalog.table.schema.field("score").type == "float64"
+
+
+def test_a_picture_is_one_piece_of_its_tar(
+    tmp_path: Path, scan_here: Any, members: dict[str, bytes | str]
+) -> None:
+    path = write_tar(tmp_path / "a b.tar", members)
+    _, catalog = scan_here(path)
+    place = PictureUri.parse(catalog.rows([2])[0].uri)
+    whole = path.read_bytes()
+    assert whole[place.start : place.start + place.size] == members["x/ä2.png"]
+
+
+def test_a_tar_of_folders_gives_labels_by_folder(
+    tmp_path: Path, scan_here: Any, make_png: Any
+) -> None:
+    path = write_tar(tmp_path / "a.tar", {"cat/1.png": make_png(1), "d/dog/2.png": make_png(2)})
+    _, catalog = scan_here(path, labels="folder")
+    assert catalog.table["label"].to_pylist() == ["cat", "dog"]
+
+
+def test_a_tar_that_was_written_anew_keeps_ids_by_name_and_content(
+    tmp_path: Path, scan_here: Any, make_png: Any
+) -> None:
+    path = write_tar(tmp_path / "a.tar", {f"{i}.png": make_png(i) for i in range(4)})
+    _, before = scan_here(path)
+    os.utime(path, ns=(1, 1))
+    write_tar(
+        path,
+        {"new.png": make_png(9), "2.png": make_png(2), "1.png": make_png(8), "0.png": make_png(0)},
+    )
+    assert read_picture(before.rows([0])[0]).status == "changed"
+    report, after = scan_here(path)
+    assert report["since_last_scan"] == tally(new=1, changed=1, unchanged=2, vanished=1)
+    ids = {row.name: row.id for row in after.by_uri()}
+    assert (ids["0.png"], ids["2.png"]) == (0, 2)
+    assert contents(after)["1.png"] == make_png(8)
+    assert {row.name: read_picture(row).status for row in after.by_uri()} == dict.fromkeys(
+        ids, "ok"
+    )
+
+
+def test_a_tar_that_is_cut_short_keeps_what_is_known_of_it(
+    tmp_path: Path, scan_here: Any, make_png: Any
+) -> None:
+    path = write_tar(tmp_path / "a.tar", {f"{i}.png": make_png(i) for i in range(4)})
+    whole = path.read_bytes()
+    scan_here(path)
+    third = PictureUri.parse(scan_here(path)[1].rows([2])[0].uri)
+    for end in (third.start + 20, third.start - 200, third.start - 512):
+        path.write_bytes(whole[:end])
+        report, catalog = scan_here(path)
+        assert report["skipped_folders"] == [str(path)]
+        assert report["since_last_scan"] == tally(unchanged=2)
+        assert catalog.counts() == {"ok": 4}
+    path.write_bytes(whole)
+    assert scan_here(path)[0]["since_last_scan"] == tally(unchanged=4)
+
+
+def test_a_column_that_no_sample_has_is_refused_with_those_there_are(
+    tmp_path: Path, scan_here: Any, members: dict[str, bytes | str]
+) -> None:
+    path = write_tar(tmp_path / "a.tar", members)
+    with pytest.raises(ValueError, match=r"'colour'.*cls, n, score, txt, who"):
+        scan_here(path, columns="colour")
+
+
+def test_broken_members_and_odd_names_stop_nothing(
+    tmp_path: Path, scan_here: Any, make_png: Any
+) -> None:
+    odd = {
+        "./a#b&c=d.png": make_png(0),
+        "x/100%.png": make_png(1),
+        "broken.png": b"words",
+        "empty.png": b"",
+        "broken.json": "{",
+        "._hidden.png": b"",
+        "notes.md": "not looked at",
+    }
+    _, catalog = scan_here(write_tar(tmp_path / "a.tar", odd))
+    found = {row.name: row.status for row in catalog.rows(np.arange(4))}
+    assert found == {
+        "a#b&c=d.png": "ok",
+        "100%.png": "ok",
+        "broken.png": "unreadable",
+        "empty.png": "empty",
+    }
+    assert contents(catalog)["a#b&c=d.png"] == make_png(0)
