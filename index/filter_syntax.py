@@ -217,8 +217,8 @@ class _Parser:
     def _now(self) -> _Token:
         return self._tokens[self._place]
 
-    def _fail(self, problem: str, token: _Token | None = None) -> NoReturn:
-        raise FilterError.at(self._text, (token or self._now).start, problem)
+    def _fail(self, problem: str) -> NoReturn:
+        raise FilterError.at(self._text, self._now.start, problem)
 
     def _advance(self) -> _Token:
         token = self._now
@@ -239,9 +239,7 @@ class _Parser:
         self._place += 1
         return True
 
-    def _several(
-        self, keyword: str, part: Callable[[], Node], join: type[And] | type[Or]
-    ) -> Node:
+    def _several(self, keyword: str, part: Callable[[], Node], join: type[And] | type[Or]) -> Node:
         parts = [part()]
         while self._keyword(keyword):
             parts.append(part())
@@ -319,8 +317,9 @@ class _Parser:
             return Value(token.text[1:-1].replace(2 * quote, quote), token.start)
         if token.kind == "word" and token.text.lower() in ("true", "false"):
             return Value(token.text.lower() == "true", token.start)
-        self._fail(
+        raise FilterError.at(
+            self._text,
+            token.start,
             "expected a value: a number, text in quotes, true or false. Null is tested with "
             "is null.",
-            token,
         )

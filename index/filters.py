@@ -184,7 +184,9 @@ class _Compiler:
             self._fail(given, wrong + "expected true or false.")
         if pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_decimal(kind):
             if not isinstance(value, str | bool):
-                return self._number(given, value, whole=pa.types.is_integer(kind) and kind != pa.uint64())
+                return self._number(
+                    given, value, whole=pa.types.is_integer(kind) and kind != pa.uint64()
+                )
             self._fail(given, wrong + "expected a number, without quotes.")
         if _is_text(kind):
             if isinstance(value, str):

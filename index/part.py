@@ -8,7 +8,7 @@ Shapes: Q queries, N rows, D embedding, K results a query.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,8 @@ from index.vectors import Floats, Ids
 __all__ = ["Part", "train_template"]
 
 faiss: Any = faiss_library  # its type stubs know neither index attributes nor search parameters
+
+NO_IDS = np.empty(0, np.int64)
 
 
 def train_template(recipe: Recipe, dim: int, sample_ND: Floats, *, seed: int) -> Any:
@@ -78,14 +80,26 @@ class Part:
         faiss.write_index(self._faiss, path)
 
     def search(
-        self, queries_QD: Floats, k: int, *, nprobe: int, exclude: Ids | None = None
+        self,
+        queries_QD: Floats,
+        k: int,
+        *,
+        nprobe: int,
+        exclude: Ids | None = None,
+        selector: Any = None,
     ) -> tuple[Floats, Ids]:
         """Nearest rows in the lists visited: inner products [Q, K] and ids [Q, K], -1 for none.
 
         Parameters travel with the call; nothing of the index is set, so threads cannot disturb
         each other.
+
+        Args:
+            queries_QD: unit vectors float32, C-contiguous.
+            k: results a query, fewer if there are fewer rows.
+            nprobe: lists to visit.
+            exclude: ids that are no results.
+            selector: FAISS's selector of the ids that may be results, instead of ``exclude``.
         """
-        selector = None
         if exclude is not None and len(exclude):
             batch = faiss.IDSelectorBatch(exclude)
             selector = faiss.IDSelectorNot(batch)
@@ -95,6 +109,40 @@ class Part:
             parameters = faiss.SearchParameters(sel=selector)
         scores, ids = self._faiss.search(queries_QD, min(k, self.num_rows), params=parameters)
         return scores, ids
+
+    def search_lists(
+        self, queries_QD: Floats, k: int, lists_QP: Ids, closeness_QP: Floats, selector: Any
+    ) -> tuple[Floats, Ids]:
+        """As `search`, in the lists named for each query; a list of -1 is none.
+
+        Args:
+            queries_QD: unit vectors float32, C-contiguous.
+            k: results a query.
+            lists_QP: int64 numbers of lists, C-contiguous.
+            closeness_QP: float32 inner products of the queries with these lists' centroids.
+            selector: FAISS's selector of the ids that may be results.
+        """
+        num_queries, nprobe = lists_QP.shape
+        scores = np.empty((num_queries, k), np.float32)
+        ids = np.empty((num_queries, k), np.int64)
+        parameters = faiss.SearchParametersIVF(sel=selector, nprobe=nprobe)
+        # FAISS's wrapper for arrays takes nprobe from the shared index, and no parameters.
+        arrays = (faiss.swig_ptr(a) for a in (lists_QP, closeness_QP, scores, ids))
+        self._faiss.search_preassigned_c(
+            num_queries, faiss.swig_ptr(queries_QD), k, *arrays, False, parameters
+        )
+        return scores, ids
+
+    def centroids(self) -> Floats | None:
+        """Centroids of the inverted lists, float32 [nlist, D]; None if there are none."""
+        return self._faiss.quantizer.reconstruct_n(0, self.nlist) if self._is_ivf else None
+
+    def ids_by_list(self) -> Iterator[Ids]:
+        """The ids in every inverted list."""
+        lists = self._faiss.invlists
+        for number in range(self.nlist):
+            size = int(lists.list_size(number))
+            yield faiss.rev_swig_ptr(lists.get_ids(number), size).copy() if size else NO_IDS
 
     def _num_stored(self) -> int:
         if not self._is_ivf:

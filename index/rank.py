@@ -85,9 +85,13 @@ class Ranker:
             nprobe = min(4 * nprobe, self.nlist)
             candidates[short] = self._candidates(queries[short], k + SPARE, nprobe, exclude)
             short = (candidates != NONE).sum(axis=1) < k
-        scores = self._cosines(queries, candidates)
-        order = np.lexsort((candidates, -scores), axis=-1)[:, :k]
-        return np.take_along_axis(candidates, order, 1), np.take_along_axis(scores, order, 1)
+        return self.rank(queries, candidates, k)
+
+    def rank(self, queries_QD: Floats, candidates_QM: Ids, k: int) -> tuple[Ids, Floats]:
+        """The k best of the candidates by exact cosine, equal ones by id; -1 and -inf are none."""
+        scores = self._cosines(queries_QD, candidates_QM)
+        order = np.lexsort((candidates_QM, -scores), axis=-1)[:, :k]
+        return np.take_along_axis(candidates_QM, order, 1), np.take_along_axis(scores, order, 1)
 
     def _candidates(self, queries: Floats, count: int, nprobe: int, exclude: Ids | None) -> Ids:
         found = [part.search(queries, count, nprobe=nprobe, exclude=exclude) for part in self.parts]

@@ -197,6 +197,14 @@ class VectorFile:
         """Ids and vectors of the rows from ``start`` to before ``stop``."""
         return self.ids[start:stop], self.gather(np.arange(start, min(stop, len(self.ids))))
 
+    def iter_rows(
+        self, rows_M: NDArray[np.intp], batch_rows: int = BATCH_ROWS
+    ) -> Iterator[tuple[Ids, Floats]]:
+        """Stream ids [n] and vectors float32 [n, D] of some rows, in their order."""
+        for start in range(0, len(rows_M), batch_rows):
+            rows = rows_M[start : start + batch_rows]
+            yield self.ids[rows], self.gather(rows)
+
     def iter_batches(self, batch_rows: int = BATCH_ROWS) -> Iterator[tuple[Ids, Floats]]:
         """Stream ids [n] and vectors float32 [n, D] with n <= batch_rows, in id order."""
         for ids, stored in self.iter_stored(batch_rows):

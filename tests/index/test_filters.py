@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import operator
 import re
@@ -37,6 +38,26 @@ SCHEMA = pa.schema(
     ]
 )
 TEXTS = ["", "cat", "dog", "Cat", "a%b", "it's", 'say "hi"', "new\nline", "beach_1", "ümlaut"]
+WORDS = (
+    "width",
+    "label",
+    "=",
+    "<",
+    "(",
+    ")",
+    ",",
+    "in",
+    "not",
+    "and",
+    "or",
+    "is",
+    "null",
+    "like",
+    "'x",
+    "'x'",
+    "3",
+    "`",
+)
 NUMBERS = [-3, 0, 2, 2.5, 10, 1e3]
 
 
@@ -155,16 +176,17 @@ def test_a_filter_selects_what_a_naive_evaluator_selects(tree: Naive, given_rows
     text=st.one_of(
         st.text(max_size=30),
         st.lists(
-            st.sampled_from("width label = < ( ) , in not and or is null like 'x 'x' 3 ` true".split()),
+            st.sampled_from(WORDS),
             max_size=12,
         ).map(" ".join),
     )
 )
 def test_any_text_is_a_filter_or_a_sentence_with_a_position(text: str) -> None:
-    try:
+    with contextlib.suppress(FilterError):
         compile_filter(text, SCHEMA)
-    except FilterError as error:
-        assert re.search(r"position \d+ \(", str(error))
+        return
+    with pytest.raises(FilterError, match=r"position \d+ \("):
+        compile_filter(text, SCHEMA)
 
 
 def test_and_binds_closer_than_or_and_not_closest() -> None:
