@@ -119,10 +119,11 @@ class Catalog:
 
     def rows(self, ids: np.ndarray | list[int]) -> list[CatalogRow]:
         """Rows of the given ids in their order; ``KeyError`` names an id that never was."""
-        taken = self.table.take(self._positions(ids)).to_pylist()
+        taken = self.table.take(self.positions(ids)).to_pylist()
         return [CatalogRow(**row) for row in taken]
 
-    def _positions(self, ids: np.ndarray | list[int]) -> np.ndarray:
+    def positions(self, ids: np.ndarray | list[int]) -> np.ndarray:
+        """Row numbers in ``table`` of the given ids, in their order; ``KeyError`` as `rows`."""
         wanted = np.asarray(ids, dtype=np.int64)
         positions = np.searchsorted(self._ids, wanted)
         known = positions < len(self._ids)
@@ -133,7 +134,7 @@ class Catalog:
 
     def labels(self, ids: np.ndarray) -> list[str | None]:
         """Source labels of the given ids in their order; ``KeyError`` as from `rows`."""
-        return cast("list[str | None]", self.table["label"].take(self._positions(ids)).to_pylist())
+        return cast("list[str | None]", self.table["label"].take(self.positions(ids)).to_pylist())
 
     def counts(self) -> dict[str, int]:
         """Number of pictures by status."""

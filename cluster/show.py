@@ -17,7 +17,8 @@ __all__ = ["show"]
 FLAGS = {
     "changed_since_index": "files in brackets are not those that were indexed. Embed and index "
     "again to search what is there now.",
-    "short": "the index holds no more pictures than these.",
+    "limited": "more pictures reach that score than can be ranked; those shown are the nearest.",
+    "short": "no more pictures than these may be results.",
 }
 
 
@@ -60,12 +61,17 @@ def _show_search(report: dict[str, Any], console: Console) -> None:
         table.add_column(title, justify=justify, overflow="fold")  # type: ignore[arg-type]
     for hit in report["hits"]:
         file = Text(hit["file"])
+        if hit.get("copies", 1) > 1:
+            file.append(f"  (+{hit['copies'] - 1} near-duplicates)", style="dim")
         if hit["status"] != "ok":
             file.append(f"  ({hit['status']})", style="yellow")
         table.add_row(str(hit["rank"]), f"{hit['score']:.3f}", str(hit["id"]), file)
     console.print(table)
     notes = f"{len(report['hits'])} pictures in {report['took_ms']:.0f} ms, {report['version']}"
     console.print(Text(notes, style="dim"))
+    if report["reaching"] is not None:
+        console.print(Text(f"{report['reaching']:,} pictures reach that score", style="dim"))
+    console.print(Text(report["guarantee"], style="dim"), soft_wrap=True)
     for flag in report["flags"]:
         console.print(Text(f"{flag}: {FLAGS[flag]}", style="yellow"), soft_wrap=True)
 

@@ -85,6 +85,15 @@ class DuplicateGroups:
             return ids
         return np.where(self.ids[places] == ids, self.groups[places], ids)
 
+    def sizes_of(self, ids: Ids) -> Ids:
+        """How many pictures the group of each has, itself included."""
+        names, counts = np.unique(self.groups, return_counts=True)
+        groups = self.group_of(ids)
+        places = np.minimum(np.searchsorted(names, groups), max(len(names) - 1, 0))
+        if not len(names):
+            return np.ones(len(ids), np.int64)
+        return np.where(names[places] == groups, counts[places], 1)
+
     def members(self, picture_id: int) -> Ids:
         """All pictures of its group, itself included, rising."""
         group = int(self.group_of(np.array([picture_id]))[0])

@@ -19,6 +19,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 __all__ = [
+    "MAX_ID",
     "Float16s",
     "Floats",
     "Ids",

@@ -129,7 +129,16 @@ NEEDS_NO_RAY = sorted(name for name, verb in VERBS.items() if not verb.uses_ray)
 
 
 def test_verbs_that_need_no_ray_are_these() -> None:
-    assert NEEDS_NO_RAY == ["classify", "export", "import", "index", "scan", "search", "ui"]
+    assert NEEDS_NO_RAY == [
+        "classify",
+        "export",
+        "graph",
+        "import",
+        "index",
+        "scan",
+        "search",
+        "ui",
+    ]
 
 
 @pytest.mark.parametrize("verb", NEEDS_NO_RAY)
