@@ -184,12 +184,47 @@ def _chunks(result: Result) -> list[str]:
     ]
 
 
+def _filters(result: Result) -> list[str]:
+    settings, rounds = result["settings"], result["rounds"]
+    rows, recalls, times = [], [], []
+    unfiltered = spread(values(rounds, "lookalike", "unfiltered ms"))
+    for kind in settings["kinds"]:
+        for share in settings["shares"]:
+            case, cells = f"{kind} {share:g}", []
+            for name in rounds[0]:
+                recall, taken = (
+                    spread(values(rounds, name, f"{case} {what}")) for what in ("recall", "ms")
+                )
+                cells.append(f"{recall.median:.3f}, {number(taken.median)} ms")
+            recalls.append(spread(values(rounds, "lookalike", f"{case} recall")))
+            times.append(spread(values(rounds, "lookalike", f"{case} ms")).median)
+            rows.append([f"{kind}, {100 * share:g} %", *cells])
+    times_unfiltered = max(times) / unfiltered.median
+    slowest = Spread(
+        median=times_unfiltered, low=times_unfiltered, high=times_unfiltered, n=len(rounds)
+    )
+    lowest = min(recalls, key=lambda found: found.median)
+    return [
+        f"recall@{settings['k']} and median time of a query in one thread, over "
+        f"{settings['pictures']:,} x {settings['dim']} vectors in {settings['clusters']} clusters, "
+        f"{settings['nlist']} lists, {settings['nprobe']} visited without a filter "
+        f"({settings['recall']}); {settings['queries']} queries, seed {settings['seed']}. FAISS "
+        "visits as many lists and skips what its IDSelectorBitmap does not select. Selected are "
+        "pictures drawn at random, of some clusters alone, or of one side of space.\n",
+        table(["selected", *rounds[0]], rows),
+        judged("lowest recall", lowest, 0.95),
+        judged("slowest median, times unfiltered", slowest, 2.0, at_least=False),
+        "",
+    ]  # fmt: skip
+
+
 SECTIONS: tuple[tuple[str, str, Callable[[Result], list[str]]], ...] = (
     ("Augmentation", "augmentation", _augmentation),
     ("SimCLR end to end", "simclr_end_to_end", _end_to_end),
     ("Ray Train's overhead", "train_overhead", _overhead),
     ("The contrastive loss", "losses", _losses),
     ("A batch in chunks", "batch_chunks", _chunks),
+    ("Filtered search", "filters", _filters),
 )
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ Shapes: N pictures, n of a piece, K neighbours each, D embedding.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -19,6 +20,7 @@ import numpy as np
 import pyarrow as pa
 
 from index.artifact import (
+    ArtifactError,
     CorruptArtifactError,
     Folder,
     MissingArtifactError,
@@ -33,7 +35,7 @@ from index.measure import Proportion, exact_top_k, recall_at_k
 from index.search import Searcher
 from index.vectors import Floats, Ids, unit
 
-__all__ = ["GRAPH", "GraphConfig", "NeighbourGraph", "build_graph", "open_beside"]
+__all__ = ["GRAPH", "GraphConfig", "NeighbourGraph", "build_graph", "made_before", "open_beside"]
 
 GRAPH = "graph"
 """Folder of the graph inside a version, and its kind."""
@@ -86,11 +88,9 @@ def build_graph(
     identity = {"index": searcher.door["door_sha256"], "config": asdict(config)}
     graph_id = digest(identity)
     with sole_writer(folder, "finding the neighbours of this index"):
-        if folder.exists("graph.json"):
-            door = open_door(folder, GRAPH, verify="sizes")
-            if door["id"] == graph_id:
-                advance(len(searcher))
-                return door
+        if (made := made_before(folder, GRAPH, graph_id)) is not None:
+            advance(len(searcher))
+            return made
         k = min(config.k, len(searcher) - 1)
         pieces = [
             _piece(searcher, folder, start, k, graph_id, advance)
@@ -109,6 +109,15 @@ def build_graph(
         door = publish(folder, GRAPH, body, pieces)
         folder.remove_others("piece-", keep=pieces)
     return door
+
+
+def made_before(folder: Folder, kind: str, wanted_id: str) -> dict[str, Any] | None:
+    """The door of what is to be made, if it is there and whole; what is damaged is made again."""
+    with contextlib.suppress(ArtifactError):
+        door = open_door(folder, kind)
+        if door["id"] == wanted_id:
+            return door
+    return None
 
 
 def _parents(searcher: Searcher) -> dict[str, str]:

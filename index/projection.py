@@ -18,7 +18,7 @@ import numpy as np
 import pyarrow as pa
 
 from index.artifact import Verify, digest, library_versions, publish
-from index.graph import open_beside
+from index.graph import made_before, open_beside
 from index.lock import sole_writer
 from index.search import Searcher
 from index.vectors import Floats, Ids
@@ -79,10 +79,8 @@ def build_map(searcher: Searcher, config: MapConfig) -> dict[str, Any] | None:
     parents = {"index_id": searcher.id, "index_door": searcher.door["door_sha256"]}
     map_id = digest({"parents": parents, "config": {**asdict(config), "method": method}})
     with sole_writer(folder, "laying out this index"):
-        if folder.exists("map.json"):
-            _, door = open_beside(searcher, MAP, "lookalike graph --index NAME", verify="sizes")
-            if door["id"] == map_id:
-                return door
+        if (made := made_before(folder, MAP, map_id)) is not None:
+            return made
         place, facts = _pca(searcher) if method == "pca" else _umap(searcher, config)
         name, record = folder.write_by_content(
             "places-{sha256}.arrow", lambda path: _write(searcher, place, path)

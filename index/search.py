@@ -162,7 +162,8 @@ class Searcher:
                 nearest as they are.
 
         Raises:
-            ValueError: wrong shape or dimension, a query that is zero or not finite, k below 1.
+            ValueError: wrong shape or dimension, a query that is zero or not finite, k below 1, a
+                selection of another version.
         """
         if isinstance(k, bool) or not isinstance(k, int | np.integer) or k < 1:
             raise ValueError(f"k is {k!r}; ask for at least 1 result")
@@ -171,8 +172,13 @@ class Searcher:
         if self._threads is not None:
             faiss.omp_set_num_threads(self._threads)  # OpenMP keeps it per calling thread
 
+        if within is not None:
+            within.require_of(self.ids)
+        # What leaves everything is no filter, and the tuned search the cheapest.
+        is_all = within is None or len(within) == len(self)
+
         def nearest(count: int) -> tuple[Ids, Floats, Plan]:
-            if within is not None:
+            if within is not None and not is_all:
                 return self._planner.top(queries, count, within, exclude, exact=exact)
             return self._nearest(queries, count, exclude, exact)
 
@@ -231,6 +237,7 @@ class Searcher:
             raise ValueError(f"limit is {limit}; ask for at least 1 result")
         queries = self._checked(queries_QD)
         chosen = Selection(self.ids, np.arange(len(self))) if within is None else within
+        chosen.require_of(self.ids)
         if exclude_ids is not None:
             chosen = chosen.without(np.unique(np.asarray(exclude_ids, np.int64)))
         return within_reach(queries, min_score, limit, self._vectors.iter_rows(chosen.rows))

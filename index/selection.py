@@ -52,6 +52,18 @@ class Selection:
     def __len__(self) -> int:
         return len(self.rows)
 
+    def require_of(self, all_ids_N: Ids) -> None:
+        """Check that the selection was made of these ids: another version has other rows.
+
+        Raises:
+            ValueError: it was not.
+        """
+        if self._all_ids is not all_ids_N and not np.array_equal(self._all_ids, all_ids_N):
+            raise ValueError(
+                f"a selection of an index of {len(self._all_ids):,} pictures, given to a search of "
+                f"{len(all_ids_N):,} others. Select from the version that is searched."
+            )
+
     def without(self, exclude: Ids) -> Selection:
         """The same but for some ids; itself if it has none of them."""
         excluded = exclude[self.contains(exclude)]

@@ -42,6 +42,11 @@ def test_a_store_is_a_dataset(library: Any, searcher: Searcher) -> None:
     np.testing.assert_array_equal(vectors, searcher.vectors_of(range(5)))
 
 
+def test_arrow_alone_finds_the_shards_among_other_files(embeddings: Path) -> None:
+    dataset = ds.dataset(embeddings / "shards", format="parquet", exclude_invalid_files=True)
+    assert dataset.count_rows(filter=ds.field("status") == "ok") == 30
+
+
 def test_arrow_alone_maps_the_vectors_without_a_copy(version: Path, searcher: Searcher) -> None:
     source = pa.memory_map(str(version / "vectors.arrow"))
     before = pa.total_allocated_bytes()
@@ -62,7 +67,8 @@ def test_faiss_alone_searches_a_part(version: Path, searcher: Searcher) -> None:
 
 def test_pandas_reads_the_shards(embeddings: Path) -> None:
     pandas = pytest.importorskip("pandas")
-    frame = pandas.read_parquet(embeddings / "shards", columns=["id", "status"])
+    files = sorted((embeddings / "shards").glob("*.parquet"))
+    frame = pandas.read_parquet(files, columns=["id", "status"])
     assert (len(frame), set(frame["status"])) == (30, {"ok"})
 
 

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import signal
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,6 +19,8 @@ from index.graph import GraphConfig, NeighbourGraph, build_graph
 from index.outliers import outlier_table
 from index.search import Searcher
 from index.vectors import unit
+
+CHECKOUT = Path(__file__).parents[2]
 
 
 @pytest.fixture
@@ -73,22 +79,27 @@ def test_a_small_corpus_has_fewer_neighbours_and_one_picture_none(
         build_graph(Searcher.open(tmp_path / "one-ix"), GraphConfig())
 
 
+DYING = """
+import os, signal, sys
+from index import graph
+from index.search import Searcher
+graph.PIECE_ROWS, graph.SEARCH_ROWS = 128, 50
+done = []
+def advance(count):
+    done.append(count)
+    if sum(done) > 200:
+        os.kill(os.getpid(), signal.SIGKILL)
+graph.build_graph(Searcher.open(sys.argv[1]), graph.GraphConfig(k=6), advance)
+"""
+
+
 def test_a_killed_build_goes_on_from_whole_pieces_and_not_from_damaged_ones(
-    searcher: Searcher, pieces: None, monkeypatch: pytest.MonkeyPatch
+    searcher: Searcher, pieces: None
 ) -> None:
-    search = Searcher.search
-    searched: list[int] = []
-
-    def dying(self: Searcher, queries: Any, k: int, **options: Any) -> Any:
-        searched.append(len(queries))
-        if sum(searched) > 200:
-            raise KeyboardInterrupt
-        return search(self, queries, k, **options)
-
-    monkeypatch.setattr(Searcher, "search", dying)
-    with pytest.raises(KeyboardInterrupt):
-        build_graph(searcher, GraphConfig(k=6))
-    monkeypatch.setattr(Searcher, "search", search)
+    location = str(searcher.folder.local_path().parent)
+    command = [sys.executable, "-c", DYING, location]
+    ended = subprocess.run(command, cwd=CHECKOUT, check=False, capture_output=True)
+    assert ended.returncode == -signal.SIGKILL, ended.stderr
     folder = searcher.folder / "graph"
     whole = [name for name in folder.names() if name.startswith("piece-")]
     assert len(whole) == 1
@@ -129,6 +140,8 @@ def test_another_versions_graph_and_a_damaged_one_are_refused(
     path.write_bytes(data)
     with pytest.raises(CorruptArtifactError, match="sha256"):
         NeighbourGraph.open(newer)
+    assert build_graph(newer, GraphConfig(k=3))["pieces"] == door["pieces"]
+    assert NeighbourGraph.open(newer).k == 3, "mended by making it again"
 
 
 def test_the_picture_far_from_all_others_is_the_first_outlier(

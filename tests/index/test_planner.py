@@ -17,7 +17,7 @@ from index.search import Searcher
 from index.selection import Selection
 
 NUM_ROWS, DIM = 6000, 24
-SHARES = (1.0, 0.5, 0.1, 0.01, 0.001)
+SHARES = (1.0, 0.999, 0.5, 0.1, 0.01, 0.001)
 
 
 @pytest.fixture(scope="module", params=["exact", "ivf"])
@@ -71,12 +71,26 @@ def test_recall_holds_at_every_share_of_pictures(
         recall = (hits.scores >= truth[:, -1:] - TIE).mean()
         assert recall >= (1.0 if hits.plan.is_exact else 0.95), (name, recall, hits.plan)
         assert ("short" in hits.flags) == (len(rows) < 10)
-        if way == "lists":
+        if share == 1:
+            assert hits.plan.way in ("tuned", "exact"), "no filter at all"
+        elif way == "lists":
             kinds = {"lists"} if searcher.door["recipe"]["kind"] == "ivf" else {"scan"}
             assert hits.plan.way in kinds
         exact = searcher.search(queries, 10, within=chosen, exact=True)
         np.testing.assert_allclose(exact.scores, truth, atol=1e-6)
         assert exact.plan.is_exact
+
+
+def test_a_selection_of_another_version_is_refused(searcher: Searcher) -> None:
+    other = Selection.of_ids(searcher.ids[:-1], searcher.ids[:5])
+    for ask in (
+        lambda: searcher.search(np.ones((1, DIM)), 3, within=other),
+        lambda: searcher.range_search(np.ones((1, DIM)), 0.5, within=other),
+    ):
+        with pytest.raises(ValueError, match="Select from the version that is searched"):
+            ask()
+    equal = Selection.of_ids(searcher.ids.copy(), searcher.ids[:5])
+    assert searcher.search(np.ones((1, DIM)), 3, within=equal).ids.shape == (1, 3)
 
 
 def test_nothing_selected_gives_an_empty_flagged_answer(searcher: Searcher, way: str) -> None:
