@@ -212,13 +212,16 @@ class Collection:
     def _vector(self, example: Example) -> Floats:
         if example.picture is not None:
             return embed_picture(self.encoder, example.picture, layer=self.layer, box=example.box)
-        return self.searcher.vectors_of([cast("int", example.id)])[0]
+        vector_D: Floats = self.searcher.vectors_of([cast("int", example.id)])[0]
+        return vector_D
 
     def _reaching(
         self, vector: Floats, query: SearchQuery, within: Selection | None, ranking: Ranking
     ) -> tuple[Hits, int]:
         """The nearest of all that reach the lowest score, and how many do."""
         assert query.min_score is not None, "asked for only with a lowest score"
+        if query.k < 1:
+            raise ValueError(f"k is {query.k}; ask for at least 1 result")
         matches = self.searcher.range_search(
             vector, query.min_score, exclude_ids=query.ids, within=within, limit=MAX_REACHING
         )

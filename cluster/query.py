@@ -72,8 +72,6 @@ class SearchQuery:
     collapse_duplicates: bool = False
 
     def __post_init__(self) -> None:
-        if isinstance(self.k, bool) or self.k < 1:
-            raise ValueError(f"k is {self.k}; ask for at least 1 result")
         Ranking(diversity=self.diversity)
 
     @property

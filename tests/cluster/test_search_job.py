@@ -118,7 +118,7 @@ def test_a_filter_leaves_only_pictures_of_which_it_holds(library: Any) -> None:
 def test_a_filter_that_cannot_be_used_is_an_error_with_its_position(
     library: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    arguments = ["search", query(library, 0), "--index", library.index, "--where", "lable = 'a'"]
+    arguments = ["search", query(library, 0), "--index", library.index, "--where", "labelx = 'a'"]
     assert main([*arguments, "--workspace", library.location]) == 1
     said = capsys.readouterr().err
     assert "position 1 (" in said

@@ -231,7 +231,7 @@ def test_numbers_beyond_what_floats_hold_compare() -> None:
 @pytest.mark.parametrize(
     ("text", "position", "said"),
     [
-        ("widht >= 3", 1, "Did you mean width"),
+        ("widthx >= 3", 1, "Did you mean width"),
         ("label = 'a' and nothing = 2", 17, "Columns are id, width"),
         ("width >= 'big'", 10, "column 'width' is int32; expected a number, without quotes"),
         ("label = 3", 9, "column 'label' is string; expected text in quotes"),

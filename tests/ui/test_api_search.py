@@ -58,7 +58,7 @@ def test_a_crop_of_an_upload_finds_what_lies_in_it(reader: TestClient, shapes: A
 @pytest.mark.parametrize(
     ("options", "status", "said"),
     [
-        ({"id": 1, "where": "widht > 3"}, 422, "Did you mean width"),
+        ({"id": 1, "where": "widthx > 3"}, 422, "Did you mean width"),
         ({"id": 1, "where": "width > 'a'"}, 422, "position 9"),
         ({"id": 1, "where": "uri like '/home/%'"}, 422, "no such column"),
         ({"id": 1, "where": "error is null"}, 422, "no such column"),
