@@ -92,7 +92,8 @@ class Searcher:
         self.mean: Floats = np.array(door["mean"], np.float32)
         self.ids = vectors.ids
         self._vectors = vectors
-        self._ranker = Ranker(parts, vectors)
+        # Versions written before there were short codes name no such number.
+        self._ranker = Ranker(parts, vectors, refine=door["parameters"].get("refine", 1))
         self._nprobe: int = door["parameters"]["nprobe"]
         self._threads = threads
 
