@@ -1,20 +1,26 @@
 """The memory that a build may take, and how it is divided.
 
-A budget counts from what the program has before it starts, its imports included. Half of it holds
-the part that is being filled, a quarter the training sample, and the rest the blocks that stream
-by. Vectors are memory-mapped, and their pages are given back as they are read (`index.vectors`).
+A budget counts from what the program has before it starts, its imports included. Three eighths of
+it hold the part that is being filled, a quarter the training sample, and the rest the blocks that
+stream by. Stored vectors are read from the file, not through a memory map: the pages of a map would count
+as this process's memory. Ids are in memory, at 8 bytes a row.
 
 Shapes: N rows, D embedding.
 """
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
+import math
 import re
 from dataclasses import dataclass
 
+import pyarrow as pa
+
 from index.vectors import BATCH_ROWS
 
-__all__ = ["Budget", "parse_bytes"]
+__all__ = ["Budget", "give_back", "parse_bytes"]
 
 UNITS = {"": 1, "B": 1} | {
     f"{prefix}{suffix}": base ** (power + 1)
@@ -56,6 +62,16 @@ def parse_bytes(text: str, *, what: str = "size") -> int:
     return num_bytes
 
 
+def give_back() -> None:
+    """Return to the system what allocators keep of freed memory, before the next phase takes more.
+
+    Cost: milliseconds. Where the C library has no such call, its part is left alone.
+    """
+    pa.default_memory_pool().release_unused()
+    with contextlib.suppress(AttributeError, OSError):
+        ctypes.CDLL(None).malloc_trim(0)
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Budget:
     """Memory for a build over vectors of one dimension.
@@ -70,24 +86,25 @@ class Budget:
     dim: int
     part_rows: int
 
-    def require_enough(self) -> None:
+    def require_enough(self, num_rows: int) -> None:
         """Check that the least a build needs is there, before any work.
 
         Raises:
             ValueError: it is not.
         """
         # Two batches of float16 while the vectors are copied, and what is always taken.
-        least = FIXED_BYTES + 6 * BATCH_ROWS * self.dim
+        least = FIXED_BYTES + 6 * BATCH_ROWS * self.dim + 8 * num_rows
         if self.limit_bytes is not None and self.limit_bytes < least:
             raise ValueError(
-                f"memory {self.limit_bytes / 1e6:.0f}MB: vectors of {self.dim} dimensions need at "
-                f"least {least / 1e6:.0f}MB to be indexed. Give --memory at least that."
+                f"memory {self.limit_bytes / 1e6:.0f}MB: to index {num_rows} vectors of "
+                f"{self.dim} dimensions takes at least {math.ceil(least / 1e6)}MB. "
+                f"Give --memory {math.ceil(least / 1e6)}MB or more."
             )
 
     @property
-    def resident_bytes(self) -> int | None:
-        """Most of a mapped file to keep in this process's memory; None for no limit."""
-        return None if self.limit_bytes is None else self.limit_bytes // 32
+    def mapped(self) -> bool:
+        """Whether stored vectors may be memory-mapped; pages of a map count as memory."""
+        return self.limit_bytes is None
 
     @property
     def block_rows(self) -> int:
@@ -116,5 +133,5 @@ class Budget:
         """
         if self.limit_bytes is None:
             return self.part_rows
-        room = max(0, self.limit_bytes // 2 - 2 * fixed_bytes)
+        room = max(0, 3 * self.limit_bytes // 8 - 2 * fixed_bytes)
         return max(1, min(self.part_rows, room // (FILL_FACTOR * row_bytes)))

@@ -25,6 +25,7 @@ from index.artifact import (
     open_door,
     publish,
 )
+from index.budget import give_back
 from index.card import card, card_page
 from index.choose import IndexConfig, candidates
 from index.contest import Contest, Outcome
@@ -94,7 +95,7 @@ def build_index(
                 f"{given.folder}: no picture could be embedded, so there is nothing to index. "
                 "Look at the report of the embed job for the reasons."
             )
-    config.budget(store.dim).require_enough()
+    config.budget(store.dim).require_enough(store.num_rows)
     asked = None if queries is None else queries.id
     identity = {
         "embeddings_id": store.id,
@@ -150,10 +151,11 @@ class _Build:
         folder, store, config = self._folder / version, self._store, self._config
         field = candidates(store.num_rows, store.dim, config)
         files = {VECTORS: folder.write_hashed(VECTORS, lambda path: _copy_vectors(store, path))}
-        path, resident = folder.local_path(VECTORS), self._budget.resident_bytes
-        vectors = VectorFile(path, resident_bytes=resident)
+        give_back()
+        vectors = VectorFile(folder.local_path(VECTORS), mapped=self._budget.mapped)
         queries = self._queries(vectors)
         files[QUERIES] = folder.write_hashed(QUERIES, queries.write)
+        give_back()
         samples = draw_samples(
             vectors,
             0 if self._asked else len(queries.ids),

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from index.artifact import FileRecord, Folder
-from index.budget import Budget
+from index.budget import Budget, give_back
 from index.choose import Field, IndexConfig, LeftOut, Recipe, exact_recipe
 from index.fill import FillParts, plan_parts, save_template
 from index.kmeans import train_centroids
@@ -114,6 +114,7 @@ class Contest:
     def hold(self, field: Field, samples: Samples) -> Outcome:
         """Build and tune all recipes of the field, choose, judge; delete what lost."""
         templates, left_out = self._train(field, samples)
+        give_back()
         contenders = [self._enter(recipe, *template) for recipe, template in templates]
         winner, why = choose(contenders, self.config, self.budget)
         if winner is None:
@@ -172,6 +173,7 @@ class Contest:
         jobs = plan_parts(self.folder, recipe, len(self.vectors), self.budget, saved)
         records = self.fill(jobs)
         self.folder.remove(saved)
+        give_back()
         build_s = train_s + time.perf_counter() - start
         files = {job.name: record for job, record in zip(jobs, records, strict=True)}
         parts = [ShelvedPart(self.folder.local_path(name)) for name in files]

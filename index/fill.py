@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from index.artifact import FileRecord, Folder
-from index.budget import Budget
+from index.budget import Budget, give_back
 from index.choose import Recipe
 from index.part import Part, read_faiss, write_faiss
 from index.vectors import VectorFile
@@ -35,7 +35,7 @@ class PartJob:
         start: first row.
         stop: row before which it ends.
         block_rows: rows to add at once.
-        resident_bytes: see `VectorFile`.
+        mapped: see `VectorFile`.
     """
 
     folder: str
@@ -44,7 +44,7 @@ class PartJob:
     start: int
     stop: int
     block_rows: int
-    resident_bytes: int | None
+    mapped: bool
 
 
 FillParts = Callable[[Sequence[PartJob]], list[FileRecord]]
@@ -64,7 +64,7 @@ def plan_parts(
             start=start,
             stop=min(start + rows, num_rows),
             block_rows=budget.block_rows,
-            resident_bytes=budget.resident_bytes,
+            mapped=budget.mapped,
         )
         for number, start in enumerate(range(0, num_rows, rows))
     ]
@@ -84,11 +84,15 @@ def fill_part(job: PartJob) -> FileRecord:
     """
     folder = Folder.at(job.folder)
     template = read_faiss(folder.local_path(job.template))
-    vectors = VectorFile(Path(job.folder) / VECTORS, resident_bytes=job.resident_bytes)
+    vectors = VectorFile(Path(job.folder) / VECTORS, mapped=job.mapped)
     part = Part.fill(template, vectors.iter_batches(job.block_rows, start=job.start, stop=job.stop))
     return folder.write_hashed(job.name, part.write)
 
 
 def fill_here(jobs: Sequence[PartJob]) -> list[FileRecord]:
     """Do the jobs in this process, one by one."""
-    return [fill_part(job) for job in jobs]
+    records = []
+    for job in jobs:
+        records.append(fill_part(job))
+        give_back()
+    return records

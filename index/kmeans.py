@@ -52,7 +52,7 @@ def allot(total: int, counts: NDArray[np.int64]) -> NDArray[np.int64]:
     [3, 2, 0, 0]
     """
     exact = total * counts / counts.sum()
-    shares = np.floor(exact).astype(np.int64)
+    shares: NDArray[np.int64] = np.floor(exact).astype(np.int64)
     left = total - int(shares.sum())
     first = np.argsort(shares - exact, kind="stable")[:left]
     shares[first] += 1
@@ -76,4 +76,5 @@ def _nearest(centroids_KD: Floats, sample_ND: Floats) -> NDArray[np.int64]:
     flat = faiss.IndexFlatIP(centroids_KD.shape[1])
     flat.add(centroids_KD)
     _, nearest_N1 = flat.search(sample_ND, 1)
-    return np.asarray(nearest_N1, np.int64).reshape(-1)
+    found: NDArray[np.int64] = np.ravel(nearest_N1)
+    return found

@@ -40,6 +40,9 @@ faiss: Any = faiss_library  # its type stubs know neither index attributes nor s
 MAX_EFFORT = 512
 """Most of a graph that a search looks at (efSearch); what more would take is left to a scan."""
 
+NEVER_MAPPED = (b"IwPf",)
+"""First bytes of files with 4-bit codes, which are copied: mapped, they would count twice."""
+
 HNSW_TRIAL_ROWS = 2000
 
 DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS)
@@ -204,6 +207,8 @@ def hnsw_seconds(sample_ND: Floats, num_rows: int) -> float:
 
 def read_faiss(path: Path, *, mapped: bool = False) -> Any:
     """A FAISS index; ``mapped`` leaves on disk what its kind allows, and allows no changes."""
+    with path.open("rb") as file:
+        mapped = mapped and file.read(4) not in NEVER_MAPPED
     try:
         return faiss.read_index(str(path), faiss.IO_FLAG_MMAP_IFC if mapped else 0)
     except RuntimeError as error:

@@ -214,7 +214,7 @@ def make_queries(
     if asked is None:
         count = min(config.num_queries, max(1, len(vectors) // MIN_CORPUS_SHARE))
         rows = draw_rows(len(vectors), count, np.random.default_rng(config.seed))
-        ids, found = vectors.ids_of(rows), unit(vectors.gather(rows))
+        ids, found = vectors.ids[rows], unit(vectors.gather(rows))
     else:
         found = _drawn_from(asked, config)
         ids = np.full(len(found), FOREIGN, np.int64)

@@ -9,8 +9,10 @@ Shapes: N vectors, D embedding, M rows asked for.
 
 from __future__ import annotations
 
+import errno
 import functools
 import mmap
+import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -40,8 +42,8 @@ BATCH_ROWS = 16_384
 
 MAX_ID = 2**63 - 2
 
-FAULT_BYTES = 65_536
-"""What the system maps around a byte that is read, where the file is in its cache."""
+GATHER_ROWS = 4096
+"""Rows that are gathered as float16 at once."""
 
 
 class VectorSource(Protocol):
@@ -150,22 +152,21 @@ class VectorWriter:
 
 
 class VectorFile:
-    """A memory-mapped file of ``VectorWriter``. Safe to use from many threads.
+    """A file of ``VectorWriter``. Safe to use from many threads.
 
     Args:
         path: the file.
-        resident_bytes: most of the map to keep in this process's memory; its pages are given back
-            to the system's cache as they are read. None leaves that to the system, which is
-            faster, and right unless memory is counted.
+        mapped: read through a memory map, which is fast. Its pages count as this process's memory
+            for as long as the system leaves them there; without, only what is asked for is read.
 
     Attributes:
         dim: D.
     """
 
-    def __init__(self, path: str | Path, *, resident_bytes: int | None = None) -> None:
-        with Path(path).open("rb") as file:
-            self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        reader = pa.ipc.open_file(pa.BufferReader(pa.py_buffer(self._map)))
+    def __init__(self, path: str | Path, *, mapped: bool = True) -> None:
+        self._file = Path(path).open("rb")  # noqa: SIM115 - read for as long as this object lives
+        map_ = mmap.mmap(self._file.fileno(), 0, access=mmap.ACCESS_READ)
+        reader = pa.ipc.open_file(pa.BufferReader(pa.py_buffer(map_)))
         batches = [reader.get_batch(i) for i in range(reader.num_record_batches)]
         self.dim = int(reader.schema.field("vector").type.list_size)
         self._blocks = [
@@ -173,16 +174,19 @@ class VectorFile:
         ]
         self._id_blocks: list[Ids] = [batch.column("id").to_numpy() for batch in batches]
         self._num_rows = sum(map(len, self._id_blocks))
-        self._stacked = _stack(self._blocks)
-        self._stacked_ids = _stack(self._id_blocks)
-        self._firsts: Ids = np.array([block[0] for block in self._id_blocks], np.int64)
-        self._resident_bytes = resident_bytes
-        self._touched_bytes = 0
+        self._mapped = mapped
+        self._stacked = _stack(self._blocks[:-1])
+        self._first_byte = int(np.frombuffer(map_, np.uint8, count=1).ctypes.data)
+        self._block_bytes = np.array([self._byte(block) for block in self._blocks], np.int64)
 
     @functools.cached_property
     def ids(self) -> Ids:
         """All ids int64 [N], rising; 8 bytes a row in memory from the first use on."""
-        return np.concatenate(self._id_blocks) if self._id_blocks else np.empty(0, np.int64)
+        found = np.empty(len(self), np.int64)
+        for start in range(0, len(self), BATCH_ROWS):
+            block = self._id_blocks[start // BATCH_ROWS]
+            found[start : start + len(block)] = self._read(block)
+        return found
 
     def __len__(self) -> int:
         return self._num_rows
@@ -193,34 +197,33 @@ class VectorFile:
         Raises:
             KeyError: an id is not in this file.
         """
-        rows, found = self._locate(ids_M)
+        found = self.contains(ids_M)
         if not found.all():
             raise KeyError(f"picture {int(ids_M[~found][0])} has no vector in this index")
-        return rows
+        return np.searchsorted(self.ids, ids_M)
 
     def contains(self, ids_M: Ids) -> NDArray[np.bool_]:
         """Which of the ids are in this file, bool [M]."""
-        return self._locate(ids_M)[1]
-
-    def ids_of(self, rows_M: NDArray[np.intp]) -> Ids:
-        """The id of every row."""
-        if self._stacked_ids is None or self._resident_bytes is None:
-            return self.ids[rows_M]
-        self._touch(len(rows_M) * FAULT_BYTES)
-        found: Ids = self._stacked_ids[rows_M // BATCH_ROWS, rows_M % BATCH_ROWS]
+        rows = np.searchsorted(self.ids, ids_M)
+        found = rows < len(self.ids)
+        found[found] = self.ids[rows[found]] == ids_M[found]
         return found
 
     def gather(self, rows_M: NDArray[np.intp]) -> Floats:
         """The vectors of the given rows as float32 [M, D], in their order."""
-        self._touch(len(rows_M) * max(FAULT_BYTES, 2 * self.dim))
-        blocks = rows_M // BATCH_ROWS
-        if self._stacked is not None:
-            found: Float16s = self._stacked[blocks, rows_M % BATCH_ROWS]
-            return found.astype(np.float32)
         vectors = np.empty((len(rows_M), self.dim), np.float32)
-        for block in np.unique(blocks):
-            here = blocks == block
-            vectors[here] = self._blocks[block][rows_M[here] % BATCH_ROWS]
+        for start in range(0, len(rows_M), GATHER_ROWS):
+            here = slice(start, start + GATHER_ROWS)
+            blocks, places = np.divmod(rows_M[here], BATCH_ROWS)
+            if not self._mapped:
+                vectors[here] = self._read_rows(blocks, places)
+            elif self._stacked is None:
+                vectors[here] = [self._blocks[b][p] for b, p in zip(blocks, places, strict=True)]
+            else:
+                short = blocks == len(self._stacked)
+                vectors[here] = self._stacked[np.where(short, 0, blocks), places]
+                if short.any():
+                    vectors[here][short] = self._blocks[-1][places[short]]
         return vectors
 
     def iter_batches(
@@ -239,69 +242,61 @@ class VectorFile:
     def iter_stored(
         self, batch_rows: int = BATCH_ROWS, *, start: int = 0, stop: int | None = None
     ) -> Iterator[tuple[Ids, Float16s]]:
-        """Stream ids and the float16 rows as stored, without a copy."""
+        """Stream ids and the float16 rows as stored; from a memory map without a copy."""
         end = len(self) if stop is None else min(stop, len(self))
         while start < end:
             block, first = divmod(start, BATCH_ROWS)
             last = min(first + batch_rows, BATCH_ROWS, first + end - start)
-            yield self._id_blocks[block][first:last], self._blocks[block][first:last]
-            self._touch((last - first) * (2 * self.dim + 8))
+            yield (
+                self._read(self._id_blocks[block][first:last]),
+                self._read(self._blocks[block][first:last]),
+            )
             start += last - first
 
-    def _locate(self, ids_M: Ids) -> tuple[NDArray[np.intp], NDArray[np.bool_]]:
-        """Where each id is or would be, and whether it is there."""
-        if self._stacked_ids is None or self._resident_bytes is None:
-            rows = np.searchsorted(self.ids, ids_M)
-            found = rows < len(self)
-            found[found] = self.ids[rows[found]] == ids_M[found]
-            return rows, found
-        return self._locate_on_disk(self._stacked_ids, ids_M)
+    def _byte(self, view: NDArray[Any]) -> int:
+        """Where in the file a view of the map begins."""
+        return int(view.ctypes.data) - self._first_byte
 
-    def _locate_on_disk(
-        self, stacked: Ids, ids_M: Ids
-    ) -> tuple[NDArray[np.intp], NDArray[np.bool_]]:
-        """By bisection in the map, for all ids at once."""
-        blocks = np.maximum(np.searchsorted(self._firsts, ids_M, side="right") - 1, 0)
-        low = np.zeros(len(ids_M), np.intp)
-        sizes = np.minimum(BATCH_ROWS, len(self) - blocks * BATCH_ROWS)
-        high = sizes.copy()
-        while (open_M := low < high).any():
-            middle = (low + high) // 2
-            smaller = np.zeros(len(ids_M), bool)
-            smaller[open_M] = stacked[blocks[open_M], middle[open_M]] < ids_M[open_M]
-            low = np.where(open_M & smaller, middle + 1, low)
-            high = np.where(open_M & ~smaller, middle, high)
-        found = low < sizes
-        found[found] = stacked[blocks[found], low[found]] == ids_M[found]
-        self._touch(len(ids_M) * FAULT_BYTES)
-        return blocks * BATCH_ROWS + low, found
+    def _read(self, view: NDArray[Any]) -> Any:
+        """What a view of the map shows: the view itself, or a copy that was read from the file."""
+        if self._mapped:
+            return view
+        found = np.empty(view.shape, view.dtype)
+        self._read_into(found.data.cast("B"), self._byte(view))
+        return found
 
-    def _touch(self, num_bytes: int) -> None:
-        """Count what a read has mapped, and give it back when it is enough."""
-        if self._resident_bytes is None:
-            return
-        self._touched_bytes += num_bytes
-        if self._touched_bytes > self._resident_bytes:
-            self._touched_bytes = 0
-            self._map.madvise(mmap.MADV_DONTNEED)  # clean pages of a file: they are read again
+    def _read_rows(self, blocks_M: NDArray[np.intp], places_M: NDArray[np.intp]) -> Float16s:
+        found = np.empty((len(blocks_M), self.dim), np.float16)
+        buffer, size = found.data.cast("B"), 2 * self.dim
+        begins = self._block_bytes[blocks_M] + places_M * size
+        for number, begin in enumerate(begins.tolist()):
+            self._read_into(buffer[number * size : (number + 1) * size], begin)
+        return found
+
+    def _read_into(self, buffer: memoryview, begin: int) -> None:
+        if os.preadv(self._file.fileno(), [buffer], begin) != len(buffer):
+            raise OSError(
+                errno.EIO,
+                "the file ends before its rows do. Build the index again",
+                self._file.name,
+            )
 
 
 def _stack(blocks: Sequence[NDArray[Any]]) -> Any:
     """One view [B, BATCH_ROWS, ...] of blocks that lie evenly in memory, else None.
 
-    Batches of equal size do, in a file of ours. Rows past the end of the last are never read.
+    Full batches do, in a file of ours.
     """
-    if not blocks or not all(len(block) == BATCH_ROWS for block in blocks[:-1]):
-        return None
     places = np.array([block.ctypes.data for block in blocks], np.int64)
     steps = np.diff(places)
-    if len(steps) and (steps != steps[0]).any():
+    if not all(len(block) == BATCH_ROWS for block in blocks) or len(np.unique(steps)) > 1:
         return None
+    if not blocks:
+        return np.empty((0, BATCH_ROWS, 0))
     stride = int(steps[0]) if len(steps) else 0
-    first = blocks[0]
     return np.lib.stride_tricks.as_strided(
-        first,
-        (len(blocks), BATCH_ROWS, *first.shape[1:]),
-        (stride, *first.strides),
+        blocks[0],
+        (len(blocks), *blocks[0].shape),
+        (stride, *blocks[0].strides),
         writeable=False,
     )
