@@ -74,6 +74,7 @@ VERBS = {
         "cluster.index_job",
         "IndexJobConfig",
         "index_embeddings",
+        uses_ray=True,
     ),
     "evaluate": Verb(
         "compare encoders with each other, untrained ones and raw pixels",

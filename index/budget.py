@@ -2,8 +2,8 @@
 
 A budget counts from what the program has before it starts, its imports included. Three eighths of
 it hold the part that is being filled, a quarter the training sample, and the rest the blocks that
-stream by. Stored vectors are read from the file, not through a memory map: the pages of a map would count
-as this process's memory. Ids are in memory, at 8 bytes a row.
+stream by. Stored vectors are read from the file, not through a memory map: the pages of a map
+would count as this process's memory. Ids are in memory, at 8 bytes a row.
 
 Shapes: N rows, D embedding.
 """

@@ -30,7 +30,7 @@ from index.card import card, card_page
 from index.choose import IndexConfig, candidates
 from index.contest import Contest, Outcome
 from index.embeddings import EmbeddingStore
-from index.fill import VECTORS, FillParts, fill_here
+from index.fill import FillParts, fill_here
 from index.lock import sole_writer
 from index.queries import (
     QuerySet,
@@ -39,7 +39,7 @@ from index.queries import (
     queries_key,
     shared_queries,
 )
-from index.vectors import Float16s, VectorFile, VectorWriter
+from index.vectors import VECTORS, Float16s, VectorFile, VectorWriter
 from index.versions import (
     finished_version,
     new_version,
@@ -49,12 +49,13 @@ from index.versions import (
     version_names,
 )
 
-__all__ = ["build_index"]
+__all__ = ["PAGE", "build_index"]
 
 logger = logging.getLogger(__name__)
 
 QUERIES = "queries.arrow"
 PAGE = "card.md"
+"""What the card says, for people."""
 NORM_TOLERANCE = 1e-2
 """Vectors are of unit norm up to float16's rounding, which is a tenth of this."""
 
@@ -223,7 +224,7 @@ class _Build:
         if self._asked is None:
             return "held-out pictures of the corpus itself; other pictures may be harder"
         name = self._asked.parents.get("embeddings", self._asked.id[:12])
-        return f"pictures of the embedding set {name}, which are not in the corpus"
+        return f"pictures of the embedding set {name}"
 
 
 def _doors(folder: Folder) -> Iterator[tuple[str, dict[str, Any]]]:

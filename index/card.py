@@ -128,6 +128,11 @@ def card_page(name: str, body: dict[str, Any]) -> str:
         f"({timing['simd']}); bytes are of the index files, and of re-ranking's stored vectors "
         "only the rows that are read come into memory.",
     ]
+    if body["config"]["memory"]:
+        lines[-1] += (
+            " Those were read from the file, as the limit of memory asks; a server maps the file, "
+            "which is faster."
+        )
     return "\n".join(lines) + "\n"
 
 

@@ -207,8 +207,8 @@ def choose(
     if fast:
         return _best(fast, f"of {len(fast)} that reach a {target} within the limits")
     if small:
-        late = f"none reaches a {target} with 95 % of queries in {config.latency_ms} ms; of the"
-        return _best(small, f"{late} {len(small)} that take longer")
+        late = f"none of which keeps 95 % of queries within {config.latency_ms} ms"
+        return _best(small, f"of {len(small)} that reach a {target}, {late}")
     exact = next((one for one in contenders if one.recipe.kind == "exact"), None)
     return exact, f"no candidate reaches a {target} within the limits, so search is exact"
 

@@ -17,11 +17,9 @@ from index.artifact import FileRecord, Folder
 from index.budget import Budget, give_back
 from index.choose import Recipe
 from index.part import Part, read_faiss, write_faiss
-from index.vectors import VectorFile
+from index.vectors import VECTORS, VectorFile
 
 __all__ = ["FillParts", "PartJob", "fill_here", "fill_part", "plan_parts", "save_template"]
-
-VECTORS = "vectors.arrow"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

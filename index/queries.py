@@ -87,15 +87,15 @@ class QuerySet:
 
     def write(self, path: str) -> None:
         """Write them as an Arrow file."""
-        dim = self.vectors.shape[1]
-        columns = {
-            "id": pa.array(self.ids, mask=self.ids == FOREIGN),
-            "vector": _lists(self.vectors, pa.list_(pa.float32(), dim)),
-            "true_ids": _lists(self.true_ids, pa.list_(pa.int64(), self.k)),
-            "true_scores": _lists(self.true_scores, pa.list_(pa.float32(), self.k)),
-            "judging": pa.array(self.judging),
-        }
-        table = pa.table(columns)
+        table = pa.table(
+            {
+                "id": pa.array(self.ids, mask=self.ids == FOREIGN),
+                "vector": _lists(self.vectors),
+                "true_ids": _lists(self.true_ids),
+                "true_scores": _lists(self.true_scores),
+                "judging": pa.array(self.judging),
+            }
+        )
         with pa.ipc.new_file(path, table.schema) as writer:
             writer.write_table(table)
 
@@ -106,10 +106,8 @@ class QuerySet:
             table = pa.ipc.open_file(source).read_all().combine_chunks()
 
         def matrix(name: str) -> NDArray[np.generic]:
-            column = table[name].combine_chunks()
-            width = column.type.list_size
-            flat: NDArray[np.generic] = column.flatten().to_numpy()
-            return flat.reshape(len(table), width)
+            flat: NDArray[np.generic] = table[name].combine_chunks().flatten().to_numpy()
+            return flat.reshape(len(table), len(flat) // max(1, len(table)))
 
         return cls(
             ids=table["id"].fill_null(FOREIGN).to_numpy(),
@@ -120,8 +118,10 @@ class QuerySet:
         )
 
 
-def _lists(matrix: NDArray[np.generic], kind: pa.DataType) -> pa.Array:
-    return pa.FixedSizeListArray.from_arrays(pa.array(matrix.reshape(-1)), type=kind)
+def _lists(matrix: NDArray[np.generic]) -> pa.Array:
+    num_rows, width = matrix.shape  # a corpus of one picture has nothing to find: width 0
+    ends = pa.array(np.arange(num_rows + 1, dtype=np.int32) * width)
+    return pa.ListArray.from_arrays(ends, pa.array(matrix.reshape(-1)))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)

@@ -13,6 +13,7 @@ import errno
 import functools
 import mmap
 import os
+import weakref
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -23,6 +24,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 __all__ = [
+    "VECTORS",
     "Float16s",
     "Floats",
     "Ids",
@@ -36,6 +38,9 @@ __all__ = [
 Ids = NDArray[np.int64]
 Floats = NDArray[np.float32]
 Float16s = NDArray[np.float16]
+
+VECTORS = "vectors.arrow"
+"""Name of the file in an index version."""
 
 BATCH_ROWS = 16_384
 """Rows of every record batch but the last; row ``r`` lies in batch ``r // BATCH_ROWS``."""
@@ -164,8 +169,9 @@ class VectorFile:
     """
 
     def __init__(self, path: str | Path, *, mapped: bool = True) -> None:
-        self._file = Path(path).open("rb")  # noqa: SIM115 - read for as long as this object lives
-        map_ = mmap.mmap(self._file.fileno(), 0, access=mmap.ACCESS_READ)
+        self._file = os.open(path, os.O_RDONLY)
+        weakref.finalize(self, os.close, self._file)
+        map_ = mmap.mmap(self._file, 0, access=mmap.ACCESS_READ)
         reader = pa.ipc.open_file(pa.BufferReader(pa.py_buffer(map_)))
         batches = [reader.get_batch(i) for i in range(reader.num_record_batches)]
         self.dim = int(reader.schema.field("vector").type.list_size)
@@ -175,7 +181,7 @@ class VectorFile:
         self._id_blocks: list[Ids] = [batch.column("id").to_numpy() for batch in batches]
         self._num_rows = sum(map(len, self._id_blocks))
         self._mapped = mapped
-        self._stacked = _stack(self._blocks[:-1])
+        self._stacked = _stack(self._blocks[:-1] or self._blocks)
         self._first_byte = int(np.frombuffer(map_, np.uint8, count=1).ctypes.data)
         self._block_bytes = np.array([self._byte(block) for block in self._blocks], np.int64)
 
@@ -197,17 +203,14 @@ class VectorFile:
         Raises:
             KeyError: an id is not in this file.
         """
-        found = self.contains(ids_M)
+        rows, found = self._locate(ids_M)
         if not found.all():
             raise KeyError(f"picture {int(ids_M[~found][0])} has no vector in this index")
-        return np.searchsorted(self.ids, ids_M)
+        return rows
 
     def contains(self, ids_M: Ids) -> NDArray[np.bool_]:
         """Which of the ids are in this file, bool [M]."""
-        rows = np.searchsorted(self.ids, ids_M)
-        found = rows < len(self.ids)
-        found[found] = self.ids[rows[found]] == ids_M[found]
-        return found
+        return self._locate(ids_M)[1]
 
     def gather(self, rows_M: NDArray[np.intp]) -> Floats:
         """The vectors of the given rows as float32 [M, D], in their order."""
@@ -253,6 +256,13 @@ class VectorFile:
             )
             start += last - first
 
+    def _locate(self, ids_M: Ids) -> tuple[NDArray[np.intp], NDArray[np.bool_]]:
+        """Where each id is or would be, and whether it is there."""
+        rows = np.searchsorted(self.ids, ids_M)
+        found = rows < len(self.ids)
+        found[found] = self.ids[rows[found]] == ids_M[found]
+        return rows, found
+
     def _byte(self, view: NDArray[Any]) -> int:
         """Where in the file a view of the map begins."""
         return int(view.ctypes.data) - self._first_byte
@@ -274,12 +284,8 @@ class VectorFile:
         return found
 
     def _read_into(self, buffer: memoryview, begin: int) -> None:
-        if os.preadv(self._file.fileno(), [buffer], begin) != len(buffer):
-            raise OSError(
-                errno.EIO,
-                "the file ends before its rows do. Build the index again",
-                self._file.name,
-            )
+        if os.preadv(self._file, [buffer], begin) != len(buffer):
+            raise OSError(errno.EIO, f"{VECTORS} ends before its rows do. Build the index again.")
 
 
 def _stack(blocks: Sequence[NDArray[Any]]) -> Any:
@@ -289,10 +295,8 @@ def _stack(blocks: Sequence[NDArray[Any]]) -> Any:
     """
     places = np.array([block.ctypes.data for block in blocks], np.int64)
     steps = np.diff(places)
-    if not all(len(block) == BATCH_ROWS for block in blocks) or len(np.unique(steps)) > 1:
+    if not blocks or len({block.shape for block in blocks}) > 1 or len(np.unique(steps)) > 1:
         return None
-    if not blocks:
-        return np.empty((0, BATCH_ROWS, 0))
     stride = int(steps[0]) if len(steps) else 0
     return np.lib.stride_tricks.as_strided(
         blocks[0],
