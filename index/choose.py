@@ -34,6 +34,9 @@ LARGE_FROM = 300_000
 MAX_LISTS = 65_536
 ROWS_PER_LIST = 64
 HNSW_LINKS = 32
+MIN_CODE_ROWS = 32
+"""Vectors that 4-bit codes need: three quarters of them train 16 values a piece."""
+
 CODE_TRAIN_ROWS = 8_192
 """Rows that 4-bit codes learn from; FAISS takes at most 256 for each of the 16 values. From as many
 rows the time to build a graph is told."""
@@ -225,6 +228,8 @@ def _num_lists(kind: Kind, num_rows: int, budget: Budget) -> int:
 def _problem(recipe: Recipe, num_rows: int, budget: Budget, *, asked_for: bool) -> str | None:
     if recipe.kind in ("pq", "ivf-pq") and budget.dim % 2:
         return f"its codes take two dimensions each, and {budget.dim} is odd"
+    if recipe.kind in ("pq", "ivf-pq") and num_rows < MIN_CODE_ROWS:
+        return f"its codes need {MIN_CODE_ROWS} vectors to learn from, and there are {num_rows}"
     needed = num_rows * recipe.row_bytes(budget.dim) + recipe.nlist * 4 * budget.dim
     if budget.limit_bytes is not None and needed > budget.limit_bytes and not asked_for:
         return (

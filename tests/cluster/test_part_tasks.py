@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-from cluster.context import Context
 from cluster.part_tasks import part_filler
 from cluster.where import Where
 from index.artifact import FileRecord, Folder
@@ -50,13 +49,12 @@ def test_on_one_machine_with_one_actor_parts_are_filled_here(library: Any) -> No
 def test_parts_filled_by_tasks_are_the_same_to_the_byte(
     library: Any, store: EmbeddingStore, tmp_path: Path, local_ray: Any
 ) -> None:
-    context: Context = dataclasses.replace(library.context, where=Where())
     profile = tmp_path / "ray.yaml"
     profile.write_text(
         "metadata: {lookalike: {profiles: {two: {embed_actors: 2, cpus_per_actor: 1}}}}\n"
     )
     where = Where(profile="two", ray_config=profile)
-    filler = part_filler(dataclasses.replace(context, where=where))
+    filler = part_filler(dataclasses.replace(library.context, where=where))
     assert filler is not fill_here
     by_tasks = build_index(store, Folder.at(tmp_path / "tasks"), CONFIG, fill=filler)
     here = build_index(store, Folder.at(tmp_path / "here"), CONFIG)

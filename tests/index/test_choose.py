@@ -37,6 +37,15 @@ def test_an_odd_dimension_leaves_short_codes_out_and_says_why():
         candidates(50_000, 63, IndexConfig(kind="pq"))
 
 
+def test_short_codes_need_vectors_to_learn_from(make_store, tmp_path, clustered):
+    with pytest.raises(ValueError, match="its codes need 32 vectors to learn from, and there are"):
+        candidates(31, 16, IndexConfig(kind="ivf-pq"))
+    for kind in ("pq", "ivf-pq"):
+        store = make_store(clustered(32, 16)[0], name=kind)
+        door = build_index(store, Folder.at(tmp_path / f"ix-{kind}"), IndexConfig(kind=kind))
+        assert door["rows"] == 32
+
+
 def test_what_would_not_fit_the_memory_in_service_is_left_out():
     field = candidates(5_000_000, 128, IndexConfig(memory="512MB"))
     assert [recipe.kind for recipe in field.recipes] == ["ivf-pq"]

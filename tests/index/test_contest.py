@@ -39,7 +39,7 @@ def test_the_fastest_wins_and_of_those_that_tie_the_smallest_and_of_those_the_si
     assert decide(exact, ivf, contender("ivf-pq", 1.19, 30))[0] == "ivf-pq"
     assert decide(exact, ivf, contender("ivf-pq", 1.21, 30))[0] == "ivf"
     assert decide(exact, ivf, contender("hnsw", 0.9, 96))[0] == "ivf", "8 % larger is a tie"
-    kind, why = decide(exact, ivf, contender("hnsw", 0.9, 96))
+    _, why = decide(exact, ivf, contender("hnsw", 0.9, 96))
     assert why == (
         "the simplest of 2 that tie as the fastest of 3 that reach a recall@10 of 0.95 within "
         "the limits"

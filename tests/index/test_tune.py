@@ -102,7 +102,7 @@ class Scripted(Candidate):
     def ladder(self):
         return list(range(1, len(self.recalls) + 1))
 
-    def ranker(self, refine):
+    def ranker(self, _refine):
         return self
 
     def top(self, queries, k, *, nprobe):
