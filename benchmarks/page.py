@@ -218,6 +218,43 @@ def _filters(result: Result) -> list[str]:
     ]  # fmt: skip
 
 
+def _index_curves(result: Result) -> list[str]:
+    settings, rounds = result["settings"], result["rounds"]
+    rows = []
+    for name in rounds[0]:
+        cells = [spread([_speed_at(one[name], recall) for one in rounds]) for recall in RECALLS]
+        size = spread(values(rounds, name, "bytes_per_vector"))
+        rows.append(
+            [
+                name,
+                *(ranged(speeds) if speeds.low else "not reached" for speeds in cells),
+                number(size.median),
+                ranged(spread(values(rounds, name, "build_s"))),
+                ranged(spread(values(rounds, name, "peak_mb"))),
+            ]
+        )
+    return [
+        f"Single queries a second on one thread, at recall@{settings['k']} of at least so much: "
+        f"{settings['vectors']:,} unit vectors of {settings['dim']} dimensions in "
+        f"{settings['clusters']:,} clusters (noise {settings['noise']:g}), {settings['queries']:,} "
+        f"new queries from the same, seed {settings['seed']}. FAISS as its factory makes it, over "
+        "float32. Bytes a vector are those of the index; lookalike also has 2 bytes a dimension on "
+        "disk, of which re-ranking reads a few rows, and checks its build against exact search. "
+        "Building uses all cores.\n",
+        table(["", *(f"at {r}" for r in RECALLS), "bytes a vector", "build s", "peak MB"], rows),
+        "",
+    ]
+
+
+RECALLS = (0.9, 0.95, 0.99)
+
+
+def _speed_at(measured: dict[str, Any], recall: float) -> float:
+    """Queries a second of the fastest setting that reaches a recall; 0 where none does."""
+    good = [point for point in measured["curve"] if point["recall"] >= recall]
+    return max((float(point["queries_per_s"]) for point in good), default=0.0)
+
+
 SECTIONS: tuple[tuple[str, str, Callable[[Result], list[str]]], ...] = (
     ("Augmentation", "augmentation", _augmentation),
     ("SimCLR end to end", "simclr_end_to_end", _end_to_end),
@@ -225,6 +262,8 @@ SECTIONS: tuple[tuple[str, str, Callable[[Result], list[str]]], ...] = (
     ("The contrastive loss", "losses", _losses),
     ("A batch in chunks", "batch_chunks", _chunks),
     ("Filtered search", "filters", _filters),
+    ("Index: recall and speed", "index_curves", _index_curves),
+    ("Index: recall and speed of a million", "index_curves_1000000", _index_curves),
 )
 
 if __name__ == "__main__":

@@ -49,6 +49,7 @@ VERBS = {
         "cluster.index_job",
         "IndexJobConfig",
         "index_embeddings",
+        uses_ray=True,
     ),
     "graph": Verb(
         "find neighbours, near-duplicates, outliers and a map of an index",

@@ -8,8 +8,11 @@ So a search within a selection takes one of these ways:
   selected pictures are compared as the tuned search compares pictures; then as many again, and
   again, until that brings nothing new among the k nearest, or no list is left. Lists without a
   selected picture are passed over, so a selection far away from the query is found as well.
-* ``scan``: an index without lists compares with every selected picture inside FAISS. Exact, if
-  its codes are.
+* ``scan``: an index without lists compares with every selected picture inside FAISS. Exact.
+
+Short codes only propose: ``lists`` is then never exact, and asks for more proposals until the k
+best by the stored vectors are all among the first half. A graph, which cannot be visited in parts,
+leaves ``subset``.
 
 Which one is a matter of estimated cost, and every answer says which it was.
 
@@ -19,6 +22,7 @@ Shapes: Q queries, D embedding, K results, M selected rows, L lists, P lists vis
 from __future__ import annotations
 
 import threading
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -27,7 +31,8 @@ from numpy.typing import NDArray
 
 from index.lists import Lists
 from index.measure import exact_top_k
-from index.rank import MAX_CANDIDATES, NONE, SPARE, Ranker
+from index.part import Part
+from index.rank import MAX_CANDIDATE_BYTES, NONE, Ranker
 from index.selection import Selection
 from index.vectors import Floats, Ids
 
@@ -49,6 +54,8 @@ MAX_ORDERED = 1 << 21
 """Lists ordered at once, over all queries; bounds memory for many queries."""
 MAX_DROPPED = 64
 """Excluded pictures that are searched for and dropped; more make a selection of their own."""
+DEEPER = 4
+"""Candidates of the next try, as a multiple of those among which the k best came too late."""
 NOTHING_NEW = 0.02
 """Share of the k nearest that a last round may still have changed."""
 
@@ -75,15 +82,15 @@ class Planner:
     """Searches of one index version within selections. Thread-safe.
 
     Args:
-        ranker: the parts and the stored vectors.
+        ranker: ranks by the stored vectors.
+        parts: its parts.
         nprobe: lists that the tuned search visits.
-        exact_codes: whether FAISS's codes are the stored vectors themselves.
     """
 
-    def __init__(self, ranker: Ranker, nprobe: int, *, exact_codes: bool) -> None:
+    def __init__(self, ranker: Ranker, parts: Sequence[Part], nprobe: int) -> None:
         self._ranker = ranker
+        self._parts = parts
         self._nprobe = nprobe
-        self._exact_codes = exact_codes
         self._lists: Lists | None = None
         self._lists_known = False
         self._lock = threading.Lock()
@@ -139,7 +146,7 @@ class Planner:
         nlist = self._ranker.nlist
         if nlist == 1:
             scan = CALL_NS + num_queries * (total * SELECT_NS + selected * dim * PRODUCT_NS)
-            return "scan" if self._exact_codes and scan < subset else "subset"
+            return "scan" if scan < subset else "subset"
         if exact:
             return "subset"
         compared = min(GROWTH * self._enough(k), selected)  # two rounds, if the second ends it
@@ -158,7 +165,7 @@ class Planner:
         """The inverted lists, looked through when first needed; None if there are none."""
         with self._lock:
             if not self._lists_known:
-                self._lists = Lists.of(self._ranker.parts, self._ranker.vectors.ids)
+                self._lists = Lists.of(self._parts, self._ranker.vectors.ids)
                 self._lists_known = True
             return self._lists
 
@@ -167,8 +174,10 @@ class Planner:
 
     def _scan(self, queries: Floats, k: int, selection: Selection) -> tuple[Ids, Floats]:
         found = [
-            part.search(queries, k + SPARE, nprobe=1, selector=selection.selector)[1]
-            for part in self._ranker.parts
+            part.search(queries, self._ranker.num_wanted(k), nprobe=1, selector=selection.selector)[
+                1
+            ]
+            for part in self._parts
         ]
         return self._ranker.rank(queries, np.concatenate(found, axis=1), k)
 
@@ -177,16 +186,38 @@ class Planner:
     ) -> tuple[Ids, Floats, Plan]:
         lists = self.lists
         assert lists is not None, "chosen only where there are lists"
-        step = max(1, min(MAX_CANDIDATES // (k + SPARE), MAX_ORDERED // len(lists.centroids)))
-        visits = [
-            _Visits(self._ranker, lists, queries_QD[start : start + step], k, selection)
-            for start in range(0, len(queries_QD), step)
-        ]
-        found = [visit.run(self._enough(k)) for visit in visits]
-        compared = np.concatenate([visit.compared for visit in visits])
-        is_exact = self._exact_codes and bool((compared == len(selection)).all())
-        plan = Plan("lists", is_exact, len(selection), float(compared.mean()))
-        return np.concatenate([f[0] for f in found]), np.concatenate([f[1] for f in found]), plan
+        ids = np.empty((len(queries_QD), k), np.int64)
+        scores = np.empty((len(queries_QD), k), np.float32)
+        compared = np.empty(len(queries_QD), np.int64)
+        width, waiting = self._ranker.num_wanted(k), np.arange(len(queries_QD))
+        while len(waiting):
+            width = min(width, len(selection))
+            query_bytes = 4 * self._ranker.vectors.dim * width * len(self._parts)
+            step = min(MAX_CANDIDATE_BYTES // query_bytes, MAX_ORDERED // len(lists.centroids))
+            deeper = []
+            for start in range(0, len(waiting), max(step, 1)):
+                which = waiting[start : start + max(step, 1)]
+                visits = _Visits(self._parts, lists, queries_QD[which], width, selection)
+                proposed = visits.run(self._enough(k), k)
+                ids[which], scores[which] = self._ranker.rank(queries_QD[which], proposed, k)
+                compared[which] = visits.compared
+                deeper.append(which[self._too_few(proposed, ids[which])])
+            # With all proposed, the stored vectors have decided.
+            waiting = np.concatenate(deeper) if width < len(selection) else waiting[:0]
+            width *= DEEPER
+        is_exact = not self._ranker.lossy and bool((compared == len(selection)).all())
+        return ids, scores, Plan("lists", is_exact, len(selection), float(compared.mean()))
+
+    def _too_few(self, proposed_QW: Ids, best_QK: Ids) -> NDArray[np.bool_]:
+        """Where short codes should propose more: one of the k best was among their last half."""
+        width = proposed_QW.shape[1]
+        is_full = proposed_QW[:, -1] != NONE
+        if not self._ranker.lossy or not is_full.any():
+            return np.zeros(len(proposed_QW), bool)
+        late = proposed_QW[:, width // 2 :]
+        return is_full & np.array(
+            [np.isin(best, last).any() for best, last in zip(best_QK, late, strict=True)]
+        )
 
 
 class _Visits:
@@ -197,34 +228,42 @@ class _Visits:
     """
 
     def __init__(
-        self, ranker: Ranker, lists: Lists, queries_QD: Floats, k: int, selection: Selection
+        self,
+        parts: Sequence[Part],
+        lists: Lists,
+        queries_QD: Floats,
+        width: int,
+        selection: Selection,
     ) -> None:
         counts = lists.counts(selection)
         num_queries = len(queries_QD)
-        self._ranker = ranker
+        self._parts = parts
         self._queries = queries_QD
-        self._k = k
         self._selection = selection
         self._order, self._closeness = lists.nearest_first(queries_QD, np.flatnonzero(counts))
         self._reached = np.cumsum(counts[self._order], axis=1)
         self._begin = np.zeros(num_queries, np.intp)
-        self._ids = np.full((num_queries, k + SPARE), NONE)
-        self._scores = np.full((num_queries, k + SPARE), -np.inf, np.float32)
+        self._ids = np.full((num_queries, width), NONE)
+        self._scores = np.full((num_queries, width), -np.inf, np.float32)
         self.compared = np.zeros(num_queries, np.int64)
 
-    def run(self, enough: float) -> tuple[Ids, Floats]:
-        """Visit until a round brings nothing new, or every list was visited; the k best."""
+    def run(self, enough: float, k: int) -> Ids:
+        """Visit until a round brings nothing new to the k best, or every list was visited.
+
+        Returns:
+            The best by FAISS's own scores, best first, int64 [Q, width]; -1 for none.
+        """
         waiting = np.arange(len(self._queries))
-        self._round(waiting, enough)
+        self._round(waiting, enough, k)
         target = enough
         while len(waiting := waiting[self._begin[waiting] < self._order.shape[1]]):
             target *= GROWTH
-            num_new = self._round(waiting, target)
-            is_short = self._ids[waiting, self._k - 1] == NONE
-            waiting = waiting[is_short | (num_new > NOTHING_NEW * self._k)]
-        return self._ranker.rank(self._queries, self._ids, self._k)
+            num_new = self._round(waiting, target, k)
+            is_short = self._ids[waiting, k - 1] == NONE
+            waiting = waiting[is_short | (num_new > NOTHING_NEW * k)]
+        return self._ids
 
-    def _round(self, which: NDArray[np.intp], target: float) -> NDArray[np.intp]:
+    def _round(self, which: NDArray[np.intp], target: float, k: int) -> NDArray[np.intp]:
         """Visit lists until so many are compared; how many of each query's k best are new."""
         begins, last = self._begin[which], self._order.shape[1]
         ends = np.clip((self._reached[which] < target).sum(axis=1) + 1, begins + 1, last)
@@ -235,7 +274,7 @@ class _Visits:
         queries, count = self._queries[which], self._ids.shape[1]
         found = [
             part.search_lists(queries, count, lists, closeness, self._selection.selector)
-            for part in self._ranker.parts
+            for part in self._parts
         ]
         ids = np.concatenate([self._ids[which], *(ids for _, ids in found)], axis=1)
         scores = np.concatenate([self._scores[which], *(scores for scores, _ in found)], axis=1)
@@ -244,5 +283,5 @@ class _Visits:
         self._scores[which] = np.take_along_axis(scores, best, 1)
         self._begin[which], self.compared[which] = ends, self._reached[which, ends - 1]
         # The first ``count`` columns are those of the rounds before.
-        is_new = (best[:, : self._k] >= count) & (self._ids[which, : self._k] != NONE)
+        is_new = (best[:, :k] >= count) & (self._ids[which, :k] != NONE)
         return np.asarray(is_new.sum(axis=1), np.intp)

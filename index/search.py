@@ -113,9 +113,10 @@ class Searcher:
         self.mean: Floats = np.array(door["mean"], np.float32)
         self.ids = vectors.ids
         self._vectors = vectors
-        self._ranker = Ranker(parts, vectors)
+        # Versions written before there were short codes name no such number.
+        self._ranker = Ranker(parts, vectors, refine=door["parameters"].get("refine", 1))
         self._nprobe: int = door["parameters"]["nprobe"]
-        self._planner = Planner(self._ranker, self._nprobe, exact_codes=True)
+        self._planner = Planner(self._ranker, parts, self._nprobe)
         self._threads = threads
 
     @classmethod

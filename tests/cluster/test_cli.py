@@ -134,7 +134,6 @@ def test_verbs_that_need_no_ray_are_these() -> None:
         "export",
         "graph",
         "import",
-        "index",
         "scan",
         "search",
         "ui",
