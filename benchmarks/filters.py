@@ -71,7 +71,7 @@ def selected(vectors: np.ndarray, kind: str, share: float) -> np.ndarray:
 
 def with_selector(searcher: Searcher, rows: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
     """Scores of what FAISS finds by itself."""
-    part = faiss.read_index(str(searcher.folder.local_path("part-00000.faiss")))
+    part = faiss.read_index(str(searcher.folder.local_path(searcher.door["parts"][0]["file"])))
     bits = np.zeros(len(searcher), np.uint8)
     bits[rows] = 1
     selector = faiss.IDSelectorBitmap(np.packbits(bits, bitorder="little"))
