@@ -215,9 +215,11 @@ class Planner:
         if not self._ranker.lossy or not is_full.any():
             return np.zeros(len(proposed_QW), bool)
         late = proposed_QW[:, width // 2 :]
-        return is_full & np.array(
-            [np.isin(best, last).any() for best, last in zip(best_QK, late, strict=True)]
+        came_late = np.array(
+            [np.isin(best, last).any() for best, last in zip(best_QK, late, strict=True)],
+            bool,
         )
+        return np.asarray(is_full & came_late, np.bool_)
 
 
 class _Visits:
