@@ -57,6 +57,8 @@ bench: bench-peers ## the measurements behind our speed claims: 90 minutes on 2 
 	$(BIN)/python -m benchmarks.train_overhead
 	$(BIN)/python -m benchmarks.losses
 	$(BIN)/python -m benchmarks.batch_chunks
+	$(BIN)/python -m benchmarks.filters
+	$(BIN)/python -m benchmarks.index_curves
 	$(PYTEST) -m bench benchmarks
 	$(BIN)/python -m benchmarks.page
 

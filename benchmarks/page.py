@@ -184,12 +184,86 @@ def _chunks(result: Result) -> list[str]:
     ]
 
 
+def _filters(result: Result) -> list[str]:
+    settings, rounds = result["settings"], result["rounds"]
+    rows, recalls, times = [], [], []
+    unfiltered = spread(values(rounds, "lookalike", "unfiltered ms"))
+    for kind in settings["kinds"]:
+        for share in settings["shares"]:
+            case, cells = f"{kind} {share:g}", []
+            for name in rounds[0]:
+                recall, taken = (
+                    spread(values(rounds, name, f"{case} {what}")) for what in ("recall", "ms")
+                )
+                cells.append(f"{recall.median:.3f}, {number(taken.median)} ms")
+            recalls.append(spread(values(rounds, "lookalike", f"{case} recall")))
+            times.append(spread(values(rounds, "lookalike", f"{case} ms")).median)
+            rows.append([f"{kind}, {100 * share:g} %", *cells])
+    times_unfiltered = max(times) / unfiltered.median
+    slowest = Spread(
+        median=times_unfiltered, low=times_unfiltered, high=times_unfiltered, n=len(rounds)
+    )
+    lowest = min(recalls, key=lambda found: found.median)
+    return [
+        f"recall@{settings['k']} and median time of a query in one thread, over "
+        f"{settings['pictures']:,} x {settings['dim']} vectors in {settings['clusters']} clusters, "
+        f"{settings['nlist']} lists, {settings['nprobe']} visited without a filter "
+        f"({settings['recall']}); {settings['queries']} queries, seed {settings['seed']}. FAISS "
+        "visits as many lists and skips what its IDSelectorBitmap does not select. Selected are "
+        "pictures drawn at random, of some clusters alone, or of one side of space.\n",
+        table(["selected", *rounds[0]], rows),
+        judged("lowest recall", lowest, 0.95),
+        judged("slowest median, times unfiltered", slowest, 2.0, at_least=False),
+        "",
+    ]  # fmt: skip
+
+
+def _index_curves(result: Result) -> list[str]:
+    settings, rounds = result["settings"], result["rounds"]
+    rows = []
+    for name in rounds[0]:
+        cells = [spread([_speed_at(one[name], recall) for one in rounds]) for recall in RECALLS]
+        size = spread(values(rounds, name, "bytes_per_vector"))
+        rows.append(
+            [
+                name,
+                *(ranged(speeds) if speeds.low else "not reached" for speeds in cells),
+                number(size.median),
+                ranged(spread(values(rounds, name, "build_s"))),
+                ranged(spread(values(rounds, name, "peak_mb"))),
+            ]
+        )
+    return [
+        f"Single queries a second on one thread, at recall@{settings['k']} of at least so much: "
+        f"{settings['vectors']:,} unit vectors of {settings['dim']} dimensions in "
+        f"{settings['clusters']:,} clusters (noise {settings['noise']:g}), {settings['queries']:,} "
+        f"new queries from the same, seed {settings['seed']}. FAISS as its factory makes it, over "
+        "float32. Bytes a vector are those of the index; lookalike also has 2 bytes a dimension on "
+        "disk, of which re-ranking reads a few rows, and checks its build against exact search. "
+        "Building uses all cores.\n",
+        table(["", *(f"at {r}" for r in RECALLS), "bytes a vector", "build s", "peak MB"], rows),
+        "",
+    ]
+
+
+RECALLS = (0.9, 0.95, 0.99)
+
+
+def _speed_at(measured: dict[str, Any], recall: float) -> float:
+    """Queries a second of the fastest setting that reaches a recall; 0 where none does."""
+    good = [point for point in measured["curve"] if point["recall"] >= recall]
+    return max((float(point["queries_per_s"]) for point in good), default=0.0)
+
+
 SECTIONS: tuple[tuple[str, str, Callable[[Result], list[str]]], ...] = (
     ("Augmentation", "augmentation", _augmentation),
     ("SimCLR end to end", "simclr_end_to_end", _end_to_end),
     ("Ray Train's overhead", "train_overhead", _overhead),
     ("The contrastive loss", "losses", _losses),
     ("A batch in chunks", "batch_chunks", _chunks),
+    ("Filtered search", "filters", _filters),
+    ("Index: recall and speed", "index_curves", _index_curves),
+    ("Index: recall and speed of a million", "index_curves_1000000", _index_curves),
 )
 
 if __name__ == "__main__":

@@ -130,7 +130,7 @@ class Catalog:
 
     def _take(self, ids: np.ndarray | list[int]) -> pa.Table:
         """Rows of the ids, in their order; by chunks, since all their text may not fit in one."""
-        positions = self._positions(ids)
+        positions = self.positions(ids)
         order = np.argsort(positions, kind="stable")
         starts = np.cumsum([0, *(len(batch) for batch in self._batches)])
         which = np.searchsorted(starts, positions[order], side="right") - 1
@@ -146,7 +146,8 @@ class Catalog:
     def _batches(self) -> list[pa.RecordBatch]:
         return [batch for batch in self.table.to_batches() if len(batch)]
 
-    def _positions(self, ids: np.ndarray | list[int]) -> np.ndarray:
+    def positions(self, ids: np.ndarray | list[int]) -> np.ndarray:
+        """Row numbers in ``table`` of the given ids, in their order; ``KeyError`` as `rows`."""
         wanted = np.asarray(ids, dtype=np.int64)
         positions = np.searchsorted(self._ids, wanted)
         known = positions < len(self._ids)

@@ -5,19 +5,52 @@ The one way from a picture to its neighbours, for the command line and the web a
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from typing import cast
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from cluster.catalog import Catalog, CatalogRow, open_corpus
+from cluster.query import Example, SearchQuery
 from cluster.workspace import Workspace
 from encoders.encoder import Encoder, Layer, embed_picture
 from index.artifact import ArtifactError
+from index.duplicates import DuplicateGroups
 from index.embeddings import EmbeddingStore
+from index.examples import combine_examples
+from index.filters import matching
+from index.planner import Plan
+from index.ranking import Ranking
 from index.search import Hits, Searcher
+from index.selection import Selection
+from index.vectors import Floats, Ids
 
-__all__ = ["Collection"]
+__all__ = ["Collection", "Found"]
+
+MAX_SELECTIONS = 16
+"""Filters whose pictures are remembered."""
+MAX_REACHING = 100_000
+"""Pictures above a lowest score that are ranked; beyond it, the answer is flagged ``limited``."""
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """The answer to a `SearchQuery`.
+
+    Args:
+        hits: one row of results.
+        num_reaching: pictures that reach the lowest score, if one was given.
+        copies: of each result, how many near-duplicates it stands for; empty unless collapsed.
+    """
+
+    hits: Hits
+    num_reaching: int | None
+    copies: list[int]
 
 
 class Collection:
@@ -34,6 +67,8 @@ class Collection:
         self.encoder_name = searcher.parents["encoder"]
         self.embeddings_name = searcher.parents["embeddings"]
         self.corpus_uid = searcher.parents["corpus_uid"]
+        self._selections: dict[tuple[str, frozenset[str]], Selection] = {}
+        self._lock = threading.Lock()
 
     @classmethod
     def open(cls, workspace: Workspace, name: str) -> Collection:
@@ -111,19 +146,143 @@ class Collection:
         """int64 ids of all indexed pictures, ascending."""
         return self.searcher.ids
 
+    def has(self, picture_id: int) -> bool:
+        """Whether the picture is in the index."""
+        return len(self.searcher.select([picture_id])) == 1
+
     def vectors(self, ids: np.ndarray) -> np.ndarray:
         """Stored vectors of the given ids: float32 ``[N, D]``."""
         return self.searcher.vectors_of(ids)
 
     def search_picture(self, data: bytes, k: int) -> Hits:
         """The k pictures most like a picture file's bytes; ``PictureError`` if there is none."""
-        query_D = embed_picture(self.encoder, data, layer=self.layer)
-        return self.searcher.search(query_D[np.newaxis], k)
+        return self.find(SearchQuery(like=(Example(picture=data),), k=k)).hits
 
     def search_ids(self, ids: np.ndarray | list[int], k: int) -> Hits:
         """The k others most like each indexed picture; ``KeyError`` for an id not indexed."""
         wanted = np.asarray(ids, dtype=np.int64)
         return self.searcher.search(self.vectors(wanted), k, exclude_ids=wanted)
+
+    def find(self, query: SearchQuery, *, hidden: frozenset[str] = frozenset()) -> Found:
+        """Answer a query; examples that are in the index are left out of the results.
+
+        Args:
+            query: what is asked.
+            hidden: columns that its filter may not use.
+
+        Raises:
+            KeyError: an example's id is not in the index.
+            PictureError: an example is no picture.
+            FilterError: the filter cannot be used.
+            ValueError: no example, or examples that cancel each other out; k below 1.
+            ArtifactError: near-duplicates are to be collapsed, and were never looked for.
+        """
+        vector = self._direction(query)
+        within = None if query.where is None else self.select(query.where, hidden=hidden)
+        groups = self.duplicates if query.collapse_duplicates else None
+        ranking = Ranking(diversity=query.diversity, groups=groups)
+        if query.min_score is None:
+            hits = self.searcher.search(
+                vector,
+                query.k,
+                exclude_ids=query.ids,
+                exact=query.exact,
+                within=within,
+                ranking=ranking if groups or query.diversity else None,
+            )
+            num_reaching = None
+        else:
+            hits, num_reaching = self._reaching(vector, query, within, ranking)
+        copies = [] if groups is None else groups.sizes_of(hits.ids[0]).tolist()
+        return Found(hits, num_reaching, copies)
+
+    def _direction(self, query: SearchQuery) -> Floats:
+        """What is asked for as one unit vector, [1, D]."""
+        dim = self.searcher.dim
+        sides = [
+            np.array([self._vector(example) for example in side]).reshape(-1, dim)
+            for side in (query.like, query.unlike)
+        ]
+        return combine_examples(
+            *sides,
+            weights_P=[example.weight for example in query.like],
+            weights_M=[example.weight for example in query.unlike],
+        )
+
+    def _vector(self, example: Example) -> Floats:
+        if example.picture is not None:
+            return embed_picture(self.encoder, example.picture, layer=self.layer, box=example.box)
+        vector_D: Floats = self.searcher.vectors_of([cast("int", example.id)])[0]
+        return vector_D
+
+    def _reaching(
+        self, vector: Floats, query: SearchQuery, within: Selection | None, ranking: Ranking
+    ) -> tuple[Hits, int]:
+        """The nearest of all that reach the lowest score, and how many do."""
+        assert query.min_score is not None, "asked for only with a lowest score"
+        if query.k < 1:
+            raise ValueError(f"k is {query.k}; ask for at least 1 result")
+        matches = self.searcher.range_search(
+            vector, query.min_score, exclude_ids=query.ids, within=within, limit=MAX_REACHING
+        )
+        plan = Plan("exact", True, matches.num_searched, float(matches.num_searched))
+
+        def nearest(count: int) -> tuple[Ids, Floats, Plan]:
+            return matches.ids[None, :count], matches.scores[None, :count], plan
+
+        ids, scores, _ = ranking.answer(query.k, nearest, self.vectors)
+        hits = Hits(ids, scores, matches.flags, matches.num_searched, plan)
+        return hits, int(matches.num_matching[0])
+
+    def select(self, where: str, *, hidden: frozenset[str] = frozenset()) -> Selection:
+        """The pictures of the index for which a filter on the catalog is true.
+
+        Columns are the catalog's, as last scanned, and ``name``, the file's name without its
+        folder. A picture that was added after the index was built is not in it.
+
+        Args:
+            where: the filter; see ``index.filter_syntax``.
+            hidden: columns that it may not use.
+
+        Raises:
+            FilterError: no filter, an unknown column, a value of another type.
+        """
+        key = (where, hidden)
+        with self._lock:
+            known = self._selections.get(key)
+        if known is None:
+            shown = [name for name in self._metadata.column_names if name not in hidden]
+            ids = matching(self._metadata.select(shown), where, ["id"])["id"].to_numpy()
+            known = self.searcher.select(ids)
+            with self._lock:
+                while len(self._selections) >= MAX_SELECTIONS:
+                    del self._selections[next(iter(self._selections))]
+                self._selections[key] = known
+        return known
+
+    @cached_property
+    def _metadata(self) -> pa.Table:
+        """The catalog's table, with each file's own name."""
+        table = self.catalog.table
+        names = pc.replace_substring_regex(table["uri"], pattern="^.*/", replacement="")
+        return table if "name" in table.column_names else table.append_column("name", names)
+
+    @cached_property
+    def duplicates(self) -> DuplicateGroups:
+        """Near-duplicates of this version; ``MissingArtifactError`` if never looked for."""
+        return DuplicateGroups.open(self.searcher)
+
+    def to_arrow(self, hits: Hits, columns: Sequence[str] = ()) -> pa.Table:
+        """Results as a table: query, rank, id, score, and columns of the catalog.
+
+        Raises:
+            KeyError: the catalog has no such column.
+        """
+        table = hits.to_arrow()
+        rows = self._metadata.take(self.catalog.positions(table["id"].to_numpy()))
+        for name in columns:
+            table = table.append_column(name, rows[name])
+        return table
 
     def thumbnail(self, picture_id: int) -> bytes | None:
         """Encoded thumbnail of a picture, or None if it has none."""

@@ -1,7 +1,8 @@
 """index: make an embedding set searchable, at a recall that is measured.
 
-1. Open the embedding set of corpus and encoder. 2. Let `index.build` choose, train, fill and tune
-an index. 3. It publishes a new version beside the old and moves ``CURRENT``.
+1. Open the embedding set of corpus and encoder. 2. Let `index.build` train, fill and measure those
+indexes that suit its size, and keep the best; parts may be filled by Ray's tasks. 3. It publishes
+a new version beside the old and moves ``CURRENT``.
 """
 
 from __future__ import annotations
@@ -14,11 +15,13 @@ from typing import Annotated, Any
 import tyro
 
 from cluster.context import Context
+from cluster.part_tasks import part_filler
 from cluster.workspace import check_name
 from index.artifact import CorruptArtifactError, Folder, MissingArtifactError
-from index.build import build_index
+from index.build import PAGE, build_index
 from index.choose import IndexConfig
 from index.embeddings import EmbeddingStore
+from index.search import require_same_encoder
 from index.versions import open_current
 
 __all__ = ["IndexJobConfig", "index_embeddings"]
@@ -41,6 +44,9 @@ class IndexJobConfig:
     """Embedding set to index; CORPUS-ENCODER unless given."""
     name: str | None = None
     """Name of the index; that of the embedding set unless given."""
+    queries: str | None = None
+    """Embedding set of pictures such as will be asked, to measure recall on; held-out pictures of
+    the corpus itself unless given."""
     build: Annotated[IndexConfig, tyro.conf.arg(name="")] = field(default_factory=IndexConfig)
     """Which index, and how it is tuned."""
 
@@ -50,6 +56,8 @@ class IndexJobConfig:
         check_name(self.encoder, what="encoder")
         check_name(self.embeddings_name, what="embedding set")
         check_name(self.index_name, what="index")
+        if self.queries is not None:
+            check_name(self.queries, what="embedding set")
 
     @property
     def embeddings_name(self) -> str:
@@ -69,6 +77,7 @@ def index_embeddings(config: IndexJobConfig, context: Context) -> dict[str, Any]
         MissingArtifactError: there is no such embedding set.
         CorruptArtifactError: one of its files is damaged.
         ValueError: the set is of another corpus or encoder; the index's name is in use for another.
+        EncoderMismatchError: the queries are of another encoder or layer.
     """
     workspace = context.workspace
     make = f"lookalike embed --corpus {config.corpus} --encoder {config.encoder}"
@@ -79,7 +88,8 @@ def index_embeddings(config: IndexJobConfig, context: Context) -> dict[str, Any]
     store = EmbeddingStore.open(source)
     _require_asked_for(config, store, make)
     _require_same_lineage(config, folder, store.parents)
-    door = build_index(store, folder, config.build)
+    queries = None if config.queries is None else _queries(config, context, store)
+    door = build_index(store, folder, config.build, queries=queries, fill=part_filler(context))
     return {
         "index": config.index_name,
         "version": door["version"],
@@ -91,8 +101,29 @@ def index_embeddings(config: IndexJobConfig, context: Context) -> dict[str, Any]
         "recall": door["recall"],
         "latency_ms": door["latency_ms"],
         "bytes_per_vector": door["bytes_per_vector"],
+        "service_bytes_per_vector": door["service_bytes_per_vector"],
+        "candidates": door["candidates"],
+        "left_out": door["left_out"],
+        "card": f"{folder}/{door['version']}/{PAGE}",
         "path": str(folder),
     }
+
+
+def _queries(config: IndexJobConfig, context: Context, store: EmbeddingStore) -> EmbeddingStore:
+    """The set to draw queries from, which has to be of the same encoder and layer."""
+    name = str(config.queries)
+    source = context.workspace.require(
+        "embeddings", name, door="embeddings.json", make="lookalike embed --name " + name
+    )
+    queries = EmbeddingStore.open(source)
+    require_same_encoder(
+        f"embedding set {store.parents['embeddings']}",
+        (store.encoder_id, store.layer),
+        (queries.encoder_id, queries.layer),
+        f"Embed the pictures of {name!r} with the encoder {config.encoder!r}, or leave --queries "
+        "out.",
+    )
+    return queries
 
 
 def _require_asked_for(config: IndexJobConfig, store: EmbeddingStore, make: str) -> None:

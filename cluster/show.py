@@ -17,7 +17,8 @@ __all__ = ["show"]
 FLAGS = {
     "changed_since_index": "files in brackets are not those that were indexed. Embed and index "
     "again to search what is there now.",
-    "short": "the index holds no more pictures than these.",
+    "limited": "more pictures reach that score than can be ranked; those shown are the nearest.",
+    "short": "no more pictures than these may be results.",
 }
 
 
@@ -60,14 +61,46 @@ def _show_search(report: dict[str, Any], console: Console) -> None:
         table.add_column(title, justify=justify, overflow="fold")  # type: ignore[arg-type]
     for hit in report["hits"]:
         file = Text(hit["file"])
+        if hit.get("copies", 1) > 1:
+            file.append(f"  (+{hit['copies'] - 1} near-duplicates)", style="dim")
         if hit["status"] != "ok":
             file.append(f"  ({hit['status']})", style="yellow")
         table.add_row(str(hit["rank"]), f"{hit['score']:.3f}", str(hit["id"]), file)
     console.print(table)
     notes = f"{len(report['hits'])} pictures in {report['took_ms']:.0f} ms, {report['version']}"
     console.print(Text(notes, style="dim"))
+    if report["reaching"] is not None:
+        console.print(Text(f"{report['reaching']:,} pictures reach that score", style="dim"))
+    console.print(Text(report["guarantee"], style="dim"), soft_wrap=True)
     for flag in report["flags"]:
         console.print(Text(f"{flag}: {FLAGS[flag]}", style="yellow"), soft_wrap=True)
+
+
+def _show_index(report: dict[str, Any], console: Console) -> None:
+    table = Table(box=None, pad_edge=False)
+    for title in ("candidate", "p50 ms", "p95 ms", "bytes a vector", "build s", ""):
+        table.add_column(title, justify="left" if title in ("candidate", "") else "right")
+    for one in report["candidates"]:
+        timing = one["latency_ms"]
+        table.add_row(
+            Text(one["factory"]),
+            *(f"{timing[key]:.3g}" if timing else "" for key in ("p50", "p95")),
+            f"{one['service_bytes_per_vector']:g}",
+            f"{one['build_s']:.3g}",
+            "chosen" if one["chosen"] else "exact search only" if one["exact_search"] else "",
+        )
+    console.print(table)
+    for one in report["left_out"]:
+        console.print(Text(f"{one['kind']} was left out: {one['why']}."), soft_wrap=True)
+    again = ", built before" if report["reused"] else ""
+    recipe, recall = report["recipe"], report["recall"]
+    for line in (
+        f"index {report['index']} {report['version']}{again}: {report['rows']:,} vectors",
+        f"{recipe['factory']}: {recipe['why']}",
+        f"{recall['text']}. The queries are {recall['population']}.",
+        f"card: {report['card']}",
+    ):
+        console.print(Text(line), soft_wrap=True)
 
 
 def _show_evaluate(report: dict[str, Any], console: Console) -> None:
@@ -128,6 +161,7 @@ SHOWN: dict[str, Callable[[dict[str, Any], Console], None]] = {
     "demo": _show_demo,
     "doctor": _show_doctor,
     "evaluate": _show_evaluate,
+    "index": _show_index,
     "search": _show_search,
     "verify": _show_verify,
 }

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from encoders.backbone import Backbone, BackboneConfig, build_backbone
 from encoders.heads import ProjectorConfig, build_projector
-from encoders.picture import PREPROCESS_RULE, PreprocessConfig, open_picture, to_square
+from encoders.picture import PREPROCESS_RULE, Box, PreprocessConfig, open_picture, to_square
 
 __all__ = [
     "Encoder",
@@ -188,13 +188,22 @@ def normalise(images_N3SS: Tensor, config: PreprocessConfig) -> Tensor:
     return ((images_N3SS - mean) / std).contiguous(memory_format=torch.channels_last)
 
 
-def embed_picture(encoder: Encoder, data: bytes, layer: Layer = "backbone") -> NDArray[np.float32]:
+def embed_picture(
+    encoder: Encoder, data: bytes, layer: Layer = "backbone", *, box: Box | None = None
+) -> NDArray[np.float32]:
     """The unit vector, float32 ``[D]``, of one file's bytes: the path that the corpus takes too.
+
+    Args:
+        encoder: what embeds it.
+        data: the whole file.
+        layer: the encoder's output to take.
+        box: the part of the picture to embed as if it were all; see `open_picture`.
 
     Raises:
         PictureError: the bytes hold no picture that can be decoded.
+        ValueError: a box that does not lie in the picture.
     """
-    pixels = to_square(open_picture(data), encoder.config.preprocess)
+    pixels = to_square(open_picture(data, box=box), encoder.config.preprocess)
     vectors_ND = encoder.embed(pixels[None], layer)
     vector_D: NDArray[np.float32] = vectors_ND[0]
     return vector_D

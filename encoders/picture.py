@@ -25,6 +25,7 @@ __all__ = [
     "DECODE_EDGE",
     "MAX_PIXELS",
     "PREPROCESS_RULE",
+    "Box",
     "PictureError",
     "PreprocessConfig",
     "open_picture",
@@ -72,6 +73,10 @@ JPEG_QUALITY = 85
 PictureStatus = Literal["unreadable", "empty", "too_large"]
 
 
+Box = tuple[int, int, int, int]
+"""Left, top, right and bottom of a part of a picture, in pixels; right and bottom lie outside."""
+
+
 class PictureError(ValueError):
     """These bytes give no picture; ``status`` is ``unreadable``, ``empty`` or ``too_large``."""
 
@@ -112,7 +117,9 @@ class PreprocessConfig:
             )
 
 
-def open_picture(data: bytes, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
+def open_picture(
+    data: bytes, *, max_pixels: int = MAX_PIXELS, box: Box | None = None
+) -> Image.Image:
     """Decode the first frame to RGB: EXIF-oriented, on white where transparent, 16 bit made 8.
 
     Large JPEGs are decoded at a fraction of their size, with no edge below `DECODE_EDGE`; that is
@@ -121,9 +128,12 @@ def open_picture(data: bytes, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
     Args:
         data: the whole file.
         max_pixels: refuse pictures whose header states this many pixels or more.
+        box: left, top, right and bottom, in pixels of the upright picture, of what to keep; decoded
+            at full size.
 
     Raises:
         PictureError: ``empty`` for no bytes, ``too_large``, else ``unreadable``.
+        ValueError: a box that does not lie in the picture.
     """
     if not data:
         raise PictureError("empty", "The file holds 0 bytes. Fetch it again or remove it.")
@@ -135,14 +145,26 @@ def open_picture(data: bytes, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
                 f"{image.width} x {image.height} pixels; fewer than {max_pixels:,} are allowed. "
                 "Scale the picture down.",
             )
-        image.draft("RGB", (DECODE_EDGE, DECODE_EDGE))
+        if box is None:
+            image.draft("RGB", (DECODE_EDGE, DECODE_EDGE))
         image.load()
         # After load, since a TIFF turns itself there and then drops the tag.
         turn = ORIENTATIONS.get(_orientation(image))
         upright = image if turn is None else image.transpose(turn)
         picture = _to_rgb(upright)
         picture.info = {}
-        return picture
+    return picture if box is None else picture.crop(_inside(box, picture))
+
+
+def _inside(box: Box, picture: Image.Image) -> Box:
+    left, top, right, bottom = box
+    if not (0 <= left < right <= picture.width and 0 <= top < bottom <= picture.height):
+        raise ValueError(
+            f"crop {left} {top} {right} {bottom}: does not lie in the picture, which is "
+            f"{picture.width} x {picture.height} pixels. Give left, top, right and bottom with "
+            "left < right and top < bottom."
+        )
+    return box
 
 
 def probe(source: bytes | BinaryIO) -> tuple[str, int, int]:

@@ -16,7 +16,9 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.dataset as ds
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
 from index.artifact import (
     CorruptArtifactError,
@@ -145,6 +147,26 @@ class EmbeddingStore:
                     "Embed the corpus again."
                 )
             yield ok.column("id").to_numpy(), flat.to_numpy().reshape(-1, self.dim)
+
+    def iter_content_hashes(
+        self, batch_rows: int = 65_536
+    ) -> Iterator[tuple[Ids, NDArray[np.uint8]]]:
+        """Stream ids [n] and sha256 digests of the files, uint8 [n, 32], of ok rows, by id."""
+        for batch in self._iter(["id", "status", "content_hash"], batch_rows, self.door["shards"]):
+            known = pc.and_(
+                pc.equal(batch.column("status"), "ok"), pc.is_valid(batch.column("content_hash"))
+            )
+            ok = batch.filter(known)
+            digests = np.frombuffer(b"".join(ok.column("content_hash").to_pylist()), np.uint8)
+            yield ok.column("id").to_numpy(), digests.reshape(-1, 32)
+
+    def dataset(self) -> ds.Dataset:
+        """The set as a ``pyarrow.dataset``, read lazily: columns id, status, content_hash, vector.
+
+        DuckDB, Polars and pandas scan it as it is; a filter on ``status`` or ``id`` is pushed down.
+        """
+        paths = [f"{self.folder.path}/{shard['vectors']}" for shard in self.door["shards"]]
+        return ds.dataset(paths, filesystem=self.folder.fs, format="parquet")
 
     def bad_rows(self, limit: int) -> list[tuple[int, str]]:
         """(id, status) of the first rows without a vector, at most ``limit``."""

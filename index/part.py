@@ -1,41 +1,108 @@
 """One FAISS file: trained, filled, written, memory-mapped, searched.
 
-Codes are the float16 vectors themselves (no residuals), so the only approximation is which lists
-are visited, and visiting all of them is exact search.
+Codes are the float16 vectors themselves (no residuals), so that visiting all lists is exact
+search; or 4-bit codes or a graph, which only propose, and whose exact search is a scan of the
+stored vectors (`index.rank`).
 
 Shapes: Q queries, N rows, D embedding, K results a query.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import contextlib
+import errno
+import math
+import os
+import time
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import faiss as faiss_library
 import numpy as np
 
-from index.choose import Recipe
+from index.choose import HNSW_LINKS, Recipe
 from index.vectors import Floats, Ids
 
-__all__ = ["Part", "train_template"]
+__all__ = [
+    "Part",
+    "ShelvedPart",
+    "hnsw_seconds",
+    "one_thread",
+    "read_faiss",
+    "set_threads",
+    "train_template",
+    "write_faiss",
+]
 
 faiss: Any = faiss_library  # its type stubs know neither index attributes nor search parameters
 
+NO_IDS = np.empty(0, np.int64)
 
-def train_template(recipe: Recipe, dim: int, sample_ND: Floats, *, seed: int) -> Any:
-    """An empty FAISS index, trained on a random sample of unit vectors; parts are copies of it."""
-    if recipe.kind == "exact":
-        flat = faiss.IndexScalarQuantizer(
-            dim, faiss.ScalarQuantizer.QT_fp16, faiss.METRIC_INNER_PRODUCT
-        )
-        return faiss.IndexIDMap(flat)
-    template = faiss.index_factory(dim, recipe.factory, faiss.METRIC_INNER_PRODUCT)
+MAX_EFFORT = 512
+"""Most of a graph that a search looks at (efSearch); what more would take is left to a scan."""
+
+NEVER_MAPPED = (b"IwPf",)
+"""First bytes of files with 4-bit codes, which are copied: mapped, they would count twice."""
+
+HNSW_TRIAL_ROWS = 2000
+
+DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS)
+
+
+def set_threads(count: int) -> None:
+    """Threads that FAISS may use for calls from this thread."""
+    faiss.omp_set_num_threads(count)
+
+
+@contextlib.contextmanager
+def one_thread() -> Iterator[None]:
+    """A block in which FAISS uses this thread alone."""
+    threads = faiss.omp_get_max_threads()
+    faiss.omp_set_num_threads(1)
+    try:
+        yield
+    finally:
+        faiss.omp_set_num_threads(threads)
+
+
+def train_template(
+    recipe: Recipe, dim: int, sample_ND: Floats, centroids_KD: Floats | None = None
+) -> Any:
+    """An empty FAISS index, trained on a random sample of unit vectors; parts are copies of it.
+
+    Args:
+        recipe: what to build.
+        dim: D.
+        sample_ND: float32; what codes learn from.
+        centroids_KD: float32, of the inverted lists of a recipe with several.
+    """
+    if recipe.nlist == 1 and recipe.kind in ("exact", "ivf", "hnsw"):
+        return _flat_template(recipe, dim)
+    template = faiss.index_factory(dim, recipe.factory(dim), faiss.METRIC_INNER_PRODUCT)
     template.by_residual = False
-    template.cp.seed = seed + 1  # 0 would mean a random seed
-    template.cp.min_points_per_centroid = 1  # recipes keep to FAISS's minimum; tests may not
-    template.train(np.ascontiguousarray(sample_ND))
+    if centroids_KD is None:
+        centroids_KD = sample_ND[:1]  # of a single list, which all visit
+    template.quantizer.add(np.ascontiguousarray(centroids_KD))
+    if recipe.lossy:
+        template.pq.cp.min_points_per_centroid = 1
+    with one_thread():  # many small k-means: threads would mostly wait for each other
+        template.train(np.ascontiguousarray(sample_ND))
     return template
+
+
+def _flat_template(recipe: Recipe, dim: int) -> Any:
+    codes, inner = faiss.ScalarQuantizer.QT_fp16, faiss.METRIC_INNER_PRODUCT
+    if recipe.kind == "hnsw":
+        graph = faiss.IndexHNSWSQ(dim, codes, HNSW_LINKS, inner)
+        graph.is_trained = True
+        return faiss.IndexIDMap(graph)
+    if recipe.kind == "ivf":
+        template = faiss.index_factory(dim, "IVF1,SQfp16", inner)
+        template.by_residual = False
+        template.train(np.eye(1, dim, dtype=np.float32))
+        return template
+    return faiss.IndexIDMap(faiss.IndexScalarQuantizer(dim, codes, inner))
 
 
 class Part:
@@ -43,14 +110,22 @@ class Part:
 
     Attributes:
         num_rows: vectors in it.
-        nlist: inverted lists; 1 for an exact scan.
+        nlist: the most effort a search can make: inverted lists; 1 for an exact scan, the
+            entries that a graph looks at.
+        lossy: whether the most effort may still miss a neighbour.
     """
 
     def __init__(self, faiss_index: Any) -> None:
         self._faiss = faiss_index
         self._is_ivf = isinstance(faiss_index, faiss.IndexIVF)
+        self._is_graph = not self._is_ivf and isinstance(
+            faiss.downcast_index(faiss_index.index), faiss.IndexHNSW
+        )
         self.num_rows = int(faiss_index.ntotal)
         self.nlist = int(faiss_index.nlist) if self._is_ivf else 1
+        if self._is_graph:
+            self.nlist = MAX_EFFORT
+        self.lossy = self._is_graph or isinstance(faiss_index, faiss.IndexIVFPQFastScan)
 
     @classmethod
     def fill(cls, template: Any, batches: Iterable[tuple[Ids, Floats]]) -> Part:
@@ -67,37 +142,137 @@ class Part:
 
     @classmethod
     def open(cls, path: Path) -> Part:
-        """Memory-map a file of ``write``."""
-        try:
-            return cls(faiss.read_index(str(path), faiss.IO_FLAG_MMAP_IFC))
-        except RuntimeError as error:
-            raise ValueError(f"{path}: not a FAISS index. Build the index again.") from error
+        """Memory-map a file of ``write``; 4-bit codes are read into memory."""
+        return cls(read_faiss(path, mapped=True))
 
     def write(self, path: str) -> None:
         """Write the FAISS file; not atomic by itself."""
-        faiss.write_index(self._faiss, path)
+        write_faiss(self._faiss, path)
 
     def search(
-        self, queries_QD: Floats, k: int, *, nprobe: int, exclude: Ids | None = None
+        self,
+        queries_QD: Floats,
+        k: int,
+        *,
+        nprobe: int,
+        exclude: Ids | None = None,
+        selector: Any = None,
     ) -> tuple[Floats, Ids]:
         """Nearest rows in the lists visited: inner products [Q, K] and ids [Q, K], -1 for none.
 
         Parameters travel with the call; nothing of the index is set, so threads cannot disturb
         each other.
+
+        Args:
+            queries_QD: unit vectors float32, C-contiguous.
+            k: results a query, fewer if there are fewer rows.
+            nprobe: lists to visit.
+            exclude: ids that are no results.
+            selector: FAISS's selector of the ids that may be results, instead of ``exclude``.
         """
-        selector = None
         if exclude is not None and len(exclude):
             batch = faiss.IDSelectorBatch(exclude)
             selector = faiss.IDSelectorNot(batch)
+        effort = min(nprobe, self.nlist)
         if self._is_ivf:
-            parameters = faiss.SearchParametersIVF(sel=selector, nprobe=min(nprobe, self.nlist))
+            parameters = faiss.SearchParametersIVF(sel=selector, nprobe=effort)
+        elif self._is_graph:
+            parameters = faiss.SearchParametersHNSW(sel=selector, efSearch=max(effort, 2 * k))
         else:
             parameters = faiss.SearchParameters(sel=selector)
         scores, ids = self._faiss.search(queries_QD, min(k, self.num_rows), params=parameters)
         return scores, ids
+
+    def search_lists(
+        self, queries_QD: Floats, k: int, lists_QP: Ids, closeness_QP: Floats, selector: Any
+    ) -> tuple[Floats, Ids]:
+        """As `search`, in the lists named for each query; a list of -1 is none.
+
+        Args:
+            queries_QD: unit vectors float32, C-contiguous.
+            k: results a query.
+            lists_QP: int64 numbers of lists, C-contiguous.
+            closeness_QP: float32 inner products of the queries with these lists' centroids.
+            selector: FAISS's selector of the ids that may be results.
+        """
+        num_queries, nprobe = lists_QP.shape
+        scores = np.empty((num_queries, k), np.float32)
+        ids = np.empty((num_queries, k), np.int64)
+        parameters = faiss.SearchParametersIVF(sel=selector, nprobe=nprobe)
+        # FAISS's wrapper for arrays takes nprobe from the shared index, and no parameters.
+        arrays = (faiss.swig_ptr(a) for a in (lists_QP, closeness_QP, scores, ids))
+        self._faiss.search_preassigned_c(
+            num_queries, faiss.swig_ptr(queries_QD), k, *arrays, False, parameters
+        )
+        return scores, ids
+
+    def centroids(self) -> Floats | None:
+        """Centroids of the inverted lists, float32 [nlist, D]; None if there are none."""
+        return self._faiss.quantizer.reconstruct_n(0, self.nlist) if self._is_ivf else None
+
+    def ids_by_list(self) -> Iterator[Ids]:
+        """The ids in every inverted list."""
+        lists = self._faiss.invlists
+        for number in range(self.nlist):
+            size = int(lists.list_size(number))
+            yield faiss.rev_swig_ptr(lists.get_ids(number), size).copy() if size else NO_IDS
 
     def _num_stored(self) -> int:
         if not self._is_ivf:
             return int(self._faiss.id_map.size())
         lists = self._faiss.invlists
         return sum(int(lists.list_size(number)) for number in range(self.nlist))
+
+
+class ShelvedPart:
+    """A part that is in memory only while it is searched, so that a build needs room for one.
+
+    Args:
+        path: a file of ``Part.write``.
+    """
+
+    def __init__(self, path: Path) -> None:
+        opened = Part.open(path)
+        self.path = path
+        self.num_rows, self.nlist, self.lossy = opened.num_rows, opened.nlist, opened.lossy
+
+    def search(
+        self, queries_QD: Floats, k: int, *, nprobe: int, exclude: Ids | None = None
+    ) -> tuple[Floats, Ids]:
+        """As `Part.search`."""
+        return Part.open(self.path).search(queries_QD, k, nprobe=nprobe, exclude=exclude)
+
+
+def hnsw_seconds(sample_ND: Floats, num_rows: int) -> float:
+    """About how long a graph over so many rows takes to build, by a small one of the sample."""
+    rows = sample_ND[:HNSW_TRIAL_ROWS]
+    graph = faiss.IndexHNSWFlat(rows.shape[1], HNSW_LINKS, faiss.METRIC_INNER_PRODUCT)
+    start = time.perf_counter()
+    graph.add(np.ascontiguousarray(rows))
+    each = (time.perf_counter() - start) / len(rows)
+    return each * num_rows * math.log(num_rows) / math.log(len(rows))
+
+
+def read_faiss(path: Path, *, mapped: bool = False) -> Any:
+    """A FAISS index; ``mapped`` leaves on disk what its kind allows, and allows no changes."""
+    with path.open("rb") as file:
+        mapped = mapped and file.read(4) not in NEVER_MAPPED
+    try:
+        return faiss.read_index(str(path), faiss.IO_FLAG_MMAP_IFC if mapped else 0)
+    except RuntimeError as error:
+        raise ValueError(f"{path}: not a FAISS index. Build the index again.") from error
+
+
+def write_faiss(faiss_index: Any, path: str) -> None:
+    """Write a FAISS index.
+
+    Raises:
+        OSError: the disk would not take it; FAISS says so in words alone.
+    """
+    try:
+        faiss.write_index(faiss_index, path)
+    except RuntimeError as error:
+        for number in DISK_ERRORS:
+            if os.strerror(number) in str(error):
+                raise OSError(number, os.strerror(number), path) from error
+        raise

@@ -17,11 +17,16 @@ from typing import Any
 
 import faiss
 import numpy as np
+import pyarrow as pa
 from numpy.typing import ArrayLike
 
 from index.artifact import Folder, Verify
 from index.part import Part
+from index.planner import Plan, Planner
 from index.rank import Ranker
+from index.ranking import Ranking
+from index.reach import Matches, within_reach
+from index.selection import Selection
 from index.vectors import Floats, Ids, VectorFile, unit
 from index.versions import open_current
 
@@ -56,18 +61,33 @@ class Hits:
         scores: float32 [Q, K'], cosines in [-1, 1].
         flags: ``short``: fewer than k pictures could be returned at all.
         num_searched: pictures that could have been returned.
+        plan: how they were found.
     """
 
     ids: Ids
     scores: Floats
     flags: frozenset[str]
     num_searched: int
+    plan: Plan
+
+    def to_arrow(self) -> pa.Table:
+        """Columns query, rank (from 1), id and score, a row a result; ids and scores uncopied."""
+        num_queries, width = self.ids.shape
+        return pa.table(
+            {
+                "query": np.repeat(np.arange(num_queries, dtype=np.int32), width),
+                "rank": np.tile(np.arange(1, width + 1, dtype=np.int32), num_queries),
+                "id": self.ids.reshape(-1),
+                "score": self.scores.reshape(-1),
+            }
+        )
 
 
 class Searcher:
     """An open index version. All methods are safe to call from many threads.
 
     Attributes:
+        folder: the version's own folder, where what is made from it lies beside it.
         version: the version's name; a later build does not change an open searcher.
         id: identity of the index.
         encoder_id: the encoder that made the vectors.
@@ -82,6 +102,7 @@ class Searcher:
     ) -> None:
         vectors = VectorFile(folder.local_path("vectors.arrow"))
         parts = [Part.open(folder.local_path(part["file"])) for part in door["parts"]]
+        self.folder = folder
         self.version = version
         self.door = door
         self.id = str(door["id"])
@@ -92,8 +113,10 @@ class Searcher:
         self.mean: Floats = np.array(door["mean"], np.float32)
         self.ids = vectors.ids
         self._vectors = vectors
-        self._ranker = Ranker(parts, vectors)
+        # Versions written before there were short codes name no such number.
+        self._ranker = Ranker(parts, vectors, refine=door["parameters"].get("refine", 1))
         self._nprobe: int = door["parameters"]["nprobe"]
+        self._planner = Planner(self._ranker, parts, self._nprobe)
         self._threads = threads
 
     @classmethod
@@ -125,6 +148,8 @@ class Searcher:
         *,
         exclude_ids: Sequence[int] | Ids | None = None,
         exact: bool = False,
+        within: Selection | None = None,
+        ranking: Ranking | None = None,
     ) -> Hits:
         """The k nearest pictures of every query.
 
@@ -133,9 +158,13 @@ class Searcher:
             k: at least 1. More than there are pictures gives a short, flagged answer.
             exclude_ids: pictures that are no results, such as the query itself.
             exact: compare with every picture instead of the tuned share.
+            within: pictures that alone may be results, from `select`.
+            ranking: near-duplicates shown once, or different pictures preferred; None for the
+                nearest as they are.
 
         Raises:
-            ValueError: wrong shape or dimension, a query that is zero or not finite, k below 1.
+            ValueError: wrong shape or dimension, a query that is zero or not finite, k below 1, a
+                selection of another version.
         """
         if isinstance(k, bool) or not isinstance(k, int | np.integer) or k < 1:
             raise ValueError(f"k is {k!r}; ask for at least 1 result")
@@ -143,11 +172,84 @@ class Searcher:
         exclude = np.unique(np.asarray([] if exclude_ids is None else exclude_ids, np.int64))
         if self._threads is not None:
             faiss.omp_set_num_threads(self._threads)  # OpenMP keeps it per calling thread
+
+        if within is not None:
+            within.require_of(self.ids)
+        # What leaves everything is no filter, and the tuned search the cheapest.
+        is_all = within is None or len(within) == len(self)
+
+        def nearest(count: int) -> tuple[Ids, Floats, Plan]:
+            if within is not None and not is_all:
+                return self._planner.top(queries, count, within, exclude, exact=exact)
+            return self._nearest(queries, count, exclude, exact)
+
+        if ranking is None:
+            ids, scores, plan = nearest(int(k))
+        else:
+            ids, scores, plan = ranking.answer(int(k), nearest, self.vectors_of)
+        flags = frozenset({"short"}) if ids.shape[1] < k else frozenset[str]()
+        return Hits(
+            ids=ids,
+            scores=np.clip(scores, -1, 1),
+            flags=flags,
+            num_searched=plan.num_selected,
+            plan=plan,
+        )
+
+    def _nearest(
+        self, queries: Floats, k: int, exclude: Ids, exact: bool
+    ) -> tuple[Ids, Floats, Plan]:
+        """Without a selection: the tuned search, or all of the index."""
         nprobe = self._ranker.nlist if exact else self._nprobe
-        ids, scores = self._ranker.top(queries, int(k), nprobe=nprobe, exclude=exclude)
+        ids, scores = self._ranker.top(queries, k, nprobe=nprobe, exclude=exclude)
+        is_exact = nprobe >= self._ranker.nlist
         num_searched = self._ranker.num_available(exclude)
-        flags = frozenset({"short"}) if num_searched < k else frozenset[str]()
-        return Hits(ids=ids, scores=np.clip(scores, -1, 1), flags=flags, num_searched=num_searched)
+        compared = float(len(self)) if is_exact else None
+        return ids, scores, Plan("exact" if is_exact else "tuned", is_exact, num_searched, compared)
+
+    def range_search(
+        self,
+        queries_QD: ArrayLike,
+        min_score: float,
+        *,
+        exclude_ids: Sequence[int] | Ids | None = None,
+        within: Selection | None = None,
+        limit: int = 10_000,
+    ) -> Matches:
+        """Every picture whose cosine with a query is at least ``min_score``: always exact.
+
+        Args:
+            queries_QD: numbers [Q, D] of any norm.
+            min_score: -1 to 1.
+            exclude_ids: pictures that are no results.
+            within: pictures that alone may be results, from `select`.
+            limit: results a query; the answer still counts all and says that it is limited.
+
+        Raises:
+            ValueError: as from `search`; a score that is no cosine; a limit below 1.
+
+        Cost: one pass over all stored vectors, or over those selected.
+        """
+        if not -1 <= min_score <= 1:  # NaN as well
+            raise ValueError(
+                f"min_score is {min_score}; a score is a cosine, from -1 to 1. Correct it."
+            )
+        if limit < 1:
+            raise ValueError(f"limit is {limit}; ask for at least 1 result")
+        queries = self._checked(queries_QD)
+        chosen = Selection(self.ids, np.arange(len(self))) if within is None else within
+        chosen.require_of(self.ids)
+        if exclude_ids is not None:
+            chosen = chosen.without(np.unique(np.asarray(exclude_ids, np.int64)))
+        return within_reach(queries, min_score, limit, self._vectors.iter_rows(chosen.rows))
+
+    def select(self, ids: Sequence[int] | Ids) -> Selection:
+        """The pictures among ``ids`` that this version has, for ``search(..., within=...)``.
+
+        Make it once for many searches. Ids that are not in the index are left out: a corpus grows
+        after its index was built.
+        """
+        return Selection.of_ids(self.ids, np.asarray(ids, np.int64))
 
     def vectors_of(self, ids_M: Sequence[int] | Ids) -> Floats:
         """Unit vectors float32 [M, D] of pictures.

@@ -1,107 +1,219 @@
-"""Find the fewest lists to visit that reach the target recall, and say how sure that is.
+"""Find the least effort that reaches the target recall, measure what it costs, and judge it.
 
-Held-out queries are corpus vectors, drawn at random over the whole corpus, with themselves taken
-out of every answer; no copy of one is in the training sample. A random half of them chooses, the
-other half judges: it stays a simple random sample of the corpus, so its interval means what it
-says, however many copies of a picture there are.
+Choosing and judging take different queries. The choosing half looks at as many settings as it
+likes; its lower bound only says which to try. The judging half then looks at the one that won. If
+it is not convinced, the next larger effort is looked at, and every look has its own share of the
+5 % that the interval may be wrong: so the interval covers the true recall at least as often as it
+says, however often was looked, and whichever candidate won.
 
 Shapes: Q queries, D embedding, K results.
 """
 
 from __future__ import annotations
 
-import hashlib
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
-import faiss
 import numpy as np
 from numpy.typing import NDArray
 
-from index.choose import IndexConfig, Recipe
-from index.measure import TIE, Proportion, exact_top_k, recall_at_k
+from index.choose import Recipe
+from index.measure import TIE, Proportion, recall_at_k
+from index.part import Part, ShelvedPart, one_thread
+from index.queries import QuerySet
 from index.rank import Ranker
-from index.vectors import Floats, Ids, VectorFile, unit
+from index.vectors import Floats, Ids, VectorFile
 
-__all__ = ["Tuning", "draw_samples", "tune"]
+__all__ = ["Candidate", "Judgement", "Latency", "Tuned", "judge", "tune"]
 
-LATENCY_QUERIES = 100
-BLOCK_ROWS = 16_384
-MIN_CORPUS_SHARE = 4
-"""At most a quarter of the corpus becomes queries, so that a sample is left to train on."""
+REFINES = (4, 16, 64)
+"""Candidates a result where codes are 4-bit: more candidates, or more lists, reach the target."""
+
+FIRST_EFFORT = 16
+"""Least effort of a graph that is tried."""
+
+FIRST_LOOK, OTHER_LOOKS = 0.04, 0.01
+"""Of the 5 % that an interval may be wrong: the first look's share, and that of all others."""
+
+LATENCY_QUERIES = 200
+LATENCY_S = 4.0
+"""Timing ends early after so many seconds, once there are a few queries."""
+MIN_TIMED = 20
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """An index that is built and can be searched.
+
+    Args:
+        recipe: what it is.
+        parts: its files; only one at a time is in memory.
+        vectors: the stored vectors.
+    """
+
+    recipe: Recipe
+    parts: Sequence[ShelvedPart]
+    vectors: VectorFile
+
+    def ranker(self, refine: int) -> Ranker:
+        """What searches it."""
+        return Ranker(self.parts, self.vectors, refine=refine)
+
+    @property
+    def most(self) -> int:
+        """The effort that is exact search."""
+        return self.ranker(1).nlist
+
+    def ladder(self) -> list[int]:
+        """Efforts to try, rising; without a lossy recipe's exact one."""
+        nlist = max(part.nlist for part in self.parts)
+        least = FIRST_EFFORT if self.recipe.kind == "hnsw" else 1
+        return [step for step in _ladder(nlist) if step >= least]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Tuning:
-    """The chosen setting and the evidence for it.
+class Latency:
+    """Single queries, one by one, on one thread.
 
     Args:
-        nprobe: lists to visit.
-        recall: recall@k on the judging half.
-        tried: per nprobe tried, recall on both halves.
-        latency_ms: percentiles of single queries on one thread.
+        p50: milliseconds that half of them take at most.
+        p95: the same for 95 %.
+        p99: the same for 99 %.
+        queries_per_s: in a row.
+        n: how many were timed.
+    """
+
+    p50: float
+    p95: float
+    p99: float
+    queries_per_s: float
+    n: int
+
+    @classmethod
+    def of(cls, seconds: NDArray[np.float64]) -> Latency:
+        """From the seconds of single queries."""
+        p50, p95, p99 = (round(1e3 * float(x), 3) for x in np.percentile(seconds, [50, 95, 99]))
+        mean = float(np.mean(seconds))
+        return cls(
+            p50=p50, p95=p95, p99=p99, queries_per_s=round(1 / max(mean, 1e-9), 1), n=len(seconds)
+        )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Tuned:
+    """A candidate's cheapest setting, by the choosing half.
+
+    Args:
+        nprobe: effort: lists to visit.
+        refine: candidates a result.
+        exact: whether nothing less than exact search reached the target.
+        recall: on the choosing half.
+        latency: of that setting; None without queries.
+        tried: what was tried, with recall.
+    """
+
+    nprobe: int
+    refine: int
+    exact: bool
+    recall: Proportion
+    latency: Latency | None
+    tried: list[dict[str, float]]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Judgement:
+    """What the judging half says.
+
+    Args:
+        nprobe: the effort that convinced it.
+        recall: with an interval of 95 %.
+        looks: settings looked at.
+        latency: of that effort; None without queries.
     """
 
     nprobe: int
     recall: Proportion
-    tried: list[dict[str, float]]
-    latency_ms: dict[str, float]
+    looks: int
+    latency: Latency | None
 
 
-def draw_samples(
-    vectors: VectorFile, recipe: Recipe, config: IndexConfig
-) -> tuple[Ids, NDArray[np.intp]]:
-    """Query ids, and row numbers of the training sample.
+CERTAIN = Proportion(value=1.0, low=1.0, high=1.0, n=1)
 
-    Disjoint also as pictures, unless almost all pictures are copies of each other.
+
+def tune(candidate: Candidate, choosing: QuerySet, target: float) -> Tuned:
+    """The setting that reaches the target at the least latency, or exact search.
+
+    Cost: for each number of candidates a result, about log2 of the number of efforts searches with
+    all queries.
     """
-    rng = np.random.default_rng(config.seed)
-    num_queries = min(config.num_queries, max(1, len(vectors) // MIN_CORPUS_SHARE))
-    num_train = 0 if recipe.kind == "exact" else config.train_rows_per_list * recipe.nlist
-    rows = rng.choice(len(vectors), min(len(vectors), num_queries + num_train), replace=False)
-    queries, train = np.sort(rows[:num_queries]), np.sort(rows[num_queries:])
-    asked, contents = set(_contents(vectors, queries)), _contents(vectors, train)
-    fresh = np.array([content not in asked for content in contents], dtype=bool)
-    return vectors.ids[queries], train[fresh] if fresh.sum() >= recipe.nlist else train
-
-
-def _contents(vectors: VectorFile, rows: NDArray[np.intp]) -> list[bytes]:
-    """A digest of every row's vector: copies of a picture have the same one."""
-    return [
-        hashlib.sha256(row.tobytes()).digest()
-        for start in range(0, len(rows), BLOCK_ROWS)
-        for row in vectors.gather(rows[start : start + BLOCK_ROWS])
-    ]
-
-
-def tune(ranker: Ranker, query_ids: Ids, config: IndexConfig) -> Tuning:
-    """Raise nprobe until the judging half's lower bound reaches the target, or all is visited.
-
-    Cost: one pass over the corpus for the exact answers, whatever is tried after.
-    """
-    vectors = ranker.vectors
-    queries = unit(vectors.gather(vectors.rows_of(query_ids)))
-    k = min(config.k, len(vectors) - 1)
-    if k < 1:
-        nothing_to_miss = Proportion(value=1.0, low=1.0, high=1.0, n=1)
-        return Tuning(nprobe=1, recall=nothing_to_miss, tried=[], latency_ms={})
-    _, truth = exact_top_k(queries, k, vectors.iter_batches(4096), exclude_Q=query_ids)
-    judging = np.zeros(len(queries), dtype=bool)
-    judging[np.random.default_rng(config.seed).permutation(len(queries))[::2]] = True
     tried: list[dict[str, float]] = []
-    for nprobe in _ladder(ranker.nlist):
-        recalls = recall_at_k(_scores_without_self(ranker, queries, query_ids, k, nprobe), truth)
-        judged = Proportion.wilson(float(recalls[judging].sum()), int(judging.sum()))
-        chosen = float(recalls[~judging].mean()) if not judging.all() else judged.value
-        tried.append({"nprobe": nprobe, "recall_choosing": chosen, "recall_judging": judged.value})
-        if min(chosen, judged.low) >= config.target_recall:
+    found: list[Tuned] = []
+    refines = REFINES if candidate.recipe.kind in ("pq", "ivf-pq") else (1,)
+    for refine in refines if choosing.k and len(choosing.ids) else ():
+        step = _least_effort(candidate, choosing, refine, target, tried)
+        if step is None:
+            continue
+        nprobe, recall = step
+        found.append(
+            Tuned(
+                nprobe=nprobe,
+                refine=refine,
+                exact=nprobe == candidate.most,
+                recall=recall,
+                latency=_latency(candidate, choosing, nprobe, refine),
+                tried=tried,
+            )
+        )
+    if found:
+        return min(found, key=lambda tuned: tuned.latency.p50 if tuned.latency else 0.0)
+    latency = _latency(candidate, choosing, candidate.most, 1)
+    return Tuned(
+        nprobe=candidate.most, refine=1, exact=True, recall=CERTAIN, latency=latency, tried=tried
+    )
+
+
+def judge(candidate: Candidate, tuned: Tuned, judging: QuerySet, target: float) -> Judgement:
+    """Raise the effort until the judging half's lower bound reaches the target, or is exact."""
+    if not judging.k:
+        return Judgement(nprobe=tuned.nprobe, recall=CERTAIN, looks=0, latency=tuned.latency)
+    steps = [nprobe for nprobe in candidate.ladder() if tuned.nprobe <= nprobe < candidate.most]
+    recall, nprobe, looks = CERTAIN, candidate.most, 0
+    for nprobe in [*steps, candidate.most]:
+        hits, n = _hits(candidate, judging, nprobe, tuned.refine)
+        wrong = FIRST_LOOK if looks == 0 else OTHER_LOOKS / 2**looks
+        recall, looks = Proportion.exact(hits, n, confidence=1 - wrong), looks + 1
+        if recall.low >= target:
             break
-    if nprobe == ranker.nlist:  # every row was compared: that is exact, not an estimate
-        assert judged.value > 1 - TIE, "visiting all lists has to agree with brute force"
-        judged = Proportion(value=judged.value, low=judged.value, high=1.0, n=judged.n)
-    latency = _latency_ms(ranker, queries, k, nprobe)
-    return Tuning(nprobe=nprobe, recall=judged, tried=tried, latency_ms=latency)
+    if nprobe == candidate.most:  # every row was compared: that is exact, not an estimate
+        assert recall.value > 1 - TIE, "visiting all lists has to agree with brute force"
+        recall = Proportion(value=1.0, low=1.0, high=1.0, n=recall.n)
+    latency = tuned.latency
+    if nprobe != tuned.nprobe:
+        latency = _latency(candidate, judging, nprobe, tuned.refine)
+    return Judgement(nprobe=nprobe, recall=recall, looks=looks, latency=latency)
+
+
+def _least_effort(
+    candidate: Candidate,
+    choosing: QuerySet,
+    refine: int,
+    target: float,
+    tried: list[dict[str, float]],
+) -> tuple[int, Proportion] | None:
+    """By bisection: more effort never finds less."""
+    ladder, reached = candidate.ladder(), None
+    low, high = 0, len(ladder)
+    while low < high:
+        middle = (low + high) // 2
+        hits, n = _hits(candidate, choosing, ladder[middle], refine)
+        recall = CERTAIN if ladder[middle] == candidate.most else Proportion.exact(hits, n)
+        tried.append({"nprobe": ladder[middle], "refine": refine, "recall": round(hits / n, 6)})
+        if recall.low >= target:
+            reached, high = (ladder[middle], recall), middle
+        else:
+            low = middle + 1
+    return reached
 
 
 def _ladder(nlist: int) -> list[int]:
@@ -114,6 +226,13 @@ def _ladder(nlist: int) -> list[int]:
     return sorted(steps)
 
 
+def _hits(candidate: Candidate, queries: QuerySet, nprobe: int, refine: int) -> tuple[float, int]:
+    """Sum of recall@k over the queries, and how many there are."""
+    ranker = candidate.ranker(refine)
+    found = _scores_without_self(ranker, queries.vectors, queries.ids, queries.k, nprobe)
+    return float(recall_at_k(found, queries.true_scores).sum()), len(queries.ids)
+
+
 def _scores_without_self(
     ranker: Ranker, queries: Floats, query_ids: Ids, k: int, nprobe: int
 ) -> Floats:
@@ -123,38 +242,34 @@ def _scores_without_self(
     return np.asarray(-np.sort(-scores, axis=1)[:, :k], np.float32)
 
 
-def _latency_ms(ranker: Ranker, queries: Floats, k: int, nprobe: int) -> dict[str, float]:
-    threads = faiss.omp_get_max_threads()
-    faiss.omp_set_num_threads(1)
-    try:
-        seconds = []
-        for query in queries[:LATENCY_QUERIES]:
-            start = time.perf_counter()
-            ranker.top(query[None], k, nprobe=nprobe)
-            seconds.append(time.perf_counter() - start)
-    finally:
-        faiss.omp_set_num_threads(threads)
-    p50, p95 = np.percentile(seconds, [50, 95])
-    return {"p50": round(1e3 * float(p50), 3), "p95": round(1e3 * float(p95), 3)}
+def _latency(candidate: Candidate, queries: QuerySet, nprobe: int, refine: int) -> Latency | None:
+    """Time single queries on one thread: part after part, as a search goes through them."""
+    asked = queries.first(LATENCY_QUERIES).vectors
+    k = max(1, queries.k)
+    if not len(asked):
+        return None
+    total = np.zeros(len(asked))
+    exact_scan = candidate.recipe.lossy and nprobe == candidate.most
+    groups = [candidate.parts] if exact_scan else [[part] for part in candidate.parts]
+    with one_thread():
+        for group in groups:
+            parts = group if exact_scan else [Part.open(part.path) for part in group]
+            ranker = Ranker(parts, candidate.vectors, refine=refine)
+            seconds = _time_each(ranker, asked[: len(total)], k, nprobe)
+            total = total[: len(seconds)] + seconds
+    return Latency.of(total)
 
 
-def card(tuning: Tuning, config: IndexConfig) -> dict[str, Any]:
-    """The tuning as JSON values for the index's door."""
-    recall = tuning.recall
-    return {
-        "recall": {
-            "k": config.k,
-            "value": recall.value,
-            "low": recall.low,
-            "high": recall.high,
-            "num_queries": recall.n,
-            "target": config.target_recall,
-            "text": f"recall@{config.k} {recall}, against exact search on held-out queries",
-        },
-        "tried": tuning.tried,
-        "latency_ms": {**tuning.latency_ms, "threads": 1, "simd": _simd_level()},
-    }
-
-
-def _simd_level() -> str:
-    return str(faiss.SIMDConfig.get_level_name())
+def _time_each(ranker: Ranker, queries: Floats, k: int, nprobe: int) -> NDArray[np.float64]:
+    """Seconds of each query by itself, after all have been asked once, so that pages are mapped."""
+    nprobe = min(nprobe, ranker.nlist)
+    ranker.top(queries[:MIN_TIMED], k, nprobe=nprobe)
+    seconds: list[float] = []
+    began = time.perf_counter()
+    for query in queries:
+        start = time.perf_counter()
+        ranker.top(query[None], k, nprobe=nprobe)
+        seconds.append(time.perf_counter() - start)
+        if len(seconds) >= MIN_TIMED and time.perf_counter() - began > LATENCY_S:
+            break
+    return np.array(seconds)

@@ -9,16 +9,23 @@ Shapes: N vectors, D embedding, M rows asked for.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import errno
+import functools
+import mmap
+import os
+import weakref
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
 __all__ = [
+    "MAX_ID",
+    "VECTORS",
     "Float16s",
     "Floats",
     "Ids",
@@ -33,10 +40,16 @@ Ids = NDArray[np.int64]
 Floats = NDArray[np.float32]
 Float16s = NDArray[np.float16]
 
+VECTORS = "vectors.arrow"
+"""Name of the file in an index version."""
+
 BATCH_ROWS = 16_384
 """Rows of every record batch but the last; row ``r`` lies in batch ``r // BATCH_ROWS``."""
 
 MAX_ID = 2**63 - 2
+
+GATHER_ROWS = 4096
+"""Rows that are gathered as float16 at once."""
 
 
 class VectorSource(Protocol):
@@ -145,26 +158,45 @@ class VectorWriter:
 
 
 class VectorFile:
-    """A memory-mapped file of ``VectorWriter``. Safe to use from many threads.
+    """A file of ``VectorWriter``. Safe to use from many threads.
+
+    Args:
+        path: the file.
+        mapped: read through a memory map, which is fast. Its pages count as this process's memory
+            for as long as the system leaves them there; without, only what is asked for is read.
 
     Attributes:
-        ids: int64 [N], rising.
         dim: D.
     """
 
-    def __init__(self, path: str | Path) -> None:
-        with pa.memory_map(str(path)) as source:
-            reader = pa.ipc.open_file(source)
-            batches = [reader.get_batch(i) for i in range(reader.num_record_batches)]
-            self.dim = int(reader.schema.field("vector").type.list_size)
+    def __init__(self, path: str | Path, *, mapped: bool = True) -> None:
+        self._file = os.open(path, os.O_RDONLY)
+        weakref.finalize(self, os.close, self._file)
+        map_ = mmap.mmap(self._file, 0, access=mmap.ACCESS_READ)
+        reader = pa.ipc.open_file(pa.BufferReader(pa.py_buffer(map_)))
+        batches = [reader.get_batch(i) for i in range(reader.num_record_batches)]
+        self.dim = int(reader.schema.field("vector").type.list_size)
         self._blocks = [
             batch.column("vector").flatten().to_numpy().reshape(-1, self.dim) for batch in batches
         ]
-        columns = [batch.column("id").to_numpy() for batch in batches]
-        self.ids: Ids = np.concatenate(columns) if columns else np.empty(0, np.int64)
+        self._id_blocks: list[Ids] = [batch.column("id").to_numpy() for batch in batches]
+        self._num_rows = sum(map(len, self._id_blocks))
+        self._mapped = mapped
+        self._stacked = _stack(self._blocks[:-1] or self._blocks)
+        self._first_byte = int(np.frombuffer(map_, np.uint8, count=1).ctypes.data)
+        self._block_bytes = np.array([self._byte(block) for block in self._blocks], np.int64)
+
+    @functools.cached_property
+    def ids(self) -> Ids:
+        """All ids int64 [N], rising; 8 bytes a row in memory from the first use on."""
+        found = np.empty(len(self), np.int64)
+        for start in range(0, len(self), BATCH_ROWS):
+            block = self._id_blocks[start // BATCH_ROWS]
+            found[start : start + len(block)] = self._read(block)
+        return found
 
     def __len__(self) -> int:
-        return len(self.ids)
+        return self._num_rows
 
     def rows_of(self, ids_M: Ids) -> NDArray[np.intp]:
         """The row of every id.
@@ -172,40 +204,112 @@ class VectorFile:
         Raises:
             KeyError: an id is not in this file.
         """
-        found = self.contains(ids_M)
+        rows, found = self._locate(ids_M)
         if not found.all():
             raise KeyError(f"picture {int(ids_M[~found][0])} has no vector in this index")
-        return np.searchsorted(self.ids, ids_M)
+        return rows
 
     def contains(self, ids_M: Ids) -> NDArray[np.bool_]:
         """Which of the ids are in this file, bool [M]."""
-        rows = np.searchsorted(self.ids, ids_M)
-        found = rows < len(self.ids)
-        found[found] = self.ids[rows[found]] == ids_M[found]
-        return found
+        return self._locate(ids_M)[1]
 
     def gather(self, rows_M: NDArray[np.intp]) -> Floats:
         """The vectors of the given rows as float32 [M, D], in their order."""
         vectors = np.empty((len(rows_M), self.dim), np.float32)
-        blocks = rows_M // BATCH_ROWS
-        for block in np.unique(blocks):
-            here = blocks == block
-            vectors[here] = self._blocks[block][rows_M[here] % BATCH_ROWS]
+        for start in range(0, len(rows_M), GATHER_ROWS):
+            here = slice(start, start + GATHER_ROWS)
+            blocks, places = np.divmod(rows_M[here], BATCH_ROWS)
+            if not self._mapped:
+                vectors[here] = self._read_rows(blocks, places)
+            elif self._stacked is None:
+                vectors[here] = [self._blocks[b][p] for b, p in zip(blocks, places, strict=True)]
+            else:
+                short = blocks == len(self._stacked)
+                vectors[here] = self._stacked[np.where(short, 0, blocks), places]
+                if short.any():
+                    vectors[here][short] = self._blocks[-1][places[short]]
         return vectors
 
-    def slice(self, start: int, stop: int) -> tuple[Ids, Floats]:
-        """Ids and vectors of the rows from ``start`` to before ``stop``."""
-        return self.ids[start:stop], self.gather(np.arange(start, min(stop, len(self.ids))))
+    def iter_rows(
+        self, rows_M: NDArray[np.intp], batch_rows: int = BATCH_ROWS
+    ) -> Iterator[tuple[Ids, Floats]]:
+        """Stream ids [n] and vectors float32 [n, D] of some rows, in their order."""
+        for start in range(0, len(rows_M), batch_rows):
+            rows = rows_M[start : start + batch_rows]
+            yield self.ids[rows], self.gather(rows)
 
-    def iter_batches(self, batch_rows: int = BATCH_ROWS) -> Iterator[tuple[Ids, Floats]]:
-        """Stream ids [n] and vectors float32 [n, D] with n <= batch_rows, in id order."""
-        for ids, stored in self.iter_stored(batch_rows):
+    def iter_batches(
+        self, batch_rows: int = BATCH_ROWS, *, start: int = 0, stop: int | None = None
+    ) -> Iterator[tuple[Ids, Floats]]:
+        """Stream ids [n] and vectors float32 [n, D] with n <= batch_rows, in id order.
+
+        Args:
+            batch_rows: most rows at once.
+            start: first row.
+            stop: row before which to end; None for the last.
+        """
+        for ids, stored in self.iter_stored(batch_rows, start=start, stop=stop):
             yield ids, stored.astype(np.float32)
 
-    def iter_stored(self, batch_rows: int = BATCH_ROWS) -> Iterator[tuple[Ids, Float16s]]:
-        """Stream ids and the float16 rows as stored, without a copy."""
-        for number, block in enumerate(self._blocks):
-            first = number * BATCH_ROWS
-            for start in range(0, len(block), batch_rows):
-                rows = block[start : start + batch_rows]
-                yield self.ids[first + start : first + start + len(rows)], rows
+    def iter_stored(
+        self, batch_rows: int = BATCH_ROWS, *, start: int = 0, stop: int | None = None
+    ) -> Iterator[tuple[Ids, Float16s]]:
+        """Stream ids and the float16 rows as stored; from a memory map without a copy."""
+        end = len(self) if stop is None else min(stop, len(self))
+        while start < end:
+            block, first = divmod(start, BATCH_ROWS)
+            last = min(first + batch_rows, BATCH_ROWS, first + end - start)
+            yield (
+                self._read(self._id_blocks[block][first:last]),
+                self._read(self._blocks[block][first:last]),
+            )
+            start += last - first
+
+    def _locate(self, ids_M: Ids) -> tuple[NDArray[np.intp], NDArray[np.bool_]]:
+        """Where each id is or would be, and whether it is there."""
+        rows = np.searchsorted(self.ids, ids_M)
+        found = rows < len(self.ids)
+        found[found] = self.ids[rows[found]] == ids_M[found]
+        return rows, found
+
+    def _byte(self, view: NDArray[Any]) -> int:
+        """Where in the file a view of the map begins."""
+        return int(view.ctypes.data) - self._first_byte
+
+    def _read(self, view: NDArray[Any]) -> Any:
+        """What a view of the map shows: the view itself, or a copy that was read from the file."""
+        if self._mapped:
+            return view
+        found = np.empty(view.shape, view.dtype)
+        self._read_into(found.data.cast("B"), self._byte(view))
+        return found
+
+    def _read_rows(self, blocks_M: NDArray[np.intp], places_M: NDArray[np.intp]) -> Float16s:
+        found = np.empty((len(blocks_M), self.dim), np.float16)
+        buffer, size = found.data.cast("B"), 2 * self.dim
+        begins = self._block_bytes[blocks_M] + places_M * size
+        for number, begin in enumerate(begins.tolist()):
+            self._read_into(buffer[number * size : (number + 1) * size], begin)
+        return found
+
+    def _read_into(self, buffer: memoryview, begin: int) -> None:
+        if os.preadv(self._file, [buffer], begin) != len(buffer):
+            raise OSError(errno.EIO, f"{VECTORS} ends before its rows do. Build the index again.")
+
+
+def _stack(blocks: Sequence[NDArray[Any]]) -> Any:
+    """One view [B, BATCH_ROWS, ...] of blocks that lie evenly in memory, else None.
+
+    Full batches do, in a file of ours.
+    """
+    places = np.array([block.ctypes.data for block in blocks], np.int64)
+    steps = np.diff(places)
+    if not blocks or len({block.shape for block in blocks}) > 1 or len(np.unique(steps)) > 1:
+        return None
+    stride = int(steps[0]) if len(steps) else 0
+    return np.lib.stride_tricks.as_strided(
+        blocks[0],
+        (len(blocks), *blocks[0].shape),
+        (stride, *blocks[0].strides),
+        writeable=False,
+    )

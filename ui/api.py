@@ -7,7 +7,7 @@ was given, where, what is allowed and what to do next.
 from __future__ import annotations
 
 import hashlib
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 from fastapi import APIRouter, HTTPException, Query, Request
 from fastapi.concurrency import run_in_threadpool
@@ -15,10 +15,13 @@ from fastapi.responses import Response, StreamingResponse
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from starlette.datastructures import UploadFile
 
+from cluster.query import Example, SearchQuery
 from ui.services import Services, sentence_of
 from ui.session import SearchAnswer
 
 __all__ = ["api_router"]
+
+Model = TypeVar("Model", bound=BaseModel)
 
 DEFAULT_K = 24
 IMMUTABLE = "private, max-age=31536000, immutable"
@@ -40,11 +43,59 @@ class Body(BaseModel):
     index: IndexName
 
 
-class SearchById(Body):
-    """Search with a picture of the corpus."""
+class ExampleBody(BaseModel):
+    """A picture of the index that results should be like, or unlike."""
 
+    model_config = ConfigDict(extra="forbid")
     id: PictureId
+    weight: Annotated[float, Field(gt=0, le=1000)] = 1.0
+
+    def example(self) -> Example:
+        """The same for `Session.search`."""
+        return Example(id=self.id, weight=self.weight)
+
+
+class SearchOptions(BaseModel):
+    """What may be asked of a search beside its picture; see ``lookalike search --help``."""
+
+    model_config = ConfigDict(extra="forbid")
+    like: Annotated[list[ExampleBody], Field(max_length=100)] = []
+    unlike: Annotated[list[ExampleBody], Field(max_length=100)] = []
+    where: Annotated[str, Field(max_length=10_000)] | None = None
+    min_score: Annotated[float, Field(ge=-1, le=1)] | None = None
+    diversity: Annotated[float, Field(ge=0, le=1)] = 0.0
+    exact: bool = False
+    collapse_duplicates: bool = False
+    crop: tuple[int, int, int, int] | None = None
+
+    def query(self, k: int, *first: Example) -> SearchQuery:
+        """The search for ``first`` and the examples in here."""
+        return SearchQuery(
+            like=(*first, *(example.example() for example in self.like)),
+            unlike=tuple(example.example() for example in self.unlike),
+            k=k,
+            where=self.where,
+            min_score=self.min_score,
+            diversity=self.diversity,
+            exact=self.exact,
+            collapse_duplicates=self.collapse_duplicates,
+        )
+
+
+class SearchById(Body, SearchOptions):
+    """Search with pictures of the corpus."""
+
+    id: PictureId | None = None
     k: int = DEFAULT_K
+
+    def asked(self) -> SearchQuery:
+        """The search for all examples in here; ``ValueError`` for a crop, which needs a file."""
+        if self.crop is not None:
+            raise ValueError(
+                f"crop={list(self.crop)}: only a picture that is sent can be cropped. Send the "
+                "file in the form field 'picture'."
+            )
+        return self.query(self.k, *([] if self.id is None else [Example(id=self.id)]))
 
 
 class LabelEvent(BaseModel):
@@ -140,12 +191,11 @@ def _add_search(router: APIRouter, services: Services) -> None:
                     )
                 data = await upload.read()
                 name, k = str(form.get("index", "")), _whole_number(str(form.get("k", DEFAULT_K)))
-            return await run_in_threadpool(session.search_picture, name, data, k)
-        try:
-            body = SearchById.model_validate_json(await request.body())
-        except ValidationError as error:
-            raise HTTPException(422, sentence_of(error.errors())) from error
-        return await run_in_threadpool(session.search_id, body.index, body.id, body.k)
+                options = _read(SearchOptions, str(form.get("options", "{}")))
+            query = options.query(k, Example(picture=data, box=options.crop))
+            return await run_in_threadpool(session.search, name, query)
+        body = _read(SearchById, await request.body())
+        return await run_in_threadpool(session.search, body.index, body.asked())
 
 
 def _add_labels(router: APIRouter, services: Services) -> None:
@@ -219,6 +269,13 @@ def _add_runs(router: APIRouter, services: Services) -> None:
     @router.get("/runs/{name}/metrics")
     def metrics(name: str) -> dict[str, Any]:
         return services.runs.metrics(name)
+
+
+def _read(kind: type[Model], text: str | bytes) -> Model:
+    try:
+        return kind.model_validate_json(text)
+    except ValidationError as error:
+        raise HTTPException(422, sentence_of(error.errors())) from error
 
 
 def _whole_number(text: str) -> int:

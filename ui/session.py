@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 
 from cluster.catalog import CatalogRow
-from cluster.collection import Collection
-from cluster.search_job import flags_of
+from cluster.collection import Collection, Found
+from cluster.query import Example, SearchQuery
+from cluster.search_job import flags_of, guarantee_of
 from cluster.workspace import Workspace
 from index.artifact import ArtifactError, MissingArtifactError
-from index.search import Hits
 from ui.config import UiConfig
 
 __all__ = ["Hit", "SearchAnswer", "Session", "UnknownPictureError", "check_page", "shown_name"]
@@ -23,6 +23,8 @@ __all__ = ["Hit", "SearchAnswer", "Session", "UnknownPictureError", "check_page"
 logger = logging.getLogger(__name__)
 
 MAX_PAGE = 200
+HIDDEN_COLUMNS = frozenset({"uri", "error"})
+"""Columns that filters may not use: they would tell, letter by letter, the server's folders."""
 
 
 class UnknownPictureError(LookupError):
@@ -37,12 +39,17 @@ class UnknownPictureError(LookupError):
 
 @dataclass(frozen=True, slots=True)
 class Hit:
-    """One result: cosine ``score`` in [-1, 1], ``rank`` from 1."""
+    """One result: cosine ``score`` in [-1, 1], ``rank`` from 1.
+
+    ``copies`` counts the near-duplicates that it stands for, itself included, where they were
+    collapsed.
+    """
 
     rank: int
     id: int
     score: float
     name: str
+    copies: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +62,12 @@ class SearchAnswer:
         asked: results asked for.
         returned: results found; fewer when the corpus holds fewer.
         took_ms: time from picture to results.
-        flags: ``short``, or ``changed_since_index`` when a file is not the one that was indexed.
+        flags: ``short``; ``limited`` when too many reach the lowest score to be ranked;
+            ``changed_since_index`` when a file is not the one that was indexed.
+        exact: whether every picture that may be a result was compared.
+        guarantee: the same in a sentence, or what is known of what may be missing.
+        searched: pictures that could have been results.
+        reaching: pictures that reach the lowest score, if one was asked for.
         hits: the results.
     """
 
@@ -65,6 +77,10 @@ class SearchAnswer:
     returned: int
     took_ms: float
     flags: list[str]
+    exact: bool
+    guarantee: str
+    searched: int
+    reaching: int | None
     hits: list[Hit]
 
 
@@ -143,32 +159,30 @@ class Session:
         return published[0] if published else None
 
     def search_picture(self, name: str, data: bytes, k: int) -> SearchAnswer:
-        """Search with an uploaded picture file.
-
-        Raises:
-            PictureError: the bytes are no picture that can be decoded.
-            ValueError: ``k`` is out of range.
-        """
-        self._check_k(k)
-        collection = self.collection(name)
-        started = time.perf_counter()
-        return self._answer(collection, collection.search_picture(data, k), k, started)
+        """Search with an uploaded picture file; raises what `search` does."""
+        return self.search(name, SearchQuery(like=(Example(picture=data),), k=k))
 
     def search_id(self, name: str, picture_id: int, k: int) -> SearchAnswer:
-        """Search with a picture of the corpus; itself is left out.
+        """Search with a picture of the corpus, itself left out; raises what `search` does."""
+        return self.search(name, SearchQuery(like=(Example(id=picture_id),), k=k))
+
+    def search(self, name: str, query: SearchQuery) -> SearchAnswer:
+        """Answer a query on an index.
 
         Raises:
-            UnknownPictureError: the picture is not in the index.
-            ValueError: ``k`` is out of range.
+            UnknownPictureError: an example's id is not in the index.
+            PictureError: the bytes of an example are no picture that can be decoded.
+            FilterError: its filter cannot be used, or tests where a file lies.
+            ValueError: ``k`` is out of range, or the examples lead nowhere.
         """
-        self._check_k(k)
+        self._check_k(query.k)
         collection = self.collection(name)
+        for picture_id in query.ids:
+            if not collection.has(picture_id):
+                raise UnknownPictureError(picture_id, name)
         started = time.perf_counter()
-        try:
-            hits = collection.search_ids([picture_id], k)
-        except KeyError as error:
-            raise UnknownPictureError(picture_id, name) from error
-        return self._answer(collection, hits, k, started)
+        found = collection.find(query, hidden=HIDDEN_COLUMNS)
+        return self._answer(collection, found, query.k, started)
 
     def _check_k(self, k: int) -> None:
         if not 1 <= k <= self.config.max_k:
@@ -177,14 +191,16 @@ class Session:
                 "in that range."
             )
 
-    def _answer(self, collection: Collection, hits: Hits, k: int, started: float) -> SearchAnswer:
-        ids, scores = hits.ids[0], hits.scores[0]
-        found = ids >= 0
+    def _answer(self, collection: Collection, found: Found, k: int, started: float) -> SearchAnswer:
+        ids, scores = found.hits.ids[0], found.hits.scores[0]
         took_ms = 1000 * (time.perf_counter() - started)
-        rows = collection.catalog.rows(ids[found])
+        rows = collection.catalog.rows(ids)
+        copies = found.copies or [1] * len(rows)
         results = [
-            Hit(rank, row.id, round(float(score), 6), shown_name(row))
-            for rank, (row, score) in enumerate(zip(rows, scores[found], strict=True), start=1)
+            Hit(rank, row.id, round(float(score), 6), shown_name(row), count)
+            for rank, (row, score, count) in enumerate(
+                zip(rows, scores, copies, strict=True), start=1
+            )
         ]
         return SearchAnswer(
             index=collection.name,
@@ -192,7 +208,11 @@ class Session:
             asked=k,
             returned=len(results),
             took_ms=round(took_ms, 3),
-            flags=flags_of(hits, rows),
+            flags=flags_of(found.hits, rows),
+            exact=found.hits.plan.is_exact,
+            guarantee=guarantee_of(collection, found),
+            searched=found.hits.num_searched,
+            reaching=found.num_reaching,
             hits=results,
         )
 

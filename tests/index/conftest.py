@@ -46,6 +46,11 @@ def clustered() -> Callable[..., tuple[np.ndarray, np.ndarray]]:
     return sorted_clusters
 
 
+@pytest.fixture(scope="session")
+def publish_store() -> Callable[..., EmbeddingStore]:
+    return write_store
+
+
 @pytest.fixture
 def make_store(tmp_path) -> Callable[..., EmbeddingStore]:
     def make(vectors, *, name="embeddings", **options):

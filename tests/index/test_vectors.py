@@ -1,3 +1,5 @@
+import os
+
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -8,24 +10,33 @@ from index import vectors as vectors_module
 from index.vectors import VectorFile, VectorWriter, require_ids, unit
 
 
-def write(path, ids, rows, piece):
+def write(path, ids, rows, piece, *, mapped=True):
     with VectorWriter(str(path), rows.shape[1]) as writer:
         for start in range(0, len(ids), piece):
             writer.add(ids[start : start + piece], rows[start : start + piece])
-    return VectorFile(path)
+    return VectorFile(path, mapped=mapped)
 
 
-@settings(max_examples=20, deadline=None)
-@given(num_rows=st.integers(1, 40), piece=st.integers(1, 17), batch_rows=st.integers(1, 9))
-def test_rows_come_back_whatever_the_pieces_were(tmp_path_factory, num_rows, piece, batch_rows):
+@settings(max_examples=40, deadline=None)
+@given(
+    num_rows=st.integers(1, 40),
+    piece=st.integers(1, 17),
+    batch_rows=st.integers(1, 9),
+    mapped=st.booleans(),
+)
+def test_rows_come_back_whatever_the_pieces_were(
+    tmp_path_factory, num_rows, piece, batch_rows, mapped
+):
     path = tmp_path_factory.mktemp("vectors") / "v.arrow"
     rng = np.random.default_rng(num_rows)
     ids = np.sort(rng.choice(1000, num_rows, replace=False)).astype(np.int64)
     rows = rng.normal(size=(num_rows, 3)).astype(np.float16)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(vectors_module, "BATCH_ROWS", 8)
-        file = write(path, ids, rows, piece)
+        patch.setattr(vectors_module, "GATHER_ROWS", 5)
+        file = write(path, ids, rows, piece, mapped=mapped)
         assert len(file) == num_rows
+        np.testing.assert_array_equal(file.ids, ids)
         order = rng.permutation(num_rows)
         found = file.gather(file.rows_of(ids[order]))
         np.testing.assert_array_equal(found, rows[order].astype(np.float32))
@@ -33,6 +44,9 @@ def test_rows_come_back_whatever_the_pieces_were(tmp_path_factory, num_rows, pie
         assert max(len(part) for part, _ in streamed) <= batch_rows
         np.testing.assert_array_equal(np.concatenate([part for part, _ in streamed]), ids)
         np.testing.assert_array_equal(np.concatenate([part for _, part in streamed]), rows)
+        start, stop = num_rows // 3, num_rows // 3 + num_rows // 2
+        some = [part for part, _ in file.iter_batches(batch_rows, start=start, stop=stop)]
+        assert [int(picture) for part in some for picture in part] == ids[start:stop].tolist()
 
 
 def test_any_arrow_reader_opens_the_file(tmp_path):
@@ -72,3 +86,11 @@ def test_ids_that_repeat_across_batches_are_refused(tmp_path):
 def test_unit_rows_have_norm_one_and_keep_their_direction():
     rows = np.array([[3, 4], [-1e-3, 0], [1e30, 1e30]], np.float64)
     np.testing.assert_allclose(unit(rows[:2]), [[0.6, 0.8], [-1, 0]], rtol=1e-6)
+
+
+def test_a_file_that_was_cut_while_it_is_open_is_an_error_and_no_answer(tmp_path):
+    rows = np.eye(64, dtype=np.float16)
+    file = write(tmp_path / "v", np.arange(64, dtype=np.int64), rows, 64, mapped=False)
+    os.truncate(tmp_path / "v", 2000)
+    with pytest.raises(OSError, match=r"vectors\.arrow ends before its rows do\. Build the index"):
+        file.gather(np.arange(64))

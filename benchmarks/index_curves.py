@@ -1,0 +1,81 @@
+"""Recall against queries a second: the project's indexes, and FAISS as its factory makes them.
+
+Unit vectors in clusters, sorted by cluster as pictures in folders are; queries are new ones from
+the same clusters. Each index is built with all cores and searched one query at a time on one
+thread, by a process of its own.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+from pathlib import Path
+
+import numpy as np
+
+from benchmarks import measuring
+from cluster.where import num_cores
+from index.measure import exact_top_k
+from index.vectors import unit
+
+SEED = 0
+TIMEOUT_S = 3600.0
+OWN = ("exact", "ivf", "pq", "ivf-pq", "hnsw")
+PEERS = ("flat", "ivf", "hnsw", "ivf-pq")
+BLOCK_ROWS = 65_536
+
+
+def write_data(folder: Path, asked: argparse.Namespace) -> None:
+    """``vectors.npy``, ``queries.npy`` and ``truth.npy``, the ids of the exact answers."""
+    rng = np.random.default_rng(SEED)
+    centres = rng.standard_normal((asked.clusters, asked.dim), np.float32)
+
+    def around(clusters_N: np.ndarray) -> np.ndarray:
+        noise = rng.standard_normal((len(clusters_N), asked.dim), np.float32)
+        # As float16 keeps them, so that everybody searches the same.
+        return unit(centres[clusters_N] + asked.noise * noise).astype(np.float16).astype("f4")
+
+    file = folder / "vectors.npy"
+    vectors = np.lib.format.open_memmap(
+        file, mode="w+", dtype=np.float32, shape=(asked.vectors, asked.dim)
+    )
+    for start in range(0, asked.vectors, BLOCK_ROWS):
+        rows = np.arange(start, min(start + BLOCK_ROWS, asked.vectors))
+        vectors[rows] = around(rows * asked.clusters // asked.vectors)
+    queries = around(rng.integers(0, asked.clusters, asked.queries))
+    batches = (
+        (np.arange(start, min(start + 4096, asked.vectors)), vectors[start : start + 4096])
+        for start in range(0, asked.vectors, 4096)
+    )
+    truth, _ = exact_top_k(queries, asked.k, batches)
+    np.save(folder / "queries.npy", queries)
+    np.save(folder / "truth.npy", truth)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--vectors", type=int, default=200_000)
+    parser.add_argument("--dim", type=int, default=128)
+    parser.add_argument("--clusters", type=int, default=2000)
+    parser.add_argument("--noise", type=float, default=1.0)
+    parser.add_argument("--queries", type=int, default=1000)
+    parser.add_argument("--k", type=int, default=10)
+    asked = parser.parse_args()
+    hardware = measuring.machine()
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        write_data(folder, asked)
+        shared = ["--folder", name, "--k", str(asked.k), "--build-threads", str(num_cores())]
+        own = [measuring.OWN_PYTHON, "-m", "benchmarks.index_steps"]
+        peer = [measuring.OWN_PYTHON, measuring.peer_script("faiss_indexes")]
+        commands = {f"lookalike {kind}": [*own, kind, *shared] for kind in OWN}
+        commands |= {f"FAISS {kind}": [*peer, kind, *shared] for kind in PEERS}
+        rounds = measuring.in_turn(measuring.programs(commands, TIMEOUT_S), asked.rounds)
+    settings = {**vars(asked), "seed": SEED}
+    size = f"_{asked.vectors}" if asked.vectors != parser.get_default("vectors") else ""
+    measuring.save(f"index_curves{size}", {"settings": settings, "rounds": rounds}, hardware)
+
+
+if __name__ == "__main__":
+    main()

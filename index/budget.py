@@ -1,0 +1,137 @@
+"""The memory that a build may take, and how it is divided.
+
+A budget counts from what the program has before it starts, its imports included. Three eighths of
+it hold the part that is being filled, a quarter the training sample, and the rest the blocks that
+stream by. Stored vectors are read from the file, not through a memory map: the pages of a map
+would count as this process's memory. Ids are in memory, at 8 bytes a row.
+
+Shapes: N rows, D embedding.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import math
+import re
+from dataclasses import dataclass
+
+import pyarrow as pa
+
+from index.vectors import BATCH_ROWS
+
+__all__ = ["Budget", "give_back", "parse_bytes"]
+
+UNITS = {"": 1, "B": 1} | {
+    f"{prefix}{suffix}": base ** (power + 1)
+    for power, prefix in enumerate("KMGT")
+    for suffix, base in (("B", 1000), ("IB", 1024))
+}
+SIZE = re.compile(r"\s*(\d+(?:\.\d*)?)\s*([A-Za-z]*)\s*")
+
+MIN_ROWS_PER_LIST = 39
+"""Training rows a list below which FAISS warns."""
+
+FIXED_BYTES = 24_000_000
+"""Taken whatever is built: scores of a block, FAISS's own buffers, heaps that are not full."""
+
+UNLIMITED_SAMPLE_BYTES = 1_000_000_000
+"""Training sample where no budget is given: enough for 30,000 lists at 128 dimensions."""
+
+FILL_FACTOR = 2
+"""FAISS lets lists grow by doubling, so that a part takes up to twice its bytes while it fills."""
+
+
+def parse_bytes(text: str, *, what: str = "size") -> int:
+    """A number of bytes from what people write: powers of 1000 for MB, of 1024 for MiB.
+
+    >>> parse_bytes("512MB"), parse_bytes("2 GiB"), parse_bytes("1.5kb")
+    (512000000, 2147483648, 1500)
+
+    Raises:
+        ValueError: it is no size, or none at all.
+    """
+    match = SIZE.fullmatch(text)
+    unit = UNITS.get(match[2].upper()) if match else None
+    num_bytes = round(float(match[1]) * unit) if match and unit else 0
+    if num_bytes < 1:
+        raise ValueError(
+            f"{what} {text!r}: allowed is a number above 0 with a unit, KB, MB, GB, TB or KiB, "
+            "MiB, GiB, TiB. Write for example 512MB or 2GiB."
+        )
+    return num_bytes
+
+
+def give_back() -> None:
+    """Return to the system what allocators keep of freed memory, before the next phase takes more.
+
+    Cost: milliseconds. Where the C library has no such call, its part is left alone.
+    """
+    pa.default_memory_pool().release_unused()
+    with contextlib.suppress(AttributeError, OSError):
+        ctypes.CDLL(None).malloc_trim(0)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Budget:
+    """Memory for a build over vectors of one dimension.
+
+    Args:
+        limit_bytes: what it may take beyond the program itself; None for no limit.
+        dim: D.
+        part_rows: most rows of a part, whatever the memory.
+    """
+
+    limit_bytes: int | None
+    dim: int
+    part_rows: int
+
+    def require_enough(self, num_rows: int) -> None:
+        """Check that the least a build needs is there, before any work.
+
+        Raises:
+            ValueError: it is not.
+        """
+        # Two batches of float16 while the vectors are copied, and what is always taken.
+        least = FIXED_BYTES + 6 * BATCH_ROWS * self.dim + 8 * num_rows
+        if self.limit_bytes is not None and self.limit_bytes < least:
+            raise ValueError(
+                f"memory {self.limit_bytes / 1e6:.0f}MB: to index {num_rows} vectors of "
+                f"{self.dim} dimensions takes at least {math.ceil(least / 1e6)}MB. "
+                f"Give --memory {math.ceil(least / 1e6)}MB or more."
+            )
+
+    @property
+    def mapped(self) -> bool:
+        """Whether stored vectors may be memory-mapped; pages of a map count as memory."""
+        return self.limit_bytes is None
+
+    @property
+    def block_rows(self) -> int:
+        """Rows that stream by at once as float32, at most 1/32 of the budget."""
+        if self.limit_bytes is None:
+            return BATCH_ROWS
+        return max(64, min(BATCH_ROWS, self.limit_bytes // 32 // (4 * self.dim)))
+
+    @property
+    def max_train_rows(self) -> int:
+        """Rows of the training sample, as float32, that fit into a quarter of the budget."""
+        sample = UNLIMITED_SAMPLE_BYTES if self.limit_bytes is None else self.limit_bytes // 4
+        return sample // (4 * self.dim)
+
+    @property
+    def max_lists(self) -> int:
+        """Lists that the largest training sample can train."""
+        return max(1, self.max_train_rows // MIN_ROWS_PER_LIST)
+
+    def rows_per_part(self, row_bytes: int, fixed_bytes: int) -> int:
+        """Rows of one part of a recipe.
+
+        Args:
+            row_bytes: of a row's code and id.
+            fixed_bytes: of a part without rows: centroids.
+        """
+        if self.limit_bytes is None:
+            return self.part_rows
+        room = max(0, 3 * self.limit_bytes // 8 - 2 * fixed_bytes)
+        return max(1, min(self.part_rows, room // (FILL_FACTOR * row_bytes)))

@@ -1,0 +1,161 @@
+"""What an index's card says: what was tried, what each costs, and why the winner won.
+
+The door ``index.json`` has it for programs, ``card.md`` beside it for people.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import faiss
+
+from index.choose import IndexConfig
+from index.contest import Contender, Outcome
+from index.tune import Latency
+
+__all__ = ["card", "card_page"]
+
+
+def card(
+    outcome: Outcome, config: IndexConfig, *, dim: int, rows: int, population: str
+) -> dict[str, Any]:
+    """The contest as JSON values for the index's door.
+
+    Args:
+        outcome: of the contest.
+        config: what was to be achieved.
+        dim: of the vectors.
+        rows: vectors in the index.
+        population: what the queries are a sample of.
+    """
+    winner, judged = outcome.winner, outcome.judgement
+    recipe, recall = winner.recipe, judged.recall
+    held_out = f"recall@{config.k} {recall}, against exact search on held-out queries"
+    return {
+        "recipe": {
+            "factory": recipe.factory(dim),
+            "kind": recipe.kind,
+            "why": outcome.why,
+        },
+        "parameters": {
+            "nlist": recipe.nlist,
+            "nprobe": judged.nprobe,
+            "refine": winner.tuned.refine,
+        },
+        "recall": {
+            "k": config.k,
+            "value": recall.value,
+            "low": recall.low,
+            "high": recall.high,
+            "num_queries": recall.n,
+            "target": config.target_recall,
+            "population": population,
+            "looks": judged.looks,
+            "text": held_out,
+        },
+        "latency_ms": {**_latency(judged.latency), "threads": 1, "simd": _simd_level()},
+        "service_bytes_per_vector": round(winner.service_bytes / rows, 1),
+        "tried": winner.tuned.tried,
+        "candidates": [_candidate(one, outcome, dim=dim, rows=rows) for one in outcome.contenders],
+        "left_out": [{"kind": one.kind, "why": one.why} for one in outcome.left_out],
+    }
+
+
+def _candidate(one: Contender, outcome: Outcome, *, dim: int, rows: int) -> dict[str, Any]:
+    recall = one.tuned.recall
+    return {
+        "kind": one.recipe.kind,
+        "factory": one.recipe.factory(dim),
+        "chosen": one is outcome.winner,
+        "nprobe": one.tuned.nprobe,
+        "refine": one.tuned.refine,
+        "exact_search": one.tuned.exact,
+        "recall_choosing": {"value": recall.value, "low": recall.low, "high": recall.high},
+        "latency_ms": _latency(one.tuned.latency),
+        "build_s": round(one.build_s, 3),
+        "service_bytes_per_vector": round(one.service_bytes / rows, 1),
+        "parts": len(one.files),
+    }
+
+
+def _latency(latency: Latency | None) -> dict[str, float]:
+    if latency is None:
+        return {}
+    return {
+        "p50": latency.p50,
+        "p95": latency.p95,
+        "p99": latency.p99,
+        "queries_per_s": latency.queries_per_s,
+        "num_queries": latency.n,
+    }
+
+
+def _simd_level() -> str:
+    return str(faiss.SIMDConfig.get_level_name())
+
+
+def card_page(name: str, body: dict[str, Any]) -> str:
+    """The card as Markdown.
+
+    Args:
+        name: of the index's version.
+        body: the door's content.
+    """
+    recall = body["recall"]
+    lines = [
+        f"# Index {name}",
+        "",
+        f"{body['rows']} vectors of {body['dim']} dimensions, `{body['recipe']['factory']}`: "
+        f"{body['recipe']['why']}.",
+        "",
+        f"- {recall['text']}; the target is {recall['target']}.",
+        f"- The queries are {recall['population']}. {_looks(recall['looks'])}",
+        f"- {body['service_bytes_per_vector']} bytes a vector in service, "
+        f"{body['bytes_per_vector']} on disk.",
+        f"- Built in {body['build_s']} s, tuned and measured in {body['tune_s']} s.",
+        "",
+        "| candidate | recall by the choosing half | p50 ms | p95 ms | p99 ms | queries/s "
+        "| bytes a vector | build s | |",
+        "|---|---|---|---|---|---|---|---|---|",
+        *(_row(one) for one in body["candidates"]),
+        "",
+        *(f"- {one['kind']} was left out: {one['why']}." for one in body["left_out"]),
+    ]
+    timing = body["latency_ms"]
+    lines += [
+        "",
+        "Times are of single queries on one thread "
+        f"({timing['simd']}); bytes are of the index files, and of re-ranking's stored vectors "
+        "only the rows that are read come into memory.",
+    ]
+    if body["config"]["memory"]:
+        lines[-1] += (
+            " Those were read from the file, as the limit of memory asks; a server maps the file, "
+            "which is faster."
+        )
+    return "\n".join(lines) + "\n"
+
+
+def _row(one: dict[str, Any]) -> str:
+    recall, timing = one["recall_choosing"], one["latency_ms"]
+    times = [str(timing.get(key, "")) for key in ("p50", "p95", "p99", "queries_per_s")]
+    effort = "exact search" if one["exact_search"] else f"{recall['value']:.4f}"
+    setting = f"nprobe {one['nprobe']}, refine {one['refine']}"
+    cells = [
+        f"`{one['factory']}` ({setting})",
+        effort if one["exact_search"] else f"{effort} ({recall['low']:.4f}-{recall['high']:.4f})",
+        *times,
+        str(one["service_bytes_per_vector"]),
+        str(one["build_s"]),
+        "chosen" if one["chosen"] else "",
+    ]
+    return "| " + " | ".join(cells) + " |"
+
+
+def _looks(count: int) -> str:
+    if count <= 1:
+        return "They took no part in the choice."
+    return (
+        f"They took no part in the choice; {count} settings were shown to them, each at its own "
+        "share of the interval's 5 %."
+    )

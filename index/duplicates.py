@@ -1,0 +1,265 @@
+"""Groups of near-duplicates over a whole corpus: copies of a file, and pictures as good as equal.
+
+Two pictures belong together when their files are the same to the byte, when one is among the k
+nearest of the other with a cosine of at least the threshold, or through others that they belong
+with. A group in which all k neighbours of a picture reach the threshold may go on beyond them: from
+each such group the nearest picture outside is searched and joined, until none is near enough.
+
+A chain of small steps may join pictures that are less alike than the threshold.
+
+Shapes: N pictures of the index, n of a batch, K neighbours each.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from index.artifact import Verify, digest, library_versions, publish
+from index.graph import NeighbourGraph, open_beside
+from index.lock import sole_writer
+from index.search import Searcher
+from index.vectors import Ids
+
+__all__ = ["DUPLICATES", "DuplicateConfig", "DuplicateGroups", "build_duplicates"]
+
+DUPLICATES = "duplicates"
+"""Folder of the groups inside an index version, and their kind."""
+
+BATCH_ROWS = 4096
+Rows = NDArray[np.int64]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DuplicateConfig:
+    """Which pictures count as near-duplicates."""
+
+    threshold: float = 0.97
+    """Lowest cosine of two near-duplicates; what is right depends on the encoder."""
+
+    def __post_init__(self) -> None:
+        if not 0 < self.threshold <= 1:
+            raise ValueError(
+                f"duplicates: threshold is {self.threshold}, allowed is above 0 and up to 1. Try "
+                "0.97, and look at the groups."
+            )
+
+
+class DuplicateGroups:
+    """Which pictures are near-duplicates of each other. Thread-safe.
+
+    Attributes:
+        threshold: lowest cosine of two that were joined.
+        ids: pictures that have a near-duplicate, int64, rising.
+        groups: the group of each: the lowest id in it.
+    """
+
+    def __init__(self, threshold: float, ids: Ids, groups: Ids) -> None:
+        self.threshold = threshold
+        self.ids = ids
+        self.groups = groups
+
+    @classmethod
+    def open(cls, searcher: Searcher, *, verify: Verify = "full") -> DuplicateGroups:
+        """The groups of an index version; raises the errors of `index.graph.open_beside`."""
+        folder, door = open_beside(
+            searcher, DUPLICATES, "lookalike graph --index NAME", verify=verify
+        )
+        (name,) = door["files"]
+        with pa.memory_map(str(folder.local_path(name))) as source:
+            table = pa.ipc.open_file(source).read_all()
+        columns = (table[name].to_numpy() for name in ("id", "group"))
+        return cls(door["config"]["threshold"], *columns)
+
+    def group_of(self, ids: Ids) -> Ids:
+        """The group of each picture; one without near-duplicates is its own. Of any shape."""
+        places = np.searchsorted(self.ids, ids)
+        places = np.minimum(places, max(len(self.ids) - 1, 0))
+        if not len(self.ids):
+            return ids
+        return np.where(self.ids[places] == ids, self.groups[places], ids)
+
+    def sizes_of(self, ids: Ids) -> Ids:
+        """How many pictures the group of each has, itself included."""
+        names, counts = np.unique(self.groups, return_counts=True)
+        groups = self.group_of(ids)
+        places = np.minimum(np.searchsorted(names, groups), max(len(names) - 1, 0))
+        if not len(names):
+            return np.ones(len(ids), np.int64)
+        return np.where(names[places] == groups, counts[places], 1)
+
+    def members(self, picture_id: int) -> Ids:
+        """All pictures of its group, itself included, rising."""
+        group = int(self.group_of(np.array([picture_id]))[0])
+        found = self.ids[self.groups == group]
+        return found if len(found) else np.array([picture_id], np.int64)
+
+    def sizes(self) -> dict[int, int]:
+        """Number of pictures by group, the largest first."""
+        names, counts = np.unique(self.groups, return_counts=True)
+        order = np.argsort(-counts, kind="stable")
+        return {int(names[place]): int(counts[place]) for place in order}
+
+
+def build_duplicates(
+    searcher: Searcher,
+    graph: NeighbourGraph,
+    content_hashes: Iterable[tuple[Ids, NDArray[np.uint8]]],
+    config: DuplicateConfig,
+) -> dict[str, Any]:
+    """Find all groups and publish them beside the index version.
+
+    Args:
+        searcher: the index version.
+        graph: its neighbour graph.
+        content_hashes: ids [n] and sha256 of the files, uint8 [n, 32]; pictures that are not in the
+            index are left out.
+        config: the threshold.
+
+    Returns:
+        The door: ``num_groups``, ``num_pictures`` in them, ``num_copies`` of files that are there
+        before, ``largest`` group, ``searches`` beyond the graph.
+
+    Memory: some 50 bytes a picture. Cost: a pass over the graph, and searches for groups beyond K.
+    """
+    folder = searcher.folder / DUPLICATES
+    with sole_writer(folder, "finding the near-duplicates of this index"):
+        rows, num_copies = _copies(searcher, content_hashes)
+        labels, full = _joined_by_graph(searcher, graph, rows, config.threshold)
+        labels, searches = _joined_beyond(searcher, labels, full, config.threshold)
+        _, first, counts = np.unique(labels, return_index=True, return_counts=True)
+        sizes = counts[labels]
+        grouped = np.flatnonzero(sizes > 1)
+        table = pa.table(
+            {"id": searcher.ids[grouped], "group": searcher.ids[first[labels[grouped]]]}
+        )
+        name, record = folder.write_by_content(
+            "groups-{sha256}.arrow", lambda path: _write(table, path)
+        )
+        body = {
+            "id": digest({"graph": graph.door["id"], "groups": record["sha256"]}),
+            "config": asdict(config),
+            "parents": graph.door["parents"],
+            "graph_id": graph.door["id"],
+            "rows": len(grouped),
+            "num_groups": int((counts > 1).sum()),
+            "num_pictures": len(grouped),
+            "num_copies": num_copies,
+            "largest": int(counts.max(initial=0)),
+            "searches": searches,
+            "versions": library_versions("pyarrow", "numpy"),
+        }
+        door = publish(folder, DUPLICATES, body, {name: record})
+        folder.remove_others("groups-", keep=[name])
+    return door
+
+
+def _write(table: pa.Table, path: str) -> None:
+    with pa.ipc.new_file(path, table.schema) as writer:
+        writer.write_table(table)
+
+
+def _copies(
+    searcher: Searcher, content_hashes: Iterable[tuple[Ids, NDArray[np.uint8]]]
+) -> tuple[tuple[Rows, Rows], int]:
+    """Pairs of rows of the same content, and how many rows repeat an earlier one's."""
+    rows, keys = [np.empty(0, np.int64)], [np.empty((0, 2), np.uint64)]
+    for ids, hashes in content_hashes:
+        known = searcher.select(ids)
+        here = np.isin(ids, known.ids)
+        rows.append(known.rows.astype(np.int64))
+        # Half of a sha256 tells as many files apart as anybody has.
+        keys.append(np.ascontiguousarray(hashes[here, :16]).view(np.uint64))
+    row, key = np.concatenate(rows), np.concatenate(keys)
+    order = np.lexsort((row, key[:, 1], key[:, 0]))
+    row, key = row[order], key[order]
+    same = (key[1:] == key[:-1]).all(axis=1)
+    return (row[:-1][same], row[1:][same]), int(same.sum())
+
+
+def _merged(labels: Rows, left: Rows, right: Rows) -> Rows:
+    """Labels, numbered from 0, after joining the groups of two sides of pairs."""
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
+
+    count = int(labels.max()) + 1
+    pairs = coo_array((np.ones(len(left), bool), (labels[left], labels[right])), (count, count))
+    return np.asarray(connected_components(pairs, directed=False)[1], np.int64)[labels]
+
+
+def _joined_by_graph(
+    searcher: Searcher, graph: NeighbourGraph, copies: tuple[Rows, Rows], threshold: float
+) -> tuple[Rows, NDArray[np.bool_]]:
+    """Labels [N] after all joins that the graph knows of; rows whose K neighbours all reach it."""
+    labels = _merged(np.arange(len(searcher)), *copies)
+    full = np.zeros(len(searcher), bool)
+    for ids, neighbours, scores in graph.iter_pieces():
+        rows = np.searchsorted(searcher.ids, ids)
+        near = scores >= threshold
+        full[rows] = near.all(axis=1)
+        left = np.repeat(rows, near.sum(axis=1))
+        labels = _merged(labels, left, np.searchsorted(searcher.ids, neighbours[near]))
+    return labels, full
+
+
+def _joined_beyond(
+    searcher: Searcher, labels: Rows, full: NDArray[np.bool_], threshold: float
+) -> tuple[Rows, int]:
+    """Labels after joining groups with what lies beyond their K neighbours; searches made."""
+    searches = 0
+    finished: set[tuple[int, int]] = set()
+    while True:
+        pairs = []
+        for members in _groups_with(labels, full):
+            state = (int(members[0]), len(members))
+            if state in finished or len(members) == len(labels):
+                continue
+            asked = _one_of_each(searcher, members[full[members]])
+            others, searched = _nearest_outside(searcher, asked, members, threshold)
+            searches += searched
+            if (others >= 0).any():
+                pairs.append((asked[others >= 0], others[others >= 0]))
+            else:
+                finished.add(state)
+        if not pairs:
+            return labels, searches
+        left, right = (np.concatenate(side) for side in zip(*pairs, strict=True))
+        labels = _merged(labels, left, right)
+
+
+def _groups_with(labels: Rows, wanted: NDArray[np.bool_]) -> Iterator[Rows]:
+    """The rows, rising, of each group that has one of the wanted rows."""
+    order = np.argsort(labels, kind="stable")
+    bounds = np.searchsorted(labels[order], np.arange(labels.max() + 2))
+    for label in np.unique(labels[wanted]):
+        yield order[bounds[label] : bounds[label + 1]]
+
+
+def _nearest_outside(
+    searcher: Searcher, asked: Rows, members: Rows, threshold: float
+) -> tuple[Rows, int]:
+    """For each row, the row outside its group that is nearest, or -1; and the searches made."""
+    others = np.full(len(asked), -1, np.int64)
+    for start in range(0, len(asked), BATCH_ROWS):
+        rows = asked[start : start + BATCH_ROWS]
+        vectors = searcher.vectors_of(searcher.ids[rows])
+        hits = searcher.search(vectors, 1, exclude_ids=searcher.ids[members])
+        near = np.flatnonzero(hits.scores[:, 0] >= threshold)
+        others[start + near] = np.searchsorted(searcher.ids, hits.ids[near, 0])
+    return others, len(asked)
+
+
+def _one_of_each(searcher: Searcher, rows: Rows) -> Rows:
+    """The rows without those whose vector is that of an earlier one."""
+    seen: dict[bytes, int] = {}
+    for start in range(0, len(rows), BATCH_ROWS):
+        some = rows[start : start + BATCH_ROWS]
+        for row, vector in zip(some, searcher.vectors_of(searcher.ids[some]), strict=True):
+            seen.setdefault(hashlib.sha256(vector.tobytes()).digest(), int(row))
+    return np.array(sorted(seen.values()), np.int64)

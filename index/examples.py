@@ -1,0 +1,89 @@
+"""One query out of several examples: more like these, less like those.
+
+Shapes: P positive and M negative examples, D embedding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from index.vectors import Floats, unit
+
+__all__ = ["combine_examples"]
+
+NOTHING_LEFT = 1e-3
+"""A sum of unit vectors shorter than this has no direction but that of rounding."""
+
+
+def combine_examples(
+    positives_PD: ArrayLike,
+    negatives_MD: ArrayLike | None = None,
+    *,
+    weights_P: Sequence[float] | None = None,
+    weights_M: Sequence[float] | None = None,
+) -> Floats:
+    """The direction of the mean of the positives less that of the negatives, each times its weight.
+
+    A picture's cosine with it ranks by ``mean of weight * cosine with the positives - mean of
+    weight * cosine with the negatives``: one linear query, which an index answers as exactly as any
+    other. However many examples a side has, both count alike while all weights are 1.
+
+    >>> combine_examples([[1.0, 0.0], [0.0, 1.0]], weights_P=[3, 1]).round(2).tolist()
+    [[0.949999988079071, 0.3199999928474426]]
+
+    Args:
+        positives_PD: vectors of any norm; may be empty if there are negatives.
+        negatives_MD: vectors of any norm.
+        weights_P: above 0, all 1 unless given.
+        weights_M: above 0, all 1 unless given.
+
+    Returns:
+        A unit vector, float32 [1, D].
+
+    Raises:
+        ValueError: no example; a vector that is zero or not finite; a weight that is not above 0;
+            examples that cancel each other out.
+
+    Source: Rocchio 1971, "Relevance feedback in information retrieval", with beta = gamma.
+    """
+    sides = [(positives_PD, weights_P, 1.0)]
+    if negatives_MD is not None:
+        sides.append((negatives_MD, weights_M, -1.0))
+    means = [
+        sign * _mean(np.asarray(vectors, np.float64), weights)
+        for vectors, weights, sign in sides
+        if len(np.asarray(vectors))
+    ]
+    if not means:
+        raise ValueError(
+            "no example to search with. Give at least one picture, id or vector that results "
+            "should be like, or unlike."
+        )
+    direction = np.sum(means, axis=0)
+    if np.linalg.norm(direction) < NOTHING_LEFT:
+        raise ValueError(
+            "the examples cancel each other out: what is asked for is what is asked against. Leave "
+            "some out, or give them other weights."
+        )
+    return unit(direction[None])
+
+
+def _mean(vectors: np.ndarray, weights: Sequence[float] | None) -> np.ndarray:
+    if vectors.ndim != 2:
+        raise ValueError(f"examples of shape {list(vectors.shape)}; expected [examples, D].")
+    norms = np.linalg.norm(vectors, axis=1)
+    if not np.isfinite(norms).all() or not (norms > 0).all():
+        raise ValueError(
+            "an example's vector is zero or not finite, so it has no direction. Check the picture "
+            "and the encoder that made it."
+        )
+    factors = np.ones(len(vectors)) if weights is None else np.asarray(weights, np.float64)
+    if factors.shape != norms.shape or not np.isfinite(factors).all() or not (factors > 0).all():
+        raise ValueError(
+            f"weights {factors.tolist()} for {len(vectors)} examples; one number above 0 is needed "
+            "for each. What results should be unlike is a negative example."
+        )
+    return np.asarray((factors / norms / len(vectors)) @ vectors)

@@ -1,0 +1,240 @@
+"""The k nearest neighbours of every picture, searched once and kept beside the index version.
+
+Near-duplicates, outliers, maps and labels that spread all need the same graph. It lies in the
+folder of the version it was made from, so that both go together, and names it: another version's
+graph is refused. Rows are searched and written piece by piece; a build that was killed goes on from
+the pieces that are whole.
+
+Shapes: N pictures, n of a piece, K neighbours each, D embedding.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from index.artifact import (
+    ArtifactError,
+    CorruptArtifactError,
+    Folder,
+    MissingArtifactError,
+    Verify,
+    digest,
+    library_versions,
+    open_door,
+    publish,
+)
+from index.lock import sole_writer
+from index.measure import Proportion, exact_top_k, recall_at_k
+from index.search import Searcher
+from index.vectors import Floats, Ids, unit
+
+__all__ = ["GRAPH", "GraphConfig", "NeighbourGraph", "build_graph", "made_before", "open_beside"]
+
+GRAPH = "graph"
+"""Folder of the graph inside a version, and its kind."""
+PIECE_ROWS = 65_536
+SEARCH_ROWS = 1024
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class GraphConfig:
+    """The neighbours to find of every picture."""
+
+    k: int = 15
+    """Neighbours of each picture; fewer in a corpus that has no more."""
+    num_checked: int = 200
+    """Pictures whose neighbours are compared with exact search, to say how many are right."""
+    seed: int = 0
+    """Seed of the choice of these."""
+
+    def __post_init__(self) -> None:
+        for name, value in (("k", self.k), ("num_checked", self.num_checked)):
+            if value < 1:
+                raise ValueError(f"graph: {name} is {value!r}, allowed is at least 1. Correct it.")
+
+
+def build_graph(
+    searcher: Searcher, config: GraphConfig, advance: Callable[[int], object] = lambda _: None
+) -> dict[str, Any]:
+    """Find the neighbours of every picture of an index version, or find them found.
+
+    Args:
+        searcher: the version; its own tuned search finds the neighbours.
+        config: how many.
+        advance: told how many more pictures are done.
+
+    Returns:
+        The graph's door: ``k``, ``recall`` with its interval, ``rows``.
+
+    Raises:
+        ValueError: fewer than two pictures; another process is at it.
+
+    Cost: one search a picture, and one pass for the exact answers. Memory: one piece of
+    65,536 pictures, 12 K bytes each, and what the index itself takes.
+    """
+    if len(searcher) < 2:
+        raise ValueError(
+            f"index version {searcher.version}: has {len(searcher)} pictures, and neighbours need "
+            "two. Index more pictures."
+        )
+    folder = searcher.folder / GRAPH
+    identity = {"index": searcher.door["door_sha256"], "config": asdict(config)}
+    graph_id = digest(identity)
+    with sole_writer(folder, "finding the neighbours of this index"):
+        if (made := made_before(folder, GRAPH, graph_id)) is not None:
+            advance(len(searcher))
+            return made
+        k = min(config.k, len(searcher) - 1)
+        pieces = [
+            _piece(searcher, folder, start, k, graph_id, advance)
+            for start in range(0, len(searcher), PIECE_ROWS)
+        ]
+        body = {
+            "id": graph_id,
+            "config": asdict(config),
+            "parents": _parents(searcher),
+            "rows": len(searcher),
+            "k": k,
+            "recall": asdict(_recall(searcher, k, config)),
+            "pieces": pieces,
+            "versions": library_versions("faiss-cpu", "pyarrow", "numpy"),
+        }
+        door = publish(folder, GRAPH, body, pieces)
+        folder.remove_others("piece-", keep=pieces)
+    return door
+
+
+def made_before(folder: Folder, kind: str, wanted_id: str) -> dict[str, Any] | None:
+    """The door of what is to be made, if it is there and whole; what is damaged is made again."""
+    with contextlib.suppress(ArtifactError):
+        door = open_door(folder, kind)
+        if door["id"] == wanted_id:
+            return door
+    return None
+
+
+def _parents(searcher: Searcher) -> dict[str, str]:
+    return {"index_id": searcher.id, "index_door": searcher.door["door_sha256"]}
+
+
+def _piece(
+    searcher: Searcher,
+    folder: Folder,
+    start: int,
+    k: int,
+    graph_id: str,
+    advance: Callable[[int], object],
+) -> str:
+    """Name of the file with the neighbours of some rows, written unless it is there and whole."""
+    ids = searcher.ids[start : start + PIECE_ROWS]
+    prefix = f"piece-{start // PIECE_ROWS:05d}-{graph_id[:12]}"
+    for name in folder.names():
+        if name.startswith(prefix) and folder.sha256(name)[:12] == name[len(prefix) + 1 :][:12]:
+            advance(len(ids))
+            return name
+    neighbours, scores = np.empty((len(ids), k), np.int64), np.empty((len(ids), k), np.float32)
+    for first in range(0, len(ids), SEARCH_ROWS):
+        rows = slice(first, first + SEARCH_ROWS)
+        neighbours[rows], scores[rows] = _others(searcher, ids[rows], k)
+        advance(len(ids[rows]))
+    table = pa.table(
+        {
+            "id": pa.array(ids),
+            "neighbours": pa.FixedSizeListArray.from_arrays(pa.array(neighbours.reshape(-1)), k),
+            "scores": pa.FixedSizeListArray.from_arrays(pa.array(scores.reshape(-1)), k),
+        }
+    )
+    return folder.write_by_content(prefix + "-{sha256}.arrow", lambda path: _write(table, path))[0]
+
+
+def _write(table: pa.Table, path: str) -> None:
+    with pa.ipc.new_file(path, table.schema) as writer:
+        writer.write_table(table)
+
+
+def _others(searcher: Searcher, ids_n: Ids, k: int) -> tuple[Ids, Floats]:
+    """The k nearest of each picture but itself, which is dropped by id: copies are as near."""
+    hits = searcher.search(searcher.vectors_of(ids_n), k + 1)
+    dropped = hits.ids == ids_n[:, None]
+    dropped[~dropped.any(axis=1), -1] = True
+    shape = (len(ids_n), k)
+    return hits.ids[~dropped].reshape(shape), hits.scores[~dropped].reshape(shape)
+
+
+def _recall(searcher: Searcher, k: int, config: GraphConfig) -> Proportion:
+    rng = np.random.default_rng(config.seed)
+    checked = rng.choice(searcher.ids, min(config.num_checked, len(searcher)), replace=False)
+    queries = unit(searcher.vectors_of(checked))
+    _, truth = exact_top_k(queries, k, searcher.iter_batches(4096), exclude_Q=checked)
+    right = recall_at_k(_others(searcher, checked, k)[1], truth)
+    return Proportion.wilson(float(right.sum()), len(right))
+
+
+def open_beside(
+    searcher: Searcher, kind: str, make: str, *, verify: Verify = "full"
+) -> tuple[Folder, dict[str, Any]]:
+    """Folder and door of what was made from an index version and lies beside it.
+
+    Args:
+        searcher: the version.
+        kind: what it is, such as ``graph``; also the name of its folder.
+        make: the command that makes it, for the message.
+        verify: see `index.artifact.open_door`.
+
+    Raises:
+        MissingArtifactError: it was never made for this version.
+        CorruptArtifactError: it is damaged, or was made from another version.
+    """
+    folder = searcher.folder / kind
+    if not folder.exists(f"{kind}.json"):
+        raise MissingArtifactError(
+            f"{folder}: index version {searcher.version} has no {kind} yet. Make it: {make}"
+        )
+    door = open_door(folder, kind, verify=verify)
+    if door["parents"] != _parents(searcher):
+        raise CorruptArtifactError(
+            f"{folder}: was made from another index version than {searcher.version}. Make it "
+            f"again: {make}"
+        )
+    return folder, door
+
+
+class NeighbourGraph:
+    """A published graph, memory-mapped. Thread-safe.
+
+    Attributes:
+        door: its card.
+        k: neighbours of each picture.
+    """
+
+    def __init__(self, folder: Folder, door: dict[str, Any]) -> None:
+        self.door = door
+        self.k: int = door["k"]
+        self._paths: list[Path] = [folder.local_path(name) for name in door["pieces"]]
+
+    @classmethod
+    def open(cls, searcher: Searcher, *, verify: Verify = "full") -> NeighbourGraph:
+        """The graph of an index version; raises the errors of `open_beside`."""
+        return cls(*open_beside(searcher, GRAPH, "lookalike graph --index NAME", verify=verify))
+
+    def iter_pieces(self) -> Iterator[tuple[Ids, Ids, Floats]]:
+        """Ids [n], rising; neighbours' ids [n, K], nearest first; their cosines [n, K]."""
+        for path in self._paths:
+            with pa.memory_map(str(path)) as source:
+                table = pa.ipc.open_file(source).read_all().combine_chunks()
+            ids, neighbours, scores = (
+                table[name].chunk(0) for name in ("id", "neighbours", "scores")
+            )
+            shape = (len(ids), self.k)
+            yield (
+                ids.to_numpy(),
+                neighbours.flatten().to_numpy().reshape(shape),
+                scores.flatten().to_numpy().reshape(shape),
+            )

@@ -1,0 +1,129 @@
+"""What becomes of the nearest: near-duplicates shown once, and different pictures preferred.
+
+Shapes: Q queries, D embedding, K results, P pictures of a pool.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from index.vectors import Floats, Ids
+
+__all__ = ["Grouping", "Ranking", "diverse", "first_of_each"]
+
+POOL = 5
+"""A diverse answer is chosen from at least so many times its length; fewer would only reorder."""
+MIN_POOL = 50
+
+T = TypeVar("T")
+
+
+class Grouping(Protocol):
+    """What says which pictures are as good as equal, such as ``index.duplicates``."""
+
+    def group_of(self, ids: Ids) -> Ids:
+        """The group of each picture; one that is alone is its own. Of any shape."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Ranking:
+    """How an answer is chosen from the nearest pictures.
+
+    Args:
+        diversity: 0 for the nearest; up to 1, more and more for what is unlike the results before.
+        groups: near-duplicate groups, of which only the nearest picture is shown; None for all.
+    """
+
+    diversity: float = 0.0
+    groups: Grouping | None = None
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.diversity <= 1:
+            raise ValueError(
+                f"diversity is {self.diversity}; allowed is 0 (the nearest) to 1 (the most "
+                "different). Give a number in between, such as 0.3."
+            )
+
+    def answer(
+        self,
+        k: int,
+        nearest: Callable[[int], tuple[Ids, Floats, T]],
+        vectors_of: Callable[[Ids], Floats],
+    ) -> tuple[Ids, Floats, T]:
+        """Choose k pictures a query.
+
+        Args:
+            k: at least 1.
+            nearest: gives ids and scores [Q, K'] of the nearest, and something more; K' is the
+                number asked for, or all there are.
+            vectors_of: gives the stored vectors of ids.
+
+        Returns:
+            ids and scores [Q, K'], and what ``nearest`` gave last. K' < k when there are no more.
+        """
+        wanted = max(POOL * k, MIN_POOL) if self.diversity else k
+        count = wanted
+        while True:
+            ids, scores, more = nearest(count)
+            kept = (
+                np.ones(ids.shape, bool)
+                if self.groups is None
+                else first_of_each(self.groups.group_of(ids))
+            )
+            width = int(kept.sum(axis=1).min()) if ids.size else 0
+            if width >= wanted or ids.shape[1] < count:
+                break
+            count *= 2
+        # All available pictures fall into as many groups whatever the query: rows are equally long.
+        places = np.argsort(~kept, axis=1, kind="stable")[:, : min(width, wanted)]
+        ids, scores = np.take_along_axis(ids, places, 1), np.take_along_axis(scores, places, 1)
+        if self.diversity and ids.shape[1] > 1:
+            places = np.stack(
+                [
+                    diverse(score, vectors_of(row), k, self.diversity)
+                    for row, score in zip(ids, scores, strict=True)
+                ]
+            )
+            ids, scores = np.take_along_axis(ids, places, 1), np.take_along_axis(scores, places, 1)
+        return ids, scores, more
+
+
+def first_of_each(groups_QP: Ids) -> NDArray[np.bool_]:
+    """Where each row first has a value, bool [Q, P].
+
+    >>> first_of_each(np.array([[4, 7, 4, 1]])).tolist()
+    [[True, True, False, True]]
+    """
+    first = np.zeros(groups_QP.shape, bool)
+    for row, groups in enumerate(groups_QP):
+        first[row, np.unique(groups, return_index=True)[1]] = True
+    return first
+
+
+def diverse(scores_P: Floats, vectors_PD: Floats, k: int, diversity: float) -> NDArray[np.intp]:
+    """Places of k pictures of a pool, in the order chosen.
+
+    The next one is always that with the highest
+    ``(1 - diversity) * score - diversity * (highest cosine with those chosen)``; the first is the
+    best by score.
+
+    Source: Carbonell and Goldstein 1998, "The use of MMR"; their lambda is ``1 - diversity``.
+
+    Cost: k products of the pool with one vector.
+    """
+    chosen = [int(np.argmax(scores_P))]
+    nearest_chosen = vectors_PD @ vectors_PD[chosen[0]]
+    free = np.ones(len(scores_P), bool)
+    free[chosen] = False
+    while len(chosen) < min(k, len(scores_P)):
+        merit = (1 - diversity) * scores_P - diversity * nearest_chosen
+        best = int(np.argmax(np.where(free, merit, -np.inf)))
+        chosen.append(best)
+        free[best] = False
+        nearest_chosen = np.maximum(nearest_chosen, vectors_PD @ vectors_PD[best])
+    return np.array(chosen, np.intp)

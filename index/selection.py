@@ -1,0 +1,89 @@
+"""Some of an index's pictures: those that may be results of a search.
+
+Shapes: N rows of the index, M of them selected.
+"""
+
+from __future__ import annotations
+
+from functools import cached_property
+from typing import Any
+
+import faiss as faiss_library
+import numpy as np
+from numpy.typing import NDArray
+
+from index.vectors import Ids
+
+__all__ = ["Selection"]
+
+faiss: Any = faiss_library  # its type stubs do not know selectors made of arrays
+
+MAX_BITS_PER_ID = 64
+"""A bitmap as long as the highest id; where ids lie thinner than this, FAISS's hash set instead."""
+
+
+class Selection:
+    """Which pictures of one index version may be results. Thread-safe; made once, used often.
+
+    Attributes:
+        rows: their rows in the index's vector file, intp [M], rising.
+        ids: their ids, int64 [M], rising.
+    """
+
+    def __init__(self, all_ids_N: Ids, rows_M: NDArray[np.intp]) -> None:
+        self._all_ids = all_ids_N
+        self.rows = rows_M
+        self.ids: Ids = all_ids_N[rows_M]
+
+    @classmethod
+    def of_ids(cls, all_ids_N: Ids, wanted: Ids) -> Selection:
+        """Those of ``wanted`` that the index has, in any order and number.
+
+        Args:
+            all_ids_N: int64 ids of the index, rising.
+            wanted: int64 ids; unknown ones are left out, as a corpus grows after its index.
+        """
+        wanted = np.unique(np.asarray(wanted, np.int64))
+        rows = np.searchsorted(all_ids_N, wanted)
+        known = rows < len(all_ids_N)
+        known[known] = all_ids_N[rows[known]] == wanted[known]
+        return cls(all_ids_N, rows[known])
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def require_of(self, all_ids_N: Ids) -> None:
+        """Check that the selection was made of these ids: another version has other rows.
+
+        Raises:
+            ValueError: it was not.
+        """
+        if self._all_ids is not all_ids_N and not np.array_equal(self._all_ids, all_ids_N):
+            raise ValueError(
+                f"a selection of an index of {len(self._all_ids):,} pictures, given to a search of "
+                f"{len(all_ids_N):,} others. Select from the version that is searched."
+            )
+
+    def without(self, exclude: Ids) -> Selection:
+        """The same but for some ids; itself if it has none of them."""
+        excluded = exclude[self.contains(exclude)]
+        if not len(excluded):
+            return self
+        return Selection(self._all_ids, self.rows[~np.isin(self.ids, excluded)])
+
+    def contains(self, ids: Ids) -> NDArray[np.bool_]:
+        """Which of the ids are selected."""
+        places = np.searchsorted(self.ids, ids)
+        found = places < len(self)
+        found[found] = self.ids[places[found]] == ids[found]
+        return found
+
+    @cached_property
+    def selector(self) -> Any:
+        """FAISS's selector of these ids; searches may share it."""
+        highest = int(self.ids[-1]) if len(self) else 0
+        if highest > MAX_BITS_PER_ID * len(self._all_ids) + 1024:
+            return faiss.IDSelectorBatch(self.ids)
+        bits = np.zeros(highest + 1, np.uint8)
+        bits[self.ids] = 1
+        return faiss.IDSelectorBitmap(np.packbits(bits, bitorder="little"))

@@ -1,0 +1,128 @@
+"""Near-duplicate groups against connected components by brute force."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from index.artifact import CorruptArtifactError, Folder, MissingArtifactError
+from index.build import build_index
+from index.choose import IndexConfig
+from index.duplicates import DuplicateConfig, DuplicateGroups, build_duplicates
+from index.graph import GraphConfig, NeighbourGraph, build_graph
+from index.search import Searcher
+
+
+@pytest.fixture
+def open_index(make_store: Any, tmp_path: Any) -> Any:
+    def make(vectors: np.ndarray, k: int = 4, name: str = "ix") -> tuple[Searcher, NeighbourGraph]:
+        store = make_store(np.asarray(vectors, np.float32), name=f"{name}-emb")
+        build_index(store, Folder.at(tmp_path / name), IndexConfig())
+        searcher = Searcher.open(tmp_path / name)
+        build_graph(searcher, GraphConfig(k=k))
+        return searcher, NeighbourGraph.open(searcher)
+
+    return make
+
+
+def naive_groups(searcher: Searcher, threshold: float, copies: list[tuple[int, int]]) -> set:
+    """Components by repeated joining, as sets of ids; only those of two pictures or more."""
+    ids = searcher.ids.tolist()
+    vectors = searcher.vectors_of(searcher.ids)
+    cosines = vectors @ vectors.T
+    group = dict(zip(ids, ids, strict=True))
+    pairs = [(ids[a], ids[b]) for a, b in np.argwhere(cosines >= threshold) if a < b] + copies
+    for a, b in pairs:
+        old, new = group[b], group[a]
+        group = {picture: new if name == old else name for picture, name in group.items()}
+    groups: dict[int, set[int]] = {}
+    for picture, name in group.items():
+        groups.setdefault(name, set()).add(picture)
+    return {frozenset(members) for members in groups.values() if len(members) > 1}
+
+
+def as_sets(groups: DuplicateGroups) -> set:
+    return {frozenset(groups.members(int(name)).tolist()) for name in set(groups.groups.tolist())}
+
+
+def random_unit(rng: Any, count: int, dim: int = 24) -> np.ndarray:
+    vectors = rng.normal(size=(count, dim))
+    return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+
+
+def test_groups_are_the_components_of_brute_force(open_index: Any) -> None:
+    """Pairs, a clump larger than k, a chain, and copies whose vectors differ."""
+    rng = np.random.default_rng(1)
+    singles = random_unit(rng, 40)
+    pairs = singles[:8] + 0.02 * random_unit(rng, 8)
+    clump = random_unit(rng, 1) + 0.03 * random_unit(rng, 30)
+    start, end = random_unit(rng, 2)
+    chain = np.stack([(1 - t) * start + t * end for t in np.linspace(0, 1, 60)])
+    searcher, graph = open_index(np.concatenate([singles, pairs, clump, chain]))
+    ids = searcher.ids
+    hashes = np.random.default_rng(2).integers(0, 256, (len(ids), 32), np.uint8)
+    hashes[20] = hashes[30]
+    halves = [(ids[:50], hashes[:50]), (ids[50:], hashes[50:])]
+    halves.append((np.array([10**9, 10**9 + 1]), hashes[[5, 5]]))  # not in the index
+    door = build_duplicates(searcher, graph, halves, DuplicateConfig(threshold=0.98))
+    groups = DuplicateGroups.open(searcher)
+    expected = naive_groups(searcher, 0.98, [(int(ids[20]), int(ids[30]))])
+    assert as_sets(groups) == expected
+    assert door["num_groups"] == len(expected)
+    assert door["num_pictures"] == sum(map(len, expected))
+    assert door["num_copies"] == 1
+    assert door["largest"] == 60
+    assert groups.group_of(ids[[20, 30, 25]]).tolist() == [ids[20], ids[20], ids[25]]
+    assert groups.members(int(ids[25])).tolist() == [ids[25]]
+    sizes = groups.sizes()
+    assert next(iter(sizes.values())) == 60
+    assert sum(sizes.values()) == door["num_pictures"]
+
+
+def test_clumps_that_the_graph_leaves_apart_are_joined_by_search(open_index: Any) -> None:
+    """Each of three clumps fills all its pictures' neighbours, and is near the next."""
+    rng = np.random.default_rng(3)
+    centre = random_unit(rng, 1)
+    steps = [centre + 0.12 * random_unit(rng, 1) for _ in range(3)]
+    clumps = [step + 0.004 * random_unit(rng, 12) for step in steps]
+    far = random_unit(rng, 20)
+    searcher, graph = open_index(np.concatenate([*clumps, far]), k=4)
+    door = build_duplicates(searcher, graph, [], DuplicateConfig(threshold=0.97))
+    assert door["searches"] > 0
+    found = as_sets(DuplicateGroups.open(searcher))
+    assert found == naive_groups(searcher, 0.97, [])
+    assert len(found) == 1
+
+
+def test_a_thousand_copies_are_one_group_at_the_cost_of_few_searches(open_index: Any) -> None:
+    rng = np.random.default_rng(4)
+    copies = np.tile(random_unit(rng, 1), (1000, 1))
+    searcher, graph = open_index(np.concatenate([copies, random_unit(rng, 50)]), k=15)
+    door = build_duplicates(searcher, graph, [], DuplicateConfig())
+    assert (door["num_groups"], door["largest"]) == (1, 1000)
+    assert door["searches"] <= 5
+
+
+def test_without_near_duplicates_there_are_no_groups(open_index: Any) -> None:
+    searcher, graph = open_index(np.eye(12))
+    door = build_duplicates(searcher, graph, [], DuplicateConfig())
+    groups = DuplicateGroups.open(searcher)
+    assert (door["num_groups"], door["num_pictures"], groups.sizes()) == (0, 0, {})
+    np.testing.assert_array_equal(groups.group_of(searcher.ids), searcher.ids)
+    assert groups.members(5).tolist() == [5]
+
+
+def test_groups_of_another_version_or_none_are_refused(open_index: Any) -> None:
+    rng = np.random.default_rng(5)
+    searcher, graph = open_index(random_unit(rng, 30), name="one")
+    with pytest.raises(MissingArtifactError, match=r"no duplicates yet.*lookalike graph"):
+        DuplicateGroups.open(searcher)
+    build_duplicates(searcher, graph, [], DuplicateConfig())
+    other, _ = open_index(random_unit(rng, 30), name="two")
+    searcher.folder.local_path("duplicates").rename(other.folder.local_path("duplicates"))
+    with pytest.raises(CorruptArtifactError, match="another index version"):
+        DuplicateGroups.open(other)
+    with pytest.raises(ValueError, match="allowed is above 0"):
+        DuplicateConfig(threshold=1.5)

@@ -1,0 +1,137 @@
+"""Diversity against a naive loop, near-duplicates shown once, several examples as one query."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from index.examples import combine_examples
+from index.ranking import Ranking, diverse
+
+
+class Pairs:
+    """Ids 5 and 8 are one group, 11 and 14 the next, ..."""
+
+    def group_of(self, ids: np.ndarray) -> np.ndarray:
+        return (ids - 5) // 6
+
+
+class Same:
+    def group_of(self, ids: np.ndarray) -> np.ndarray:
+        return np.zeros_like(ids)
+
+
+def naive_mmr(scores: np.ndarray, vectors: np.ndarray, k: int, diversity: float) -> list[int]:
+    chosen = [max(range(len(scores)), key=lambda place: scores[place])]
+    while len(chosen) < k:
+        merits = {
+            place: (1 - diversity) * scores[place]
+            - diversity * max(vectors[place] @ vectors[other] for other in chosen)
+            for place in range(len(scores))
+            if place not in chosen
+        }
+        chosen.append(max(merits, key=lambda place: merits[place]))
+    return chosen
+
+
+@pytest.mark.parametrize("diversity", [0.0, 0.3, 0.8, 1.0])
+def test_diversity_is_that_of_a_naive_loop(diversity: float) -> None:
+    rng = np.random.default_rng(2)
+    vectors = rng.normal(size=(40, 6))
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    scores = vectors @ vectors[0]
+    found = diverse(scores, vectors, 12, diversity).tolist()
+    assert found == naive_mmr(scores, vectors, 12, diversity)
+    if diversity == 0:
+        assert found == np.argsort(-scores)[:12].tolist()
+
+
+def test_a_diverse_answer_reaches_beyond_the_nearest(shared_searcher: Any) -> None:
+    """Reordering the k nearest would be no diversity."""
+    query = shared_searcher.vectors_of(shared_searcher.ids[:1])
+    near = shared_searcher.search(query, 8, exact=True)
+    varied = shared_searcher.search(query, 8, exact=True, ranking=Ranking(diversity=0.6))
+    assert varied.ids[0, 0] == near.ids[0, 0]
+    assert len(set(varied.ids[0]) - set(near.ids[0])) >= 3
+
+    def likeness(ids: np.ndarray) -> float:
+        vectors = shared_searcher.vectors_of(ids)
+        return float((vectors @ vectors.T).mean())
+
+    assert likeness(varied.ids[0]) < likeness(near.ids[0]) - 0.1
+    pool = shared_searcher.search(query, 50, exact=True)
+    vectors = shared_searcher.vectors_of(pool.ids[0])
+    expected = naive_mmr(pool.scores[0], vectors, 8, 0.6)
+    assert varied.ids[0].tolist() == pool.ids[0, expected].tolist()
+
+
+@pytest.mark.parametrize("diversity", [0.0, 0.5])
+def test_of_each_group_the_nearest_is_shown(shared_searcher: Any, diversity: float) -> None:
+    queries = shared_searcher.vectors_of(shared_searcher.ids[:3])
+    ranking = Ranking(groups=Pairs(), diversity=diversity)
+    hits = shared_searcher.search(queries, 20, ranking=ranking, exact=True)
+    assert hits.ids.shape == (3, 20)
+    assert hits.flags == frozenset()
+    full = shared_searcher.search(queries, 600, exact=True)
+    for row, everything in zip(hits.ids, full.ids, strict=True):
+        groups = Pairs().group_of(row)
+        assert len(set(groups)) == 20
+        for picture, group in zip(row, groups, strict=True):
+            members = everything[Pairs().group_of(everything) == group]
+            assert picture == members[0]
+
+
+def test_fewer_groups_than_asked_for_is_a_short_answer(shared_searcher: Any) -> None:
+    queries = shared_searcher.vectors_of(shared_searcher.ids[:2])
+    hits = shared_searcher.search(queries, 7, ranking=Ranking(groups=Same()))
+    assert hits.ids.shape == (2, 1)
+    assert hits.flags == {"short"}
+    hits = shared_searcher.search(queries, 400, ranking=Ranking(groups=Pairs(), diversity=0.2))
+    assert hits.ids.shape == (2, 300)
+    assert hits.flags == {"short"}
+
+
+@pytest.mark.parametrize("diversity", [-0.1, 1.1, float("nan")])
+def test_a_diversity_out_of_range_is_refused(diversity: float) -> None:
+    with pytest.raises(ValueError, match="allowed is 0"):
+        Ranking(diversity=diversity)
+
+
+def test_examples_combine_to_the_mean_difference_of_cosines(shared_searcher: Any) -> None:
+    vectors = shared_searcher.vectors_of(shared_searcher.ids)
+    likes, unlikes = vectors[[0, 30, 60]], vectors[[400]]
+    query = combine_examples(7 * likes, unlikes, weights_P=[1, 2, 0.5], weights_M=[0.7])
+    hits = shared_searcher.search(query, 25, exact=True)
+    norms = np.linalg.norm(likes, axis=1), np.linalg.norm(unlikes, axis=1)
+    merit = sum(
+        weight * (vectors @ (like / norm)) / 3
+        for like, norm, weight in zip(likes, norms[0], [1, 2, 0.5], strict=True)
+    ) - 0.7 * (vectors @ (unlikes[0] / norms[1][0]))
+    expected = shared_searcher.ids[np.argsort(-merit)[:25]]
+    assert hits.ids[0].tolist() == expected.tolist()
+
+
+def test_negatives_alone_find_what_is_least_like_them(shared_searcher: Any) -> None:
+    vectors = shared_searcher.vectors_of(shared_searcher.ids)
+    query = combine_examples(np.empty((0, 16)), vectors[:1])
+    found = shared_searcher.search(query, 1, exact=True).ids[0, 0]
+    assert found == shared_searcher.ids[np.argmin(vectors @ vectors[0])]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "options", "said"),
+    [
+        (([],), {}, "no example"),
+        (([[1.0, 0.0]], [[2.0, 0.0]]), {}, "cancel each other out"),
+        (([[np.nan, 0.0]],), {}, "zero or not finite"),
+        (([[0.0, 0.0]],), {}, "zero or not finite"),
+        (([[1.0, 0.0]],), {"weights_P": [0.0]}, "above 0"),
+        (([[1.0, 0.0]],), {"weights_P": [1, 2]}, "for 1 examples"),
+        (([[1.0, 0.0]],), {"weights_P": [-1]}, "negative example"),
+    ],
+)
+def test_examples_that_point_nowhere_are_refused(arguments: Any, options: Any, said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        combine_examples(*arguments, **options)
