@@ -129,7 +129,7 @@ class Ranker:
                 yield ids[keep], vectors[keep]
 
         width = sum(min(count, part.num_rows) for part in self.parts)
-        found, _ = exact_top_k(queries, min(count, len(self.vectors)), allowed())
+        found, _ = exact_top_k(queries, min(count, width), allowed())
         wide = np.full((len(queries), width), NONE)
         wide[:, : found.shape[1]] = found
         return wide

@@ -255,7 +255,8 @@ def _latency(candidate: Candidate, queries: QuerySet, nprobe: int, refine: int) 
         for group in groups:
             parts = group if exact_scan else [Part.open(part.path) for part in group]
             ranker = Ranker(parts, candidate.vectors, refine=refine)
-            seconds = _time_each(ranker, asked[: len(total)], k, nprobe)
+            most = min(k, sum(part.num_rows for part in parts))
+            seconds = _time_each(ranker, asked[: len(total)], most, nprobe)
             total = total[: len(seconds)] + seconds
     return Latency.of(total)
 

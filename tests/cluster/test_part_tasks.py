@@ -78,4 +78,5 @@ def test_two_builds_at_once_and_a_full_disk_in_any_phase_leave_what_there_was(
         refused += 1
         assert Searcher.open(folder).id == door["id"]
     assert refused == len(sizes) + 1
-    assert build_index(store, folder, other)["version"] == "v000002"
+    assert build_index(store, folder, other)["reused"] is False
+    assert Searcher.open(folder).door["config"]["target_recall"] == 0.9

@@ -79,7 +79,7 @@ def rows(clustered):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("part_rows", [900, 10_000])
+@pytest.mark.parametrize("part_rows", [999, 10_000])
 def test_every_kind_reaches_its_target_and_is_exact_on_demand(
     make_store, tmp_path, rows, kind, part_rows
 ):

@@ -22,9 +22,10 @@ def test_two_levels_are_nearly_as_good_as_one(sample, monkeypatch):
     monkeypatch.setattr(kmeans, "ONE_LEVEL", 50)
     two = train_centroids(sample, 100, seed=0)
     assert one.shape == two.shape == (100, 16)
-    drawn = sample[:100]
-    assert quantisation(one, sample) > quantisation(drawn, sample) + 0.01
-    assert quantisation(two, sample) > quantisation(one, sample) - 0.01
+    at_random = quantisation(sample[:100], sample)
+    gain = quantisation(one, sample) - at_random
+    assert gain > 0.1
+    assert quantisation(two, sample) - at_random > 0.85 * gain
     np.testing.assert_allclose(np.linalg.norm(two, axis=1), 1, atol=1e-5)
 
 

@@ -28,7 +28,8 @@ BUILD = """
         lines = Path("/proc/self/status").read_text().splitlines()
         return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(key))
 
-    tiny, store, folder, memory = sys.argv[1:]
+    tiny, store, folder, memory, num_queries = sys.argv[1:]
+    wanted = IndexConfig(memory=memory, num_queries=int(num_queries))
     for kind in ("exact", "ivf", "ivf-pq"):
         with tempfile.TemporaryDirectory() as scratch:
             config = IndexConfig(kind=kind, memory="100MB")
@@ -36,7 +37,7 @@ BUILD = """
     opened = EmbeddingStore.open(Folder.at(store))
     baseline = status("VmRSS")
     Path("/proc/self/clear_refs").write_text("5")  # the mark starts anew
-    door = build_index(opened, Folder.at(folder), IndexConfig(memory=memory))
+    door = build_index(opened, Folder.at(folder), wanted)
     print(json.dumps({"over": status("VmHWM") - baseline, "door": door}))
 """
 
@@ -61,13 +62,13 @@ def write_corpus(folder, num_rows, dim, shard_rows=4096):
     publish_embeddings(folder, records, {"parents": parents, "config": {"layer": "backbone"}})
 
 
-def build_within(tmp_path, num_rows, memory):
+def build_within(tmp_path, num_rows, memory, num_queries):
     write_corpus(Folder.at(tmp_path / "tiny"), 2000, 128)
     write_corpus(Folder.at(tmp_path / "store"), num_rows, 128)
     done = subprocess.run(
         [sys.executable, "-c", textwrap.dedent(BUILD)]
         + [str(tmp_path / name) for name in ("tiny", "store", "ix")]
-        + [memory],
+        + [memory, str(num_queries)],
         check=True,
         capture_output=True,
         text=True,
@@ -82,8 +83,9 @@ linux = pytest.mark.skipif(
 
 
 @linux
+@pytest.mark.timeout(900)
 def test_a_build_keeps_to_its_memory(tmp_path):
-    built = build_within(tmp_path, 300_000, "64MB")
+    built = build_within(tmp_path, 300_000, "64MB", 300)
     assert built["over"] <= 64_000_000, "the vectors alone are 77 MB"
     assert built["door"]["recall"]["low"] >= 0.95
     assert built["door"]["recipe"]["kind"] == "ivf-pq"
@@ -94,7 +96,7 @@ def test_a_build_keeps_to_its_memory(tmp_path):
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
 def test_five_million_vectors_are_indexed_within_512_megabytes(tmp_path):
-    built = build_within(tmp_path, 5_000_000, "512MB")
+    built = build_within(tmp_path, 5_000_000, "512MB", 1000)
     assert built["over"] <= 512_000_000
     assert built["door"]["recall"]["low"] >= 0.95
     assert built["door"]["rows"] == 5_000_000
