@@ -227,6 +227,9 @@ def _honesty(key: str, latest: dict[str, float]) -> dict[str, Any]:
     measured = f"{num_test:,} pictures tested, {num_bank:,} labels known"
     if key == "knn" and "knn_k" in latest and "knn_temperature" in latest:
         measured += f"; k {latest['knn_k']:g}, temperature {latest['knn_temperature']:g}"
+    if ahead := [other["title"] for other in beside if other["value"] > share.high]:
+        names = " and ".join(ahead)
+        measured += f". Beaten by {names}: views may wash out what tells these classes apart"
     return {"beside": beside, "low": share.low, "high": share.high, "measured": measured}
 
 

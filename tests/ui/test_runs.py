@@ -45,7 +45,8 @@ def test_accuracy_is_shown_with_its_interval_beside_what_it_has_to_beat(
 ) -> None:
     folder = shapes.write_run(empty, "enc1", num_steps=3)
     how = {"knn_k": 5, "knn_temperature": 0.1, "num_bank": 30, "num_test": 10}
-    beside = {"knn_random": 0.4, "knn_pixels": 0.6, "probe_random": 0.5, "probe": 0.8}
+    beside = {"knn_random": 0.4, "knn_pixels": 0.6}
+    beside |= {"probe": 0.8, "probe_random": 0.5, "probe_pixels": 0.99}
     append(folder, {"step": 9, "loss": 1.0, "knn": 0.9, **beside, **how})
     run = RunBoard(empty).metrics("enc1")
     figures = {figure["name"]: figure for figure in run["figures"]}
@@ -56,7 +57,8 @@ def test_accuracy_is_shown_with_its_interval_beside_what_it_has_to_beat(
         {"title": "raw pixels", "value": 0.6},
     ]
     assert knn["measured"] == "10 pictures tested, 30 labels known; k 5, temperature 0.1"
-    assert figures["probe"]["beside"] == [{"title": "untrained", "value": 0.5}]
+    assert figures["probe"]["beside"][0] == {"title": "untrained", "value": 0.5}
+    assert ". Beaten by raw pixels: " in figures["probe"]["measured"]
     assert not set(figures) & {"knn_random", "knn_k", "num_test"}
     assert run["series"]["knn_random"] == {"steps": [9], "values": [0.4]}
     assert "num_test" not in run["series"]
