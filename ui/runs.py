@@ -215,11 +215,10 @@ def _figure(key: str, latest: dict[str, float]) -> dict[str, Any]:
 
 def _honesty(key: str, latest: dict[str, float]) -> dict[str, Any]:
     """The interval of a share, what it stands beside, and how it was measured."""
-    beside = [
-        {"title": title, "value": latest[key + ending]}
-        for ending, title in BASELINES.items()
-        if key + ending in latest
-    ]
+    values = {
+        title: latest[key + ending] for ending, title in BASELINES.items() if key + ending in latest
+    }
+    beside = [{"title": title, "value": value} for title, value in values.items()]
     num_test, num_bank = int(latest.get("num_test", 0)), int(latest.get("num_bank", 0))
     if num_test < 1:
         return {"beside": beside}
@@ -227,9 +226,8 @@ def _honesty(key: str, latest: dict[str, float]) -> dict[str, Any]:
     measured = f"{num_test:,} pictures tested, {num_bank:,} labels known"
     if key == "knn" and "knn_k" in latest and "knn_temperature" in latest:
         measured += f"; k {latest['knn_k']:g}, temperature {latest['knn_temperature']:g}"
-    if ahead := [other["title"] for other in beside if other["value"] > share.high]:
-        names = " and ".join(ahead)
-        measured += f". Beaten by {names}: views may wash out what tells these classes apart"
+    if ahead := " and ".join(title for title, value in values.items() if value > share.high):
+        measured += f". Beaten by {ahead}: views may wash out what tells these classes apart"
     return {"beside": beside, "low": share.low, "high": share.high, "measured": measured}
 
 
