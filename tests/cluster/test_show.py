@@ -27,7 +27,14 @@ def hit(rank: int, file: str, status: str = "ok") -> dict[str, Any]:
 
 
 def search_report(*hits: dict[str, Any], flags: tuple[str, ...] = ()) -> dict[str, Any]:
-    return {"hits": list(hits), "took_ms": 3.2, "version": "v000001", "flags": list(flags)}
+    return {
+        "hits": list(hits),
+        "took_ms": 3.2,
+        "version": "v000001",
+        "reaching": 1234 if "limited" in flags else None,
+        "guarantee": "Exact: all pictures were compared.",
+        "flags": list(flags),
+    }
 
 
 def cell(value: float, half: float, **gaps: Any) -> dict[str, Any]:
@@ -81,20 +88,25 @@ def test_results_are_rows_with_rank_score_id_and_file() -> None:
 
 @pytest.mark.parametrize(
     ("flag", "said"),
-    [("short", "holds no more pictures"), ("changed_since_index", "Embed and index again")],
+    [
+        ("short", "no more pictures than these"),
+        ("limited", "1,234 pictures reach that score"),
+        ("changed_since_index", "Embed and index again"),
+    ],
 )
 def test_flags_are_explained(flag: str, said: str) -> None:
     text = words("search", search_report(hit(1, "/a/x.png", "replaced"), flags=(flag,)))
     assert f"{flag}: " in text
     assert said in text
     assert "/a/x.png (replaced)" in text
+    assert "Exact: all pictures were compared." in text
 
 
 def test_every_flag_of_the_search_has_an_explanation() -> None:
     from cluster.search_job import CHANGED
     from cluster.show import FLAGS
 
-    assert set(FLAGS) == {"short", CHANGED}
+    assert set(FLAGS) == {"limited", "short", CHANGED}
 
 
 def test_figures_are_per_cent_with_half_their_interval() -> None:
