@@ -103,6 +103,34 @@ def _show_index(report: dict[str, Any], console: Console) -> None:
         console.print(Text(line), soft_wrap=True)
 
 
+def _show_versions(report: dict[str, Any], console: Console) -> None:
+    table = Table(box=None, pad_edge=False)
+    for title in ("version", "built", "vectors", "recipe", "recall", "bytes", "encoder", ""):
+        table.add_column(title, justify="right" if title in ("vectors", "bytes") else "left")
+    for one in report["versions"]:
+        card = ("",) * 6
+        if "rows" in one:
+            recall = one["recall"]
+            card = (
+                one["created_at"],
+                f"{one['rows']:,}",
+                one["recipe"],
+                f"{recall['value']:.3f} ({recall['low']:.3f} to {recall['high']:.3f})",
+                f"{one['bytes']:,}",
+                one["encoder"],
+            )
+        state = "damaged" if one["damage"] else "whole"
+        state = f"in service, {state}" if one["in_service"] else state
+        table.add_row(*map(Text, (one["name"], *card, state)))
+    console.print(table)
+    damages = [f"{one['name']}: {one['damage']}" for one in report["versions"] if one["damage"]]
+    removed = [f"deleted: {', '.join(report['removed'])}"] if report["removed"] else []
+    if report["in_service"] is None:
+        damages.append("No version is in service: CURRENT is missing or damaged.")
+    for line in (*damages, *removed, f"checked: {report['checked']}"):
+        console.print(Text(line), soft_wrap=True)
+
+
 def _show_evaluate(report: dict[str, Any], console: Console) -> None:
     for table in figure_tables(report, console.width):
         console.print(table)
@@ -164,4 +192,5 @@ SHOWN: dict[str, Callable[[dict[str, Any], Console], None]] = {
     "index": _show_index,
     "search": _show_search,
     "verify": _show_verify,
+    "versions": _show_versions,
 }
