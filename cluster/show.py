@@ -119,7 +119,7 @@ def _show_versions(report: dict[str, Any], console: Console) -> None:
                 f"{one['bytes']:,}",
                 one["encoder"],
             )
-        state = "damaged" if one["damage"] else "whole"
+        state = "not whole" if one["damage"] else "whole"
         state = f"in service, {state}" if one["in_service"] else state
         table.add_row(*map(Text, (one["name"], *card, state)))
     console.print(table)

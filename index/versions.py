@@ -161,7 +161,7 @@ def list_versions(folder: Folder, *, verify: Verify = "sizes") -> list[Version]:
         try:
             door = open_door(folder / name, "index", verify=verify)
         except MissingArtifactError:
-            damage = "it was never finished"
+            damage = "it is not finished: a build is under way, or was killed"
         except ArtifactError as error:
             damage = str(error)
         # A door that cannot be read has no checksum to compare, so that its name has to do.
