@@ -104,31 +104,25 @@ def _show_index(report: dict[str, Any], console: Console) -> None:
 
 
 def _show_versions(report: dict[str, Any], console: Console) -> None:
-    table = Table(box=None, pad_edge=False)
-    for title in ("version", "built", "vectors", "recipe", "recall", "bytes", "encoder", ""):
-        table.add_column(title, justify="right" if title in ("vectors", "bytes") else "left")
-    for one in report["versions"]:
-        card = ("",) * 6
-        if "rows" in one:
-            recall = one["recall"]
-            card = (
-                one["created_at"],
-                f"{one['rows']:,}",
-                one["recipe"],
-                f"{recall['value']:.3f} ({recall['low']:.3f} to {recall['high']:.3f})",
-                f"{one['bytes']:,}",
-                one["encoder"],
-            )
-        state = "not whole" if one["damage"] else "whole"
-        state = f"in service, {state}" if one["in_service"] else state
-        table.add_row(*map(Text, (one["name"], *card, state)))
-    console.print(table)
-    damages = [f"{one['name']}: {one['damage']}" for one in report["versions"] if one["damage"]]
-    removed = [f"deleted: {', '.join(report['removed'])}"] if report["removed"] else []
+    lines = [_version_line(one) for one in report["versions"]]
     if report["in_service"] is None:
-        damages.append("No version is in service: CURRENT is missing or damaged.")
-    for line in (*damages, *removed, f"checked: {report['checked']}"):
+        lines.append("No version is in service: CURRENT is missing or damaged.")
+    if report["removed"]:
+        lines.append(f"deleted: {', '.join(report['removed'])}")
+    for line in (*lines, f"checked: {report['checked']}"):
         console.print(Text(line), soft_wrap=True)
+
+
+def _version_line(one: dict[str, Any]) -> str:
+    start = f"{one['name']} in service" if one["in_service"] else one["name"]
+    if one["damage"]:
+        return f"{start}, cannot be used: {one['damage']}"
+    recall = one["recall"]
+    interval = f"{recall['value']:.3f} ({recall['low']:.3f} to {recall['high']:.3f})"
+    return (
+        f"{start}: {one['rows']:,} vectors, {one['recipe']}, recall@{recall['k']} {interval}, "
+        f"{one['bytes']:,} bytes, encoder {one['encoder']}, built {one['created_at']}"
+    )
 
 
 def _show_evaluate(report: dict[str, Any], console: Console) -> None:

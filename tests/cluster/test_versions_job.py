@@ -43,7 +43,9 @@ def test_versions_are_listed_for_scripts_and_people(
     assert first["bytes"] == sum(path.stat().st_size for path in named)
     assert run(two) == 0
     shown = capsys.readouterr().out
-    assert "in service, whole" in shown
+    assert "v000001: 30 vectors, IDMap,SQfp16, recall@10 1.000 (" in shown
+    assert f"{first['bytes']:,} bytes, encoder tiny, built 20" in shown
+    assert "v000002 in service: 30 vectors" in shown
     assert "checked: sizes of files" in shown
 
 
@@ -78,6 +80,7 @@ def test_damage_is_named_and_refused(two: Any, capsys: pytest.CaptureFixture[str
     vectors.write_bytes(data)
     assert run(two, "--full") == 0
     shown = capsys.readouterr().out
+    assert "v000001, cannot be used: " in shown
     assert "v000001/vectors.arrow: its content changed" in shown
     assert "checked: every byte" in shown
     assert run(two, "--rollback", "v000001") == 1
