@@ -207,9 +207,12 @@ def collect(folder: Folder, *, keep: int = KEPT) -> list[str]:
         MissingArtifactError: no version is in service.
         CorruptArtifactError: the one in service is damaged; nothing is deleted.
         ValueError: a build is under way.
+
+    Cost: one pass over the files of the version in service.
     """
     with sole_writer(folder, CHANGING):
-        serving, _ = open_current(folder, verify="sizes")
+        # In full: what is deleted may be all that could replace it.
+        serving, _ = open_current(folder)
         before = list_versions(folder)
         whole = [one.name for one in before if one.damage is None and one.name != serving]
         kept = {serving, *whole[::-1][: keep - 1]}
