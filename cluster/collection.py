@@ -86,6 +86,15 @@ class Collection:
         )
         return cls(workspace, name, Searcher.open(folder))
 
+    def prepare(self) -> None:
+        """Open now what is opened at its first use: catalog, encoder and thumbnails.
+
+        Raises:
+            ArtifactError: one of them is missing, damaged, or of another corpus.
+            EncoderMismatchError: the encoder was replaced.
+        """
+        _ = self.catalog, self.encoder, self.embeddings
+
     @cached_property
     def catalog(self) -> Catalog:
         """The corpus as it was last scanned; ``ArtifactError`` if it is another one by now."""

@@ -103,6 +103,28 @@ def _show_index(report: dict[str, Any], console: Console) -> None:
         console.print(Text(line), soft_wrap=True)
 
 
+def _show_versions(report: dict[str, Any], console: Console) -> None:
+    lines = [_version_line(one) for one in report["versions"]]
+    if report["in_service"] is None:
+        lines.append("No version is in service: CURRENT is missing or damaged.")
+    if report["removed"]:
+        lines.append(f"deleted: {', '.join(report['removed'])}")
+    for line in (*lines, f"checked: {report['checked']}"):
+        console.print(Text(line), soft_wrap=True)
+
+
+def _version_line(one: dict[str, Any]) -> str:
+    start = f"{one['name']} in service" if one["in_service"] else one["name"]
+    if one["damage"]:
+        return f"{start}, cannot be used: {one['damage']}"
+    recall = one["recall"]
+    interval = f"{recall['value']:.3f} ({recall['low']:.3f} to {recall['high']:.3f})"
+    return (
+        f"{start}: {one['rows']:,} vectors, {one['recipe']}, recall@{recall['k']} {interval}, "
+        f"{one['bytes']:,} bytes, encoder {one['encoder']}, built {one['created_at']}"
+    )
+
+
 def _show_evaluate(report: dict[str, Any], console: Console) -> None:
     for table in figure_tables(report, console.width):
         console.print(table)
@@ -164,4 +186,5 @@ SHOWN: dict[str, Callable[[dict[str, Any], Console], None]] = {
     "index": _show_index,
     "search": _show_search,
     "verify": _show_verify,
+    "versions": _show_versions,
 }

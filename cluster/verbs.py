@@ -51,6 +51,12 @@ VERBS = {
         "index_embeddings",
         uses_ray=True,
     ),
+    "versions": Verb(
+        "list the versions of an index, put an older one in service, delete old ones",
+        "cluster.versions_job",
+        "VersionsConfig",
+        "show_versions",
+    ),
     "graph": Verb(
         "find neighbours, near-duplicates, outliers and a map of an index",
         "cluster.graph_job",

@@ -11,6 +11,7 @@ import contextlib
 import re
 import shutil
 from collections.abc import Collection, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from index.artifact import (
@@ -21,19 +22,62 @@ from index.artifact import (
     Verify,
     open_door,
 )
+from index.lock import sole_writer
 
 __all__ = [
+    "CURRENT",
+    "KEPT",
+    "Version",
+    "check_version",
+    "collect",
     "finished_version",
+    "list_versions",
     "new_version",
     "open_current",
+    "pointer_to",
     "remove_others",
+    "roll_back",
     "set_current",
     "version_names",
 ]
 
 CURRENT = "CURRENT"
+KEPT = 2
+"""Versions that a build leaves: the one that it puts in service, and the one before."""
+CHANGING = "building or changing this index"
 VERSION = re.compile(r"v\d{6}")
 POINTER = re.compile(rf"({VERSION.pattern}) ([0-9a-f]{{16}})\n")
+
+
+@dataclass(frozen=True, slots=True)
+class Version:
+    """One version of an index, as it was found.
+
+    Args:
+        name: such as ``v000001``.
+        in_service: whether ``CURRENT`` names it.
+        door: its card; None where that cannot be read.
+        damage: why it cannot be used; None for a whole one.
+    """
+
+    name: str
+    in_service: bool
+    door: dict[str, Any] | None
+    damage: str | None
+
+
+def check_version(name: str) -> str:
+    """Return ``name`` if it is that of a version; ``ValueError`` otherwise.
+
+    >>> check_version("v000012")
+    'v000012'
+    """
+    if not VERSION.fullmatch(name):
+        raise ValueError(
+            f"version {name!r}: versions of an index are called v and six digits, such as v000001. "
+            "See which there are: lookalike versions --index NAME"
+        )
+    return name
 
 
 def open_current(folder: Folder, *, verify: Verify = "full") -> tuple[str, dict[str, Any]]:
@@ -53,15 +97,21 @@ def open_current(folder: Folder, *, verify: Verify = "full") -> tuple[str, dict[
         door = open_door(folder / match[1], "index", verify=verify)
     if match is None or door is None or door["door_sha256"][:16] != match[2]:
         raise CorruptArtifactError(
-            f"{folder}/{CURRENT}: does not name a version of this index. Build the index again; "
-            "finished versions are kept."
+            f"{folder}/{CURRENT}: does not name a version of this index. Build the index again, or "
+            "put a version in service that is whole: lookalike versions --index NAME --rollback "
+            "VERSION. Finished versions are kept."
         )
     return match[1], door
 
 
 def set_current(folder: Folder, version: str, door: Mapping[str, Any]) -> None:
     """Put a published version in service: one rename, the commit point of a build."""
-    folder.write_atomic(CURRENT, f"{version} {door['door_sha256'][:16]}\n".encode())
+    folder.write_atomic(CURRENT, pointer_to(version, door))
+
+
+def pointer_to(version: str, door: Mapping[str, Any]) -> bytes:
+    """What ``CURRENT`` holds while a version is in service."""
+    return f"{version} {door['door_sha256'][:16]}\n".encode()
 
 
 def version_names(folder: Folder) -> list[str]:
@@ -95,3 +145,76 @@ def finished_version(folder: Folder, index_id: str) -> tuple[str, dict[str, Any]
             if open_door(folder / name, "index", verify="sizes")["id"] == index_id:
                 return name, open_door(folder / name, "index")
     return None
+
+
+def list_versions(folder: Folder, *, verify: Verify = "sizes") -> list[Version]:
+    """What there is of an index, oldest first, damaged and unfinished versions too.
+
+    Args:
+        folder: the index's folder.
+        verify: ``full`` reads every file; ``sizes`` finds missing and cut ones only.
+    """
+    current = folder.read_bytes(CURRENT) if folder.exists(CURRENT) else b""
+    found = []
+    for name in version_names(folder):
+        door, damage = None, None
+        try:
+            door = open_door(folder / name, "index", verify=verify)
+        except MissingArtifactError:
+            damage = "it is not finished: a build is under way, or was killed"
+        except ArtifactError as error:
+            damage = str(error)
+        # A door that cannot be read has no checksum to compare, so that its name has to do.
+        start = pointer_to(name, door) if door else f"{name} ".encode()
+        found.append(Version(name, current.startswith(start), door, damage))
+    return found
+
+
+def roll_back(folder: Folder, name: str) -> dict[str, Any]:
+    """Put another version in service, once all of it was verified; returns its door.
+
+    Killed anywhere, the one or the other is in service, and whole.
+
+    Raises:
+        MissingArtifactError: there is no finished version of that name.
+        CorruptArtifactError: it is damaged; what was in service stays.
+        ValueError: a build is under way.
+
+    Cost: one pass over the version's files.
+    """
+    with sole_writer(folder, CHANGING):
+        known = [other for other in version_names(folder) if folder.exists(f"{other}/index.json")]
+        if name not in known:
+            raise MissingArtifactError(
+                f"version {name!r}: not in {folder}. Finished versions: "
+                f"{', '.join(known) or 'none'}. Choose one of them, or build the index again."
+            )
+        door = open_door(folder / name, "index")
+        set_current(folder, name, door)
+    return door
+
+
+def collect(folder: Folder, *, keep: int = KEPT) -> list[str]:
+    """Delete old versions: all but the one in service and the newest others; returns their names.
+
+    Those that are damaged or unfinished go first, and take no place of a whole one.
+
+    Args:
+        folder: the index's folder.
+        keep: versions that stay, the one in service among them; at least 1.
+
+    Raises:
+        MissingArtifactError: no version is in service.
+        CorruptArtifactError: the one in service is damaged; nothing is deleted.
+        ValueError: a build is under way.
+
+    Cost: one pass over the files of the version in service.
+    """
+    with sole_writer(folder, CHANGING):
+        # In full: what is deleted may be all that could replace it.
+        serving, _ = open_current(folder)
+        before = list_versions(folder)
+        whole = [one.name for one in before if one.damage is None and one.name != serving]
+        kept = {serving, *whole[::-1][: keep - 1]}
+        remove_others(folder, keep=kept)
+    return [one.name for one in before if one.name not in kept]

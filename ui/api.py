@@ -164,10 +164,9 @@ def _add_pictures(router: APIRouter, services: Services) -> None:
 
     @router.get("/thumbs/{index}/{picture_id}")
     def thumbnail(index: str, picture_id: PictureId, request: Request, v: str = "") -> Response:
-        data = session.thumbnail(index, picture_id)
+        data, thumbs_version = session.thumbnail(index, picture_id)
         etag = f'"{hashlib.sha256(data).hexdigest()[:20]}"'
-        # An id never changes its picture within a corpus, and `v` names the corpus.
-        is_pinned = v == session.thumbs_version(index)
+        is_pinned = v == thumbs_version
         headers = {
             "etag": etag,
             "cache-control": IMMUTABLE if is_pinned else "private, no-cache",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import threading
 import time
 from dataclasses import dataclass
 from typing import Any
@@ -12,10 +11,12 @@ import numpy as np
 
 from cluster.catalog import CatalogRow
 from cluster.collection import Collection, Found
+from cluster.follower import Follower
 from cluster.query import Example, SearchQuery
 from cluster.search_job import flags_of, guarantee_of
 from cluster.workspace import Workspace
 from index.artifact import ArtifactError, MissingArtifactError
+from index.versions import CURRENT
 from ui.config import UiConfig
 
 __all__ = ["Hit", "SearchAnswer", "Session", "UnknownPictureError", "check_page", "shown_name"]
@@ -90,47 +91,46 @@ class Session:
     def __init__(self, workspace: Workspace, config: UiConfig) -> None:
         self.workspace = workspace
         self.config = config
-        self._open: dict[str, tuple[bytes, Collection]] = {}
-        self._locks: dict[str, threading.Lock] = {}
-        self._lock = threading.Lock()
+        self._followers: dict[str, Follower] = {}
 
     def collection(self, name: str) -> Collection:
-        """The index of that name, opened once and again when a newer version is published.
+        """The index of that name, in the version in service; keep it for the whole of an answer.
+
+        Another version that is put in service takes over once it can answer; see `Follower`.
 
         Raises:
             MissingArtifactError: there is no such index.
-            CorruptArtifactError: a file of it is damaged.
+            CorruptArtifactError: a file of it is damaged, and no other version is open.
         """
-        folder = self.workspace.folder("indexes", name)
-        if not folder.exists("CURRENT"):
-            known = ", ".join(self._published()) or "none"
-            raise MissingArtifactError(
-                f"index {name!r}: not in this workspace. Existing: {known}. Choose one of them, or "
-                "make it: lookalike index --corpus CORPUS --encoder ENCODER"
-            )
-        current = folder.read_bytes("CURRENT")
-        with self._lock:
-            opening = self._locks.setdefault(name, threading.Lock())
-        # Opening reads all of an index to verify it, so one lock a name: the others answer on.
-        with opening:
-            known_version, collection = self._open.get(name, (None, None))
-            if collection is None or known_version != current:
-                collection = Collection.open(self.workspace, name)
-                self._open[name] = (current, collection)
-            return collection
+        return self._follower(name).collection()
+
+    def _follower(self, name: str) -> Follower:
+        follower = self._followers.get(name)
+        if follower is None:
+            if not self.workspace.folder("indexes", name).exists(CURRENT):
+                known = ", ".join(self._published()) or "none"
+                raise MissingArtifactError(
+                    f"index {name!r}: not in this workspace. Existing: {known}. Choose one of "
+                    "them, or make it: lookalike index --corpus CORPUS --encoder ENCODER"
+                )
+            follower = self._followers.setdefault(name, Follower(self.workspace, name))
+        return follower
 
     def _published(self) -> list[str]:
         """Names of the indexes that can be opened, the newest first."""
         dated = []
         for name in self.workspace.names("indexes"):
             folder = self.workspace.folder("indexes", name)
-            info = folder.fs.get_file_info(f"{folder.path}/CURRENT")
+            info = folder.fs.get_file_info(f"{folder.path}/{CURRENT}")
             if info.is_file:
                 dated.append((-(info.mtime_ns or 0), name))
         return [name for _, name in sorted(dated)]
 
     def indexes(self) -> list[dict[str, Any]]:
-        """What is known about each index; one that cannot be opened is left out with a warning."""
+        """What is known about each index; one that cannot be opened is left out with a warning.
+
+        ``problem`` says why a version that was put in service does not answer; None while it does.
+        """
         found = []
         for name in self._published():
             try:
@@ -147,9 +147,14 @@ class Session:
                     "encoder_id": collection.encoder_id,
                     "layer": collection.layer,
                     "thumbs_version": collection.corpus_uid,
+                    "problem": self._problem(name),
                 }
             )
         return found
+
+    def _problem(self, name: str) -> str | None:
+        problem = self._follower(name).problem
+        return problem and problem.replace(str(self.workspace.root), "workspace")
 
     def default_index(self) -> str | None:
         """The index to open first: the configured one, else the newest."""
@@ -224,19 +229,22 @@ class Session:
         chosen = np.random.default_rng(seed).choice(ids, size=size, replace=False)
         return [{"id": row.id, "name": shown_name(row)} for row in collection.catalog.rows(chosen)]
 
-    def thumbnail(self, name: str, picture_id: int) -> bytes:
-        """The encoded thumbnail of a picture; `UnknownPictureError` when there is none."""
+    def thumbnail(self, name: str, picture_id: int) -> tuple[bytes, str]:
+        """The encoded thumbnail of a picture, and what its address has to carry to be kept.
+
+        The latter names the corpus, within which an id never changes its picture.
+
+        Raises:
+            UnknownPictureError: there is none.
+        """
+        collection = self.collection(name)
         try:
-            data = self.collection(name).thumbnail(picture_id)
+            data = collection.thumbnail(picture_id)
         except KeyError as error:
             raise UnknownPictureError(picture_id, name) from error
         if data is None:
             raise UnknownPictureError(picture_id, name)
-        return data
-
-    def thumbs_version(self, name: str) -> str:
-        """What thumbnail addresses carry, so that they may be cached for ever."""
-        return self.collection(name).corpus_uid
+        return data, collection.corpus_uid
 
     def describe(self, name: str, picture_id: int) -> dict[str, Any]:
         """What is known of one picture, its folder left out; `UnknownPictureError` without one."""

@@ -68,6 +68,9 @@ def test_each_verb_explains_every_field(verb: str, capsys: pytest.CaptureFixture
         (["scan", ".", "--corpus", "../a"], "corpus '../a'"),
         (["embed", "--corpus", "a"], "--encoder"),
         (["index", "--corpus", "a", "--encoder", "b", "--target-recall", "2"], "target_recall"),
+        (["versions", "--index", "a", "--rollback", "1"], "such as v000001"),
+        (["versions", "--index", "a", "--keep", "3"], "Add --collect"),
+        (["versions", "--index", "a", "--keep", "0", "--collect"], "at least 1"),
     ],
 )
 def test_wrong_usage_exits_with_2_and_says_what_is_allowed(
@@ -137,6 +140,7 @@ def test_verbs_that_need_no_ray_are_these() -> None:
         "scan",
         "search",
         "ui",
+        "versions",
     ]
 
 

@@ -155,8 +155,10 @@ def test_new_labels_are_noticed_and_a_new_index_version_asks_for_training(
     labelling: Labelling,
     classification: Classification,
     shapes: Any,
-    workspace: Workspace,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr("cluster.follower.CHECK_S", 0.0)
+    workspace = session.workspace
     label_some(session, labelling, shapes)
     classification.start(shapes.index)
     wait(classification, shapes.index)
@@ -164,6 +166,10 @@ def test_new_labels_are_noticed_and_a_new_index_version_asks_for_training(
     assert "have changed" in classification.status(shapes.index)["message"]
     store = EmbeddingStore.open(workspace.folder("embeddings", shapes.index))
     build_index(store, workspace.folder("indexes", shapes.index), IndexConfig(target_recall=0.9))
+    end_s = time.monotonic() + 30
+    while session.collection(shapes.index).version == "v000001":
+        assert time.monotonic() < end_s
+        time.sleep(0.01)
     assert classification.status(shapes.index)["classifier"] is None
 
 

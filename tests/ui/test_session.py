@@ -15,9 +15,6 @@ from cluster.collection import Collection
 from cluster.workspace import Workspace
 from encoders.picture import PictureError
 from index.artifact import MissingArtifactError
-from index.build import build_index
-from index.choose import IndexConfig
-from index.embeddings import EmbeddingStore
 from ui.config import UiConfig
 from ui.session import Session, UnknownPictureError
 
@@ -101,17 +98,6 @@ def test_descriptions_hold_no_folder(session: Session, shapes: Any, workspace: W
         assert "/" not in described["name"]
         assert (described["width"], described["height"]) == (64, 64)
     assert names > set(shapes.hostile_names)
-
-
-def test_a_new_version_is_picked_up_without_a_restart(
-    session: Session, shapes: Any, workspace: Workspace
-) -> None:
-    before = session.collection(shapes.index)
-    assert session.collection(shapes.index) is before
-    store = EmbeddingStore.open(workspace.folder("embeddings", shapes.index))
-    build_index(store, workspace.folder("indexes", shapes.index), IndexConfig(target_recall=0.9))
-    assert session.collection(shapes.index).version == "v000002"
-    assert before.version == "v000001"
 
 
 def test_a_damaged_index_is_not_offered_and_does_not_hide_the_others(
