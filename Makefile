@@ -4,6 +4,7 @@ VENV     := .venv
 BIN      := $(VENV)/bin
 STAMP    := $(VENV)/.installed
 PEERS    := .venv-peers
+INDEXERS := .venv-peers-index .venv-peers-autofaiss
 PROGRAM  := $(BIN)/python -m cluster
 PYTEST   := $(BIN)/python -m pytest
 # The first interpreter of a version we support; `make PYTHON=/path/to/python3.12 setup` overrules it.
@@ -67,12 +68,18 @@ bench-accuracy: bench-peers ## accuracy in equal time: five hours; run again, it
 	$(BIN)/python -m benchmarks.accuracy_equal_time
 	$(BIN)/python -m benchmarks.page
 
-bench-peers: setup $(PEERS)/.installed ## make .venv-peers with the libraries that we compare with
+bench-peers: setup $(PEERS)/.installed $(INDEXERS:%=%/.installed) ## make .venv-peers* with the libraries that we compare with
 
 $(PEERS)/.installed: benchmarks/peers.txt
 	$(PYTHON) -m venv $(PEERS)
 	@echo 'Installing the libraries that we compare with: some minutes and 5.5 GB, once.'
 	$(PEERS)/bin/python -m pip install --quiet --requirement benchmarks/peers.txt
+	@touch $@
+
+# One has to be compiled (hnswlib), and one wants an older numpy than all others (autofaiss).
+.venv-%/.installed: benchmarks/%.txt
+	$(PYTHON) -m venv .venv-$*
+	.venv-$*/bin/python -m pip install --quiet --requirement $<
 	@touch $@
 
 docs: setup ## renew the pages that are generated: settings and benchmarks
@@ -86,5 +93,5 @@ lock: ## renew constraints.txt from a fresh environment with the newest versions
 	.ci/lock '$(PYTHON)'
 
 clean: ## remove .venv and caches; workspace/ stays
-	rm -rf $(VENV) $(PEERS) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) $(PEERS) $(INDEXERS) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,8 +1,8 @@
-"""Recall against queries a second: the project's indexes, and FAISS as its factory makes them.
+"""Recall against queries a second: the project's indexes, FAISS's own, and other libraries'.
 
 Unit vectors in clusters, sorted by cluster as pictures in folders are; queries are new ones from
 the same clusters. Each index is built with all cores and searched one query at a time on one
-thread, by a process of its own.
+core, by a process of its own. Needs Linux.
 """
 
 from __future__ import annotations
@@ -21,7 +21,21 @@ from index.vectors import unit
 SEED = 0
 TIMEOUT_S = 3600.0
 OWN = ("exact", "ivf", "pq", "ivf-pq", "hnsw")
-PEERS = ("flat", "ivf", "hnsw", "ivf-pq")
+FAISS = ("flat", "ivf", "hnsw", "ivf-pq")
+# Name, environment and script of each of the others' indexes.
+PEERS = (
+    *(
+        (kind, "peers-index", "graph_indexes")
+        for kind in (
+            "hnswlib", "usearch", "usearch-f16", "usearch-i8", "voyager", "voyager-e4m3"
+        )
+    ),
+    *(
+        (kind, "peers-index", "vector_databases")
+        for kind in ("lancedb-ivf-flat", "lancedb-ivf-pq", "chroma")
+    ),
+    ("autofaiss", "peers-autofaiss", "autofaiss_index"),
+)  # fmt: skip
 BLOCK_ROWS = 65_536
 
 
@@ -52,6 +66,24 @@ def write_data(folder: Path, asked: argparse.Namespace) -> None:
     np.save(folder / "truth.npy", truth)
 
 
+def contestants() -> dict[str, list[str]]:
+    """The program of each, but for what all are told.
+
+    Raises:
+        FileNotFoundError: an environment was not made.
+    """
+    own = [measuring.OWN_PYTHON, "-m", "benchmarks.index_steps"]
+    faiss = [measuring.OWN_PYTHON, measuring.peer_script("faiss_indexes")]
+    return {
+        **{f"lookalike {kind}": [*own, kind] for kind in OWN},
+        **{f"FAISS {kind}": [*faiss, kind] for kind in FAISS},
+        **{
+            kind: [measuring.peers_python(environment), measuring.peer_script(script), kind]
+            for kind, environment, script in PEERS
+        },
+    }
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=3)
@@ -62,15 +94,14 @@ def main() -> None:
     parser.add_argument("--queries", type=int, default=1000)
     parser.add_argument("--k", type=int, default=10)
     asked = parser.parse_args()
+    # Before anything is measured, what is missing is said.
+    programs = contestants()
     hardware = measuring.machine()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         write_data(folder, asked)
         shared = ["--folder", name, "--k", str(asked.k), "--build-threads", str(num_cores())]
-        own = [measuring.OWN_PYTHON, "-m", "benchmarks.index_steps"]
-        peer = [measuring.OWN_PYTHON, measuring.peer_script("faiss_indexes")]
-        commands = {f"lookalike {kind}": [*own, kind, *shared] for kind in OWN}
-        commands |= {f"FAISS {kind}": [*peer, kind, *shared] for kind in PEERS}
+        commands = {name: [*command, *shared] for name, command in programs.items()}
         rounds = measuring.in_turn(measuring.programs(commands, TIMEOUT_S), asked.rounds)
     settings = {**vars(asked), "seed": SEED}
     size = f"_{asked.vectors}" if asked.vectors != parser.get_default("vectors") else ""

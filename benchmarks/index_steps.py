@@ -1,8 +1,7 @@
-"""One kind of the project's own index: recall and queries a second at each effort, as JSON."""
+"""One kind of the project's own index, measured as the others are."""
 
 from __future__ import annotations
 
-import argparse
 import json
 import tempfile
 import time
@@ -11,17 +10,18 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.measuring import peak_mb
+from benchmarks.peers.index_curve import EFFORTS, Search, Served, run
 from index.artifact import Folder
 from index.build import build_index
 from index.choose import IndexConfig
 from index.embeddings import EmbeddingStore, ShardBatch, publish_embeddings, write_shard
-from index.part import Part, one_thread, set_threads
+from index.part import Part, set_threads
 from index.rank import Ranker
 from index.tune import REFINES
 from index.vectors import VECTORS, VectorFile
 
-EFFORTS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512)
+KINDS = ("exact", "ivf", "pq", "ivf-pq", "hnsw")
+FILE = "door.json"
 SHARD_ROWS = 4096
 
 
@@ -43,64 +43,43 @@ def write_store(folder: Folder, vectors: Any) -> EmbeddingStore:
     return EmbeddingStore.open(folder)
 
 
-def curve(ranker: Ranker, queries: Any, truth: Any, k: int) -> list[dict[str, float]]:
-    """Recall and queries a second, one query at a time on one thread."""
-    found = []
-    efforts = [step for step in EFFORTS if step < ranker.nlist] or [1]
-    for effort in efforts:
-        ranker.top(queries[:50], k, nprobe=effort)
-        start = time.perf_counter()
-        ids = [ranker.top(query[None], k, nprobe=effort)[0][0] for query in queries]
-        seconds = time.perf_counter() - start
-        hits = [len(set(a) & set(b)) for a, b in zip(ids, truth, strict=True)]
-        found.append(
-            {
-                "effort": effort,
-                "refine": ranker.refine,
-                "recall": float(np.mean(hits)) / k,
-                "queries_per_s": len(queries) / seconds,
-            }
-        )
-    return found
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("kind")
-    parser.add_argument("--folder", type=Path, required=True)
-    parser.add_argument("--k", type=int, required=True)
-    parser.add_argument("--build-threads", type=int, required=True)
-    asked = parser.parse_args()
-    queries, truth = (np.load(asked.folder / f"{name}.npy") for name in ("queries", "truth"))
+def build(kind: str, folder: Path, vectors: Any, threads: int) -> dict[str, Any]:
+    """The index of an embedding set, which is gone afterwards."""
+    set_threads(threads)
     with tempfile.TemporaryDirectory() as name:
-        vectors = np.load(asked.folder / "vectors.npy", mmap_mode="r")
-        store = write_store(Folder.at(name) / "embeddings", vectors)
-        set_threads(asked.build_threads)
-        folder = Folder.at(name) / "built"
+        store = write_store(Folder.at(name), vectors)
         start = time.perf_counter()
-        door = build_index(store, folder, IndexConfig(kind=asked.kind, k=asked.k))
-        whole_s = time.perf_counter() - start
-        version = folder / door["version"]
-        parts = [Part.open(version.local_path(part["file"])) for part in door["parts"]]
-        stored = VectorFile(version.local_path(VECTORS))
-        refines = REFINES if asked.kind in ("pq", "ivf-pq") else (1,)
-        with one_thread():
-            points = [
-                point
-                for refine in refines
-                for point in curve(Ranker(parts, stored, refine=refine), queries, truth, asked.k)
-            ]
-    measured = {
+        door = build_index(store, Folder.at(folder), IndexConfig(kind=kind))
+        seconds = time.perf_counter() - start
+    (folder / FILE).write_text(json.dumps(door), encoding="utf-8")
+    return {
         "factory": door["recipe"]["factory"],
-        "build_s": door["build_s"],
-        "whole_s": whole_s,
+        "fill_s": door["build_s"],
+        "build_s": seconds,
         "bytes_per_vector": door["service_bytes_per_vector"],
-        "disk_bytes_per_vector": door["bytes_per_vector"],
-        "peak_mb": peak_mb(),
-        "curve": points,
     }
-    print(json.dumps(measured))
+
+
+def serve(kind: str, folder: Path, k: int) -> Served:
+    """Every effort, for codes with every depth of re-ranking."""
+    set_threads(1)
+    door = json.loads((folder / FILE).read_text(encoding="utf-8"))
+    version = folder / door["version"]
+    parts = [Part.open(version / part["file"]) for part in door["parts"]]
+    stored = VectorFile(version / VECTORS)
+    refines = REFINES if kind in ("pq", "ivf-pq") else (1,)
+    rankers = {refine: Ranker(parts, stored, refine=refine) for refine in refines}
+
+    def at(effort: int, refine: int) -> Search:
+        ranker = rankers[refine]
+        return lambda query: ranker.top(query, k, nprobe=effort)[0][0]
+
+    return {
+        f"{effort}, refined {refine}x": lambda e=effort, r=refine: at(e, r)
+        for refine in refines
+        for effort in [step for step in EFFORTS if step < rankers[refine].nlist] or [1]
+    }
 
 
 if __name__ == "__main__":
-    main()
+    run(KINDS, build, serve)

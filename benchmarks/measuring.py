@@ -134,17 +134,21 @@ def _short(measured: Mapping[str, Any]) -> str:
     return ", ".join(f"{key} {value:,.4g}" for key, value in numbers.items())
 
 
-def peers_python() -> str:
+def peers_python(environment: str = "peers") -> str:
     """The interpreter with the libraries that we compare with.
+
+    Args:
+        environment: ``peers``, ``peers-index`` or ``peers-autofaiss``.
 
     Raises:
         FileNotFoundError: their environment was not made.
     """
-    path = Path(os.environ.get("PEERS_PYTHON", CHECKOUT / ".venv-peers" / "bin" / "python"))
+    variable = f"{environment.upper().replace('-', '_')}_PYTHON"
+    path = Path(os.environ.get(variable, CHECKOUT / f".venv-{environment}" / "bin" / "python"))
     if not path.exists():
         raise FileNotFoundError(
             f"{path}: no such program. The libraries that we compare with have an environment of "
-            "their own: run make bench-peers, or name its interpreter in PEERS_PYTHON."
+            f"their own: run make bench-peers, or name its interpreter in {variable}."
         )
     return str(path)
 

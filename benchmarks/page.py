@@ -223,25 +223,30 @@ def _index_curves(result: Result) -> list[str]:
     rows = []
     for name in rounds[0]:
         cells = [spread([_speed_at(one[name], recall) for one in rounds]) for recall in RECALLS]
-        size = spread(values(rounds, name, "bytes_per_vector"))
+        size = spread(values(rounds, name, "disk_bytes_per_vector"))
         rows.append(
             [
                 name,
                 *(ranged(speeds) if speeds.low else "not reached" for speeds in cells),
+                ranged(spread(values(rounds, name, "grown_mb"))),
                 number(size.median),
                 ranged(spread(values(rounds, name, "build_s"))),
                 ranged(spread(values(rounds, name, "peak_mb"))),
             ]
         )
     return [
-        f"Single queries a second on one thread, at recall@{settings['k']} of at least so much: "
+        f"Single queries a second on one core, at recall@{settings['k']} of at least so much: "
         f"{settings['vectors']:,} unit vectors of {settings['dim']} dimensions in "
         f"{settings['clusters']:,} clusters (noise {settings['noise']:g}), {settings['queries']:,} "
-        f"new queries from the same, seed {settings['seed']}. FAISS as its factory makes it, over "
-        "float32. Bytes a vector are those of the index; lookalike also has 2 bytes a dimension on "
-        "disk, of which re-ranking reads a few rows, and checks its build against exact search. "
-        "Building uses all cores.\n",
-        table(["", *(f"at {r}" for r in RECALLS), "bytes a vector", "build s", "peak MB"], rows),
+        f"new queries from the same, seed {settings['seed']}. FAISS as its factory makes it, "
+        "others with their own defaults for building. Memory is what a fresh process grew by, "
+        "mapped pages too; bytes on disk a vector hold everything. Building uses all cores; "
+        "its peak has the pages of the vectors' file in it, and lookalike's seconds the search for "
+        "settings and their check.\n",
+        table(
+            ["", *(f"at {r}" for r in RECALLS), "memory MB", "bytes on disk", "build s", "peak MB"],
+            rows,
+        ),
         "",
     ]
 

@@ -1,26 +1,32 @@
-"""Indexes of FAISS as its factory makes them: recall and queries a second at each effort.
-
-Vectors, queries and their exact answers come from files. Prints one JSON line.
-"""
+"""Indexes of FAISS as its factory makes them."""
 
 from __future__ import annotations
 
-import argparse
-import json
-import resource
-import time
 from pathlib import Path
+from typing import Any
 
 import faiss
 import numpy as np
+from index_curve import EFFORTS, Search, Served, run
 
-EFFORTS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512)
 FACTORIES = {
     "flat": "Flat",
     "ivf": "IVF{lists},Flat",
     "hnsw": "HNSW32,Flat",
     "ivf-pq": "IVF{lists},PQ{half}x4fs,RFlat",
 }
+FILE = "index.faiss"
+
+
+def build(kind: str, folder: Path, vectors: np.ndarray, threads: int) -> dict[str, Any]:
+    faiss.omp_set_num_threads(threads)
+    lists = int(4 * np.sqrt(len(vectors)))
+    factory = FACTORIES[kind].format(lists=lists, half=vectors.shape[1] // 2)
+    index = faiss.index_factory(vectors.shape[1], factory, faiss.METRIC_INNER_PRODUCT)
+    index.train(vectors)
+    index.add(vectors)
+    faiss.write_index(index, str(folder / FILE))
+    return {"factory": factory}
 
 
 def parameters(kind: str, effort: int) -> faiss.SearchParameters:
@@ -33,49 +39,17 @@ def parameters(kind: str, effort: int) -> faiss.SearchParameters:
     return lists if kind == "ivf" else faiss.SearchParameters()
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser()
-    parser.add_argument("kind", choices=list(FACTORIES))
-    parser.add_argument("--folder", type=Path, required=True)
-    parser.add_argument("--k", type=int, required=True)
-    parser.add_argument("--build-threads", type=int, required=True)
-    asked = parser.parse_args()
-    vectors = np.load(asked.folder / "vectors.npy")
-    queries, truth = (np.load(asked.folder / f"{name}.npy") for name in ("queries", "truth"))
-    faiss.omp_set_num_threads(asked.build_threads)
-    lists = int(4 * np.sqrt(len(vectors)))
-    factory = FACTORIES[asked.kind].format(lists=lists, half=vectors.shape[1] // 2)
-    start = time.perf_counter()
-    index = faiss.index_factory(vectors.shape[1], factory, faiss.METRIC_INNER_PRODUCT)
-    index.train(vectors)
-    index.add(vectors)
-    build_s = time.perf_counter() - start
-    size = len(faiss.serialize_index(index))
+def serve(kind: str, folder: Path, k: int) -> Served:
     faiss.omp_set_num_threads(1)
-    curve = []
-    for effort in EFFORTS if asked.kind != "flat" else (1,):
-        given = parameters(asked.kind, effort)
-        index.search(queries[:50], asked.k, params=given)
-        start = time.perf_counter()
-        found = [index.search(query[None], asked.k, params=given)[1][0] for query in queries]
-        seconds = time.perf_counter() - start
-        hits = [len(set(a) & set(b)) for a, b in zip(np.array(found), truth, strict=True)]
-        curve.append(
-            {
-                "effort": effort,
-                "recall": float(np.mean(hits)) / asked.k,
-                "queries_per_s": len(queries) / seconds,
-            }
-        )
-    measured = {
-        "factory": factory,
-        "build_s": build_s,
-        "bytes_per_vector": size / len(vectors),
-        "peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
-        "curve": curve,
-    }
-    print(json.dumps(measured))
+    index = faiss.read_index(str(folder / FILE))
+
+    def at(effort: int) -> Search:
+        given = parameters(kind, effort)
+        return lambda query: index.search(query, k, params=given)[1][0]
+
+    efforts = EFFORTS if kind != "flat" else (1,)
+    return {str(effort): lambda effort=effort: at(effort) for effort in efforts}
 
 
 if __name__ == "__main__":
-    main()
+    run(list(FACTORIES), build, serve)

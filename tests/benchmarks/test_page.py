@@ -141,3 +141,18 @@ def test_a_single_seed_below_is_missed_and_no_interval_is_made_up() -> None:
     assert np.isnan(
         compared([], [{"seed": 0, "knn20": 0.1}, {"seed": 1, "knn20": 0.1}], "knn20").value
     )
+
+
+def test_an_index_shows_its_fastest_setting_that_reaches_the_recall(tmp_path: Path) -> None:
+    curve = [
+        {"setting": str(n), "recall": recall, "queries_per_s": rate}
+        for n, recall, rate in ((1, 0.91, 900.0), (2, 0.96, 300.0), (3, 0.97, 400.0))
+    ]
+    sizes = {"grown_mb": 7.0, "disk_bytes_per_vector": 272.0, "build_s": 2.0, "peak_mb": 50.0}
+    settings = {
+        "k": 10, "vectors": 5000, "dim": 32, "clusters": 50, "noise": 1.0, "queries": 9, "seed": 0
+    }  # fmt: skip
+    write(
+        tmp_path, "index_curves", settings=settings, rounds=[{"graph": {**sizes, "curve": curve}}]
+    )
+    assert "| graph | 900 | 400 | not reached | 7 | 272 | 2 | 50 |" in render(tmp_path)
