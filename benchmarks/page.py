@@ -42,7 +42,12 @@ def render(results: Path = RESULTS) -> str:
             result = json.loads(path.read_text(encoding="utf-8"))
             parts += [f"## {title}\n", *section(result), measured_on(result)]
         else:
-            parts += [f"## {title}\n", not_measured(f"python -m benchmarks.{name}")]
+            parts += [
+                f"## {title}\n",
+                not_measured(
+                    f"python -m benchmarks.{name}".replace("_1000000", " --vectors 1000000")
+                ),
+            ]
     parts += ["## Accuracy in equal time\n", *accuracy_section(results)]
     return "\n".join(parts).rstrip("\n") + "\n"
 

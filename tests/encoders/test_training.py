@@ -33,11 +33,11 @@ def config_of(name: str, **changes: Any) -> PretrainConfig:
 
 
 def corpus() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    generator = np.random.default_rng(5)
+    """Noise that brings no ReLU within rounding of its kink, where ranks differ (docs/log.md)."""
+    generator = np.random.default_rng(9)
     pixels = generator.integers(0, 256, (NUM_PICTURES, 16, 16, 3), dtype=np.uint8)
-    ids = np.arange(NUM_PICTURES) * 7 + 3
     labels = np.arange(NUM_PICTURES) % 4 - 1
-    return pixels, ids, labels
+    return pixels, np.arange(NUM_PICTURES) * 7 + 3, labels
 
 
 def train(training: Pretraining, num_steps: int) -> list[dict[str, float]]:
@@ -129,7 +129,7 @@ def test_two_ranks_reach_the_weights_queues_and_targets_of_one(ranks, method):
     expected, metrics = three_steps(method)
     answers = ranks(three_steps, method)
     for found, found_metrics in answers:
-        assert_same(found, expected, atol=2e-4)
+        assert_same(found, expected, atol=2e-5)
         for got, wanted in zip(found_metrics, metrics, strict=True):
             assert got == pytest.approx(wanted, rel=5e-3, abs=1e-4)
     first, second = (found for found, _ in answers)
