@@ -54,7 +54,8 @@ def test_examples_are_true(module: Any) -> None:
 def test_without_results_every_section_says_how_to_measure_it(tmp_path: Path) -> None:
     page = render(tmp_path)
     for title, name, _ in SECTIONS:
-        assert f"## {title}\n\nNot measured yet: `python -m benchmarks.{name}`." in page
+        command = f"python -m benchmarks.{name}".replace("_1000000", " --vectors 1000000")
+        assert f"## {title}\n\nNot measured yet: `{command}`." in page
     assert "Not measured yet: `make bench-accuracy`." in page
 
 
