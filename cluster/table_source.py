@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -36,7 +37,7 @@ class _Table(NamedTuple):
     split: str | None = None
 
 
-class _TableSource:
+class _TableSource(ABC):
     """What tables of both formats share.
 
     Args:
@@ -166,8 +167,9 @@ class _TableSource:
             return open_parquet(place, columns)
         return _small(open_arrow(place))
 
+    @abstractmethod
     def _tables(self) -> Iterator[_Table]:
-        raise NotImplementedError
+        """The tables at the place, one after the other."""
 
 
 def _small(

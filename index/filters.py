@@ -11,6 +11,7 @@ NaN in a column is a number that equals nothing and is neither below nor above a
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import math
 from collections.abc import Callable, Sequence
@@ -115,17 +116,17 @@ class _Compiler:
             names = self._schema.names
             near = difflib.get_close_matches(column.text, names, n=3, cutoff=0.5)
             hint = f" Did you mean {' or '.join(near)}?" if near else ""
-            self._fail(column, f"no such column.{hint} Columns are {', '.join(names)}.")
+            raise self._error(column, f"no such column.{hint} Columns are {', '.join(names)}.")
         kind = self._schema.field(column.text).type
         return kind.value_type if pa.types.is_dictionary(kind) else kind
 
-    def _fail(self, place: Word | Value, problem: str) -> None:
-        raise FilterError.at(self._text, place.start, problem)
+    def _error(self, place: Word | Value, problem: str) -> FilterError:
+        return FilterError.at(self._text, place.start, problem)
 
     def _truth(self, node: Truth) -> pc.Expression:
         kind = self._type(node.column)
         if not pa.types.is_boolean(kind):
-            self._fail(
+            raise self._error(
                 node.column,
                 f"column {node.column.text!r} is {kind}, and alone it says nothing. Compare it, or "
                 "test it with is null.",
@@ -136,7 +137,7 @@ class _Compiler:
         kind = self._type(node.column)
         value = self._scalar(node.column, kind, node.value)
         if pa.types.is_boolean(kind) and node.operator not in ("=", "!="):
-            self._fail(node.value, "true and false have no order. Compare with = or !=.")
+            raise self._error(node.value, "true and false have no order. Compare with = or !=.")
         column = self._comparable(node.column, kind, value.type)
         return COMPARE[node.operator](column, pc.scalar(value))
 
@@ -154,10 +155,12 @@ class _Compiler:
     def _like(self, node: Like) -> pc.Expression:
         kind = self._type(node.column)
         if not _is_text(kind):
-            self._fail(node.column, f"column {node.column.text!r} is {kind}; like compares text.")
+            raise self._error(
+                node.column, f"column {node.column.text!r} is {kind}; like compares text."
+            )
         pattern = node.pattern.value
         if not isinstance(pattern, str):
-            self._fail(node.pattern, "expected a pattern in quotes, such as '%beach%'.")
+            raise self._error(node.pattern, "expected a pattern in quotes, such as '%beach%'.")
         return pc.match_like(self._plain(node.column, kind), pattern=pattern)
 
     def _plain(self, column: Word, kind: pa.DataType) -> pc.Expression:
@@ -181,36 +184,34 @@ class _Compiler:
         if pa.types.is_boolean(kind):
             if isinstance(value, bool):
                 return pa.scalar(value)
-            self._fail(given, wrong + "expected true or false.")
+            raise self._error(given, wrong + "expected true or false.")
         if pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_decimal(kind):
             if not isinstance(value, str | bool):
                 return self._number(
                     given, value, whole=pa.types.is_integer(kind) and kind != pa.uint64()
                 )
-            self._fail(given, wrong + "expected a number, without quotes.")
+            raise self._error(given, wrong + "expected a number, without quotes.")
         if _is_text(kind):
             if isinstance(value, str):
                 return pa.scalar(value, kind)
-            self._fail(given, wrong + "expected text in quotes.")
+            raise self._error(given, wrong + "expected text in quotes.")
         if pa.types.is_temporal(kind) and not pa.types.is_duration(kind):
             return self._moment(given, kind, wrong)
-        self._fail(column, wrong + "such columns can only be tested with is null.")
-        raise AssertionError("unreachable")
+        raise self._error(column, wrong + "such columns can only be tested with is null.")
 
     def _number(self, given: Value, value: float, *, whole: bool) -> pa.Scalar:
         if not (abs(value) <= MAX_INT if isinstance(value, int) else math.isfinite(value)):
-            self._fail(given, f"numbers go from -{MAX_INT} to {MAX_INT}, or to 1e308 as floats.")
+            raise self._error(
+                given, f"numbers go from -{MAX_INT} to {MAX_INT}, or to 1e308 as floats."
+            )
         is_int = whole and isinstance(value, int)
         return pa.scalar(value, pa.int64()) if is_int else pa.scalar(float(value), pa.float64())
 
     def _moment(self, given: Value, kind: pa.DataType, wrong: str) -> pa.Scalar:
         if isinstance(given.value, str):
-            try:
+            with contextlib.suppress(pa.ArrowInvalid):
                 return pa.scalar(given.value).cast(kind)
-            except pa.ArrowInvalid:
-                pass
-        self._fail(given, wrong + "expected a time in quotes, such as '2026-11-23'.")
-        raise AssertionError("unreachable")
+        raise self._error(given, wrong + "expected a time in quotes, such as '2026-11-23'.")
 
 
 def _is_text(kind: pa.DataType) -> Any:
