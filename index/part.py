@@ -155,7 +155,6 @@ class Part:
         k: int,
         *,
         nprobe: int,
-        exclude: Ids | None = None,
         selector: Any = None,
     ) -> tuple[Floats, Ids]:
         """Nearest rows in the lists visited: inner products [Q, K] and ids [Q, K], -1 for none.
@@ -167,12 +166,8 @@ class Part:
             queries_QD: unit vectors float32, C-contiguous.
             k: results a query, fewer if there are fewer rows.
             nprobe: lists to visit.
-            exclude: ids that are no results.
-            selector: FAISS's selector of the ids that may be results, instead of ``exclude``.
+            selector: FAISS's selector of the ids that may be results; None for all.
         """
-        if exclude is not None and len(exclude):
-            batch = faiss.IDSelectorBatch(exclude)
-            selector = faiss.IDSelectorNot(batch)
         effort = min(nprobe, self.nlist)
         if self._is_ivf:
             parameters = faiss.SearchParametersIVF(sel=selector, nprobe=effort)
@@ -237,10 +232,10 @@ class ShelvedPart:
         self.num_rows, self.nlist, self.lossy = opened.num_rows, opened.nlist, opened.lossy
 
     def search(
-        self, queries_QD: Floats, k: int, *, nprobe: int, exclude: Ids | None = None
+        self, queries_QD: Floats, k: int, *, nprobe: int, selector: Any = None
     ) -> tuple[Floats, Ids]:
         """As `Part.search`."""
-        return Part.open(self.path).search(queries_QD, k, nprobe=nprobe, exclude=exclude)
+        return Part.open(self.path).search(queries_QD, k, nprobe=nprobe, selector=selector)
 
 
 def hnsw_seconds(sample_ND: Floats, num_rows: int) -> float:

@@ -34,6 +34,7 @@ __all__ = [
     "VectorWriter",
     "require_ids",
     "unit",
+    "widen",
 ]
 
 Ids = NDArray[np.int64]
@@ -76,6 +77,30 @@ def unit(vectors_ND: NDArray[np.floating]) -> Floats:
     vectors = np.asarray(vectors_ND, dtype=np.float32)
     norms: Floats = np.linalg.norm(vectors, axis=1, keepdims=True).astype(np.float32)
     return vectors / norms
+
+
+def widen(stored_ND: Float16s, *, out: Floats | None = None) -> Floats:
+    """The same numbers as float32, which every float16 is exactly; into ``out`` if it is given.
+
+    By FAISS, whose vector instructions widen ten times as fast as numpy does.
+
+    >>> widen(np.array([[0.5, -65504.0]], np.float16)).tolist()
+    [[0.5, -65504.0]]
+    """
+    rows = np.ascontiguousarray(stored_ND)
+    found = np.empty(rows.shape, np.float32) if out is None else out
+    if found.size:
+        faiss, codec = _faiss_codec(rows.shape[1])
+        codec.decode_c(faiss.swig_ptr(rows.view(np.uint8)), faiss.swig_ptr(found), len(rows))
+    return found
+
+
+@functools.cache
+def _faiss_codec(dim: int) -> tuple[Any, Any]:
+    """FAISS, and its float16 codec, which threads may share."""
+    import faiss  # here, since who only writes embeddings needs none of it
+
+    return faiss, faiss.ScalarQuantizer(dim, faiss.ScalarQuantizer.QT_fp16)
 
 
 def require_ids(ids_N: Ids, *, after: int = -1) -> None:
@@ -218,16 +243,7 @@ class VectorFile:
         vectors = np.empty((len(rows_M), self.dim), np.float32)
         for start in range(0, len(rows_M), GATHER_ROWS):
             here = slice(start, start + GATHER_ROWS)
-            blocks, places = np.divmod(rows_M[here], BATCH_ROWS)
-            if not self._mapped:
-                vectors[here] = self._read_rows(blocks, places)
-            elif self._stacked is None:
-                vectors[here] = [self._blocks[b][p] for b, p in zip(blocks, places, strict=True)]
-            else:
-                short = blocks == len(self._stacked)
-                vectors[here] = self._stacked[np.where(short, 0, blocks), places]
-                if short.any():
-                    vectors[here][short] = self._blocks[-1][places[short]]
+            widen(self._stored(rows_M[here]), out=vectors[here])
         return vectors
 
     def iter_rows(
@@ -249,7 +265,7 @@ class VectorFile:
             stop: row before which to end; None for the last.
         """
         for ids, stored in self.iter_stored(batch_rows, start=start, stop=stop):
-            yield ids, stored.astype(np.float32)
+            yield ids, widen(stored)
 
     def iter_stored(
         self, batch_rows: int = BATCH_ROWS, *, start: int = 0, stop: int | None = None
@@ -267,10 +283,32 @@ class VectorFile:
 
     def _locate(self, ids_M: Ids) -> tuple[NDArray[np.intp], NDArray[np.bool_]]:
         """Where each id is or would be, and whether it is there."""
+        if self._without_gaps:
+            rows = ids_M - self.ids[0]
+            return rows, (rows >= 0) & (rows < len(self.ids))
         rows = np.searchsorted(self.ids, ids_M)
         found = rows < len(self.ids)
         found[found] = self.ids[rows[found]] == ids_M[found]
         return rows, found
+
+    @functools.cached_property
+    def _without_gaps(self) -> bool:
+        """Whether ids are consecutive, so that a row follows from its id alone."""
+        return len(self) > 0 and int(self.ids[-1] - self.ids[0]) == len(self) - 1
+
+    def _stored(self, rows_M: NDArray[np.intp]) -> Float16s:
+        """Copies of the given rows."""
+        blocks, places = np.divmod(rows_M, BATCH_ROWS)
+        if not self._mapped:
+            return self._read_rows(blocks, places)
+        if self._stacked is None:
+            return np.stack([self._blocks[b][p] for b, p in zip(blocks, places, strict=True)])
+        is_last = blocks == len(self._stacked)  # the last block, if it is shorter than the others
+        if not is_last.any():
+            return np.asarray(self._stacked[blocks, places], np.float16)
+        rows: Float16s = self._stacked[np.where(is_last, 0, blocks), places]
+        rows[is_last] = self._blocks[-1][places[is_last]]
+        return rows
 
     def _byte(self, view: NDArray[Any]) -> int:
         """Where in the file a view of the map begins."""
