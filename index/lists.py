@@ -69,7 +69,7 @@ class Lists:
     @classmethod
     def of(cls, parts: Sequence[Part], ids_N: Ids) -> Lists | None:
         """The lists of an index; None if it has none, or its parts have lists of their own."""
-        centroids = [part.centroids() for part in parts]
+        centroids = [None if part.coarse is None else part.coarse.centroids() for part in parts]
         listed = [found for found in centroids if found is not None]
         if not listed or not all(np.array_equal(listed[0], other) for other in listed[1:]):
             return None
@@ -101,6 +101,11 @@ class Lists:
         Returns:
             Their numbers and the inner products with their centroids, [Q, count], nearest first.
         """
+        coarse = self.parts[0].coarse
+        if held.selector is None and coarse is not None:
+            closeness, lists = coarse.nearest(queries_QD, count)
+            if lists.min() >= 0:
+                return lists, closeness
         parameters = faiss.SearchParameters(sel=held.selector)
         closeness, lists = self._centroids.search(queries_QD, count, params=parameters)
         return lists, closeness

@@ -22,6 +22,7 @@ import faiss as faiss_library
 import numpy as np
 
 from index.choose import HNSW_LINKS, Recipe
+from index.coarse import Coarse, put_centroids
 from index.vectors import Floats, Ids
 
 __all__ = [
@@ -83,7 +84,7 @@ def train_template(
     template.by_residual = False
     if centroids_KD is None:
         centroids_KD = sample_ND[:1]  # of a single list, which all visit
-    template.quantizer.add(np.ascontiguousarray(centroids_KD))
+    put_centroids(template.quantizer, centroids_KD)
     if recipe.lossy:
         template.pq.cp.min_points_per_centroid = 1
     with one_thread():  # many small k-means: threads would mostly wait for each other
@@ -113,6 +114,7 @@ class Part:
         nlist: the most effort a search can make: inverted lists; 1 for an exact scan, the
             entries that a graph looks at.
         lossy: whether the most effort may still miss a neighbour.
+        coarse: finds the lists; None if there are none.
     """
 
     def __init__(self, faiss_index: Any) -> None:
@@ -123,6 +125,7 @@ class Part:
         )
         self.num_rows = int(faiss_index.ntotal)
         self.nlist = int(faiss_index.nlist) if self._is_ivf else 1
+        self.coarse = Coarse(faiss_index.quantizer) if self._is_ivf else None
         if self._is_graph:
             self.nlist = MAX_EFFORT
         self.lossy = self._is_graph or isinstance(faiss_index, faiss.IndexIVFPQFastScan)
@@ -169,8 +172,10 @@ class Part:
             selector: FAISS's selector of the ids that may be results; None for all.
         """
         effort = min(nprobe, self.nlist)
-        if self._is_ivf:
-            parameters = faiss.SearchParametersIVF(sel=selector, nprobe=effort)
+        if self.coarse is not None:
+            parameters = faiss.SearchParametersIVF(
+                sel=selector, nprobe=effort, quantizer_params=self.coarse.parameters(effort)
+            )
         elif self._is_graph:
             parameters = faiss.SearchParametersHNSW(sel=selector, efSearch=max(effort, 2 * k))
         else:
@@ -200,10 +205,6 @@ class Part:
             num_queries, faiss.swig_ptr(queries_QD), k, *arrays, False, parameters
         )
         return scores, ids
-
-    def centroids(self) -> Floats | None:
-        """Centroids of the inverted lists, float32 [nlist, D]; None if there are none."""
-        return self._faiss.quantizer.reconstruct_n(0, self.nlist) if self._is_ivf else None
 
     def ids_by_list(self) -> Iterator[Ids]:
         """The ids in every inverted list."""

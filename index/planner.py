@@ -4,11 +4,10 @@ A fixed number of lists, as without a filter, finds next to nothing once few pic
 So a search within a selection takes one of these ways:
 
 * ``subset``: compares with every selected picture. Exact.
-* ``lists``: visits only lists that hold selected pictures, nearest first, until so many selected
-  pictures are compared as a multiple of those that the tuned search compares. If one of the k
-  nearest lies in the last half of them, twice as many, and again, until none does or no list is
-  left. Lists without a selected picture are passed over, so a selection far away from the query is
-  found as well.
+* ``lists``: visits only lists that hold selected pictures, nearest first, until as many selected
+  pictures are compared as the tuned search compares pictures; then on, until the k nearest are
+  among the first third of those compared, or no list is left. Lists without a selected picture
+  are passed over, so a selection far away from the query is found as well.
 * ``scan``: an index without lists compares with every selected picture inside FAISS. Exact.
 
 Short codes only propose: ``lists`` is then never exact, and asks for more proposals until the k
@@ -49,7 +48,7 @@ SELECT_NS = 4.0
 """To ask whether a row is selected."""
 CALL_NS = 60_000.0
 """One round of visits, whatever it visits."""
-ENOUGH = 4.0
+ENOUGH = 1.0
 """Pictures compared at first, as a multiple of what the tuned search compares."""
 MAX_ORDERED = 1 << 21
 """Lists ordered at once, over all queries; bounds memory for many queries."""
@@ -159,7 +158,7 @@ class Planner:
         return "subset"
 
     def _enough(self, k: int) -> float:
-        """Selected pictures to compare before asking whether more would bring anything new."""
+        """Selected pictures to compare before asking whether that is enough."""
         tuned = self._nprobe * len(self._ranker.vectors) / self._ranker.nlist
         return max(ENOUGH * tuned, 4.0 * k)
 

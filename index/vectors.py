@@ -52,6 +52,14 @@ MAX_ID = 2**63 - 2
 GATHER_ROWS = 4096
 """Rows that are gathered as float16 at once."""
 
+WIDENED_AT_ONCE = 1 << 16
+"""Numbers that stay in the processor's cache between the steps of widening them."""
+
+SIGN_AND_FIELDS = np.int32(-0x7000_2000)
+"""The sign of a float32, and where the 15 other bits of a float16 come to lie."""
+
+EXPONENTS_APART = np.float32(2.0 ** (127 - 15))
+
 
 class VectorSource(Protocol):
     """What streams a corpus's vectors: an embedding set or an open index."""
@@ -80,27 +88,24 @@ def unit(vectors_ND: NDArray[np.floating]) -> Floats:
 
 
 def widen(stored_ND: Float16s, *, out: Floats | None = None) -> Floats:
-    """The same numbers as float32, which every float16 is exactly; into ``out`` if it is given.
+    """The same finite numbers as float32, which every float16 is exactly; into ``out`` if given.
 
-    By FAISS, whose vector instructions widen ten times as fast as numpy does.
+    A float32 with the same fields, moved to where it has them, is too small by a factor that is
+    the difference of both exponents' zeros. numpy's own cast takes four times as long.
 
     >>> widen(np.array([[0.5, -65504.0]], np.float16)).tolist()
     [[0.5, -65504.0]]
     """
-    rows = np.ascontiguousarray(stored_ND)
-    found = np.empty(rows.shape, np.float32) if out is None else out
-    if found.size:
-        faiss, codec = _faiss_codec(rows.shape[1])
-        codec.decode_c(faiss.swig_ptr(rows.view(np.uint8)), faiss.swig_ptr(found), len(rows))
+    found = np.empty(stored_ND.shape, np.float32) if out is None else out
+    step = max(1, WIDENED_AT_ONCE // max(1, found.shape[1]))
+    for start in range(0, len(found), step):
+        here = found[start : start + step]
+        bits = here.view(np.int32)
+        np.copyto(bits, stored_ND[start : start + step].view(np.int16))  # the sign goes all the way
+        bits <<= 13
+        bits &= SIGN_AND_FIELDS
+        here *= EXPONENTS_APART
     return found
-
-
-@functools.cache
-def _faiss_codec(dim: int) -> tuple[Any, Any]:
-    """FAISS, and its float16 codec, which threads may share."""
-    import faiss  # here, since who only writes embeddings needs none of it
-
-    return faiss, faiss.ScalarQuantizer(dim, faiss.ScalarQuantizer.QT_fp16)
 
 
 def require_ids(ids_N: Ids, *, after: int = -1) -> None:

@@ -17,10 +17,14 @@ from index.vectors import Floats, Ids, VectorFile
 
 __all__ = ["Visits"]
 
-GROWTH = 2.0
-"""Pictures compared next, as a multiple of those before; the last of them may bring nothing."""
+SETTLED = 3.0
+"""Pictures to compare, as a multiple of those among which the last of the k nearest came."""
+AHEAD = 1.5
+"""Pictures to compare next, as a multiple of what that asks for: going on costs a round."""
+LEAST_GROWTH = 1.5
+"""Pictures to compare next, as a multiple of those before, at least."""
 NOTHING_NEW = 0.02
-"""Share of the k nearest that the last of those compared may have brought."""
+"""Share of the k nearest that may come later."""
 MARGIN = 1.5
 """Lists ordered, as a multiple of those that should do if all held as many selected pictures."""
 
@@ -43,7 +47,7 @@ class Visits:
         self.compared = np.zeros(len(queries_QD), np.int64)
 
     def run(self, width: int, enough: float, k: int) -> tuple[Floats, Ids]:
-        """Visit until what was visited last brings none of the k best, or all was visited.
+        """Visit until the k best came among the first third of what was compared, or all was.
 
         Args:
             width: candidates a query.
@@ -56,33 +60,37 @@ class Visits:
         num_queries = len(self._queries)
         ids = np.full((num_queries, width), NONE)
         scores = np.full((num_queries, width), -np.inf, np.float32)
-        waiting = np.arange(num_queries)
+        waiting, targets = np.arange(num_queries), np.full(num_queries, enough)
         while len(waiting):
-            visited = self._lists_for(self._queries[waiting], enough)
+            visited = self._lists_for(self._queries[waiting], targets)
             scores[waiting], ids[waiting] = self._visit(waiting, visited, width)
             self.compared[waiting] = visited.compared
-            is_done = visited.is_all | ~self._came_late(ids[waiting, :k], visited)
-            waiting, enough = waiting[~is_done], GROWTH * enough
+            needed = SETTLED * self._came_by(ids[waiting, :k], visited)
+            goes_on = (needed > visited.compared) & ~visited.is_all
+            least = LEAST_GROWTH * visited.compared
+            targets = np.maximum(AHEAD * np.minimum(needed, len(self._selection)), least)[goes_on]
+            waiting = waiting[goes_on]
         return scores, ids
 
-    def _lists_for(self, queries_QD: Floats, target: float) -> Visited:
+    def _lists_for(self, queries_QD: Floats, targets_Q: NDArray[np.float64]) -> Visited:
         """The lists, nearest first, in which so many selected pictures lie."""
         held = self._held
-        count = int(MARGIN * target * held.num_lists / len(self._selection)) + 4
+        count = int(MARGIN * targets_Q.max() * held.num_lists / len(self._selection)) + 4
         while True:
             count = min(count, held.num_lists)
             lists, closeness = self._lists.nearest(queries_QD, count, held)
             reached = np.cumsum(held.counts[lists], axis=1)
-            if count == held.num_lists or reached[:, -1].min() >= target:
+            if count == held.num_lists or (reached[:, -1] >= targets_Q).all():
                 break
             count *= 2
-        ends = np.minimum((reached < target).sum(axis=1) + 1, count)
-        lists = np.ascontiguousarray(lists[:, : ends.max()])
-        lists[np.arange(lists.shape[1]) >= ends[:, None]] = NONE
+        ends = np.minimum((reached < targets_Q[:, None]).sum(axis=1) + 1, count)
+        width = int(ends.max())
+        lists = np.ascontiguousarray(lists[:, :width])
+        lists[np.arange(width) >= ends[:, None]] = NONE
         return Visited(
             lists=lists,
-            closeness=np.ascontiguousarray(closeness[:, : lists.shape[1]]),
-            late_from=(reached < target / GROWTH).sum(axis=1) + 1,
+            closeness=np.ascontiguousarray(closeness[:, :width]),
+            reached=reached[:, :width],
             compared=reached[np.arange(len(ends)), ends - 1] + held.num_unlisted,
             is_all=ends == held.num_lists,
         )
@@ -105,17 +113,24 @@ class Visits:
         best = np.argsort(np.where(ids == NONE, np.inf, -scores), axis=1, kind="stable")[:, :width]
         return np.take_along_axis(scores, best, 1), np.take_along_axis(ids, best, 1)
 
-    def _came_late(self, ids_QK: Ids, visited: Visited) -> NDArray[np.bool_]:
-        """Where one of the k best lies in the lists visited last, or there are fewer than k."""
-        places = np.arange(visited.lists.shape[1])
-        late = (places >= visited.late_from[:, None]) & (visited.lists != NONE)
-        is_late = np.zeros((len(ids_QK), self._lists.num_lists + 1), bool)
-        queries, places = np.nonzero(late)
-        is_late[queries, visited.lists[queries, places]] = True
+    def _came_by(self, ids_QK: Ids, visited: Visited) -> NDArray[np.float64]:
+        """Selected pictures compared before the list that brought the last of the k best, [Q].
+
+        Infinite where there are fewer than k.
+        """
+        num_queries, num_visited = visited.lists.shape
+        place_of = np.zeros((num_queries, self._lists.num_lists + 1), np.intp)
+        # A list of -1 is the last column, which stands for parts without lists: these come first.
+        np.put_along_axis(place_of, visited.lists, np.arange(num_visited)[None], axis=1)
+        place_of[:, -1] = 0
         is_none = ids_QK == NONE
         rows = self._vectors.rows_of(np.where(is_none, self._selection.ids[0], ids_QK))
-        num_late = is_late[np.arange(len(ids_QK))[:, None], self._lists.of_row[rows]].sum(axis=1)
-        return np.asarray(is_none.any(axis=1) | (num_late > NOTHING_NEW * ids_QK.shape[1]))
+        places = np.take_along_axis(place_of, self._lists.of_row[rows].astype(np.intp), axis=1)
+        places.sort(axis=1)
+        last = places[:, -1 - int(NOTHING_NEW * ids_QK.shape[1])]
+        before = np.where(last > 0, visited.reached[np.arange(num_queries), last - 1], 0.0)
+        before[is_none.any(axis=1)] = np.inf
+        return before
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -125,13 +140,13 @@ class Visited:
     Args:
         lists: int64 [Q, P], nearest first; -1 for none.
         closeness: float32 [Q, P], the inner products with their centroids.
-        late_from: the place in ``lists`` from which on a result came late, [Q].
+        reached: selected pictures in each list and those before it, [Q, P].
         compared: selected pictures compared, [Q].
         is_all: whether no list with selected pictures is left, [Q].
     """
 
     lists: Ids
     closeness: Floats
-    late_from: NDArray[np.intp]
+    reached: NDArray[np.int64]
     compared: NDArray[np.int64]
     is_all: NDArray[np.bool_]
