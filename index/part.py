@@ -123,6 +123,7 @@ class Part:
         self._is_graph = not self._is_ivf and isinstance(
             faiss.downcast_index(faiss_index.index), faiss.IndexHNSW
         )
+        self._kept: dict[int, Any] = {}
         self.num_rows = int(faiss_index.ntotal)
         self.nlist = int(faiss_index.nlist) if self._is_ivf else 1
         self.coarse = Coarse(faiss_index.quantizer) if self._is_ivf else None
@@ -171,17 +172,26 @@ class Part:
             nprobe: lists to visit.
             selector: FAISS's selector of the ids that may be results; None for all.
         """
-        effort = min(nprobe, self.nlist)
-        if self.coarse is not None:
-            parameters = faiss.SearchParametersIVF(
-                sel=selector, nprobe=effort, quantizer_params=self.coarse.parameters(effort)
-            )
-        elif self._is_graph:
-            parameters = faiss.SearchParametersHNSW(sel=selector, efSearch=max(effort, 2 * k))
-        else:
-            parameters = faiss.SearchParameters(sel=selector)
+        parameters = self._parameters(min(nprobe, self.nlist), k, selector)
         scores, ids = self._faiss.search(queries_QD, min(k, self.num_rows), params=parameters)
         return scores, ids
+
+    def _parameters(self, effort: int, k: int, selector: Any) -> Any:
+        """FAISS's parameters. FAISS only reads them, so that threads may share them."""
+        if self._is_graph:
+            return faiss.SearchParametersHNSW(sel=selector, efSearch=max(effort, 2 * k))
+        # Making them takes longer than some searches.
+        kept = self._kept.get(effort) if selector is None else None
+        if kept is not None:
+            return kept
+        if self.coarse is None:
+            made = faiss.SearchParameters(sel=selector)
+        else:
+            coarse = self.coarse.parameters(effort)
+            made = faiss.SearchParametersIVF(sel=selector, nprobe=effort, quantizer_params=coarse)
+        if selector is None:
+            self._kept[effort] = made
+        return made
 
     def search_lists(
         self, queries_QD: Floats, k: int, lists_QP: Ids, closeness_QP: Floats, selector: Any

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from index.measure import exact_top_k
 from index.part import Part, ShelvedPart
@@ -81,7 +82,7 @@ class Ranker:
             queries_QD: unit vectors float32, C-contiguous.
             k: at least 1.
             nprobe: lists to visit in every part at first.
-            exclude: ids that are no results, without repetition.
+            exclude: ids that are no results, rising, without repetition.
 
         Returns:
             ids int64 [Q, K'] and scores float32 [Q, K'], best first, equal scores by id: inner
@@ -114,12 +115,10 @@ class Ranker:
 
     def _top_block(self, queries: Floats, ask: _Ask, nprobe: int) -> tuple[Ids, Floats]:
         scores, ids = self._candidates(queries, ask, nprobe)
-        short = (ids != NONE).sum(axis=1) < ask.k
-        while short.any():
+        while ids.min() == NONE and (short := (ids != NONE).sum(axis=1) < ask.k).any():
             assert nprobe < self.nlist, "visiting all lists must fill every answer"
             nprobe = min(4 * nprobe, self.nlist)
             scores[short], ids[short] = self._candidates(queries[short], ask, nprobe)
-            short = (ids != NONE).sum(axis=1) < ask.k
         return self.rank(queries, ids, scores, ask.k)
 
     def rank(
@@ -129,7 +128,7 @@ class Ranker:
 
         Args:
             queries_QD: unit vectors float32.
-            ids_QM: the candidates; -1 is none.
+            ids_QM: the candidates; -1 is none, with a score below all others.
             scores_QM: FAISS's scores of them, which are the cosines unless codes are lossy.
             k: results a query.
         """
@@ -154,7 +153,8 @@ class Ranker:
         if len(found) > 1:
             scores, ids = (np.concatenate(columns, axis=1) for columns in zip(*found, strict=True))
         if ask.exclude is not None:
-            ids[np.isin(ids, ask.exclude)] = NONE
+            dropped = _is_any_of(ids, ask.exclude)
+            ids[dropped], scores[dropped] = NONE, -np.inf
         return scores, ids
 
     def _scan(self, queries: Floats, ask: _Ask) -> tuple[Floats, Ids]:
@@ -165,7 +165,7 @@ class Ranker:
             for ids, vectors in self.vectors.iter_batches(SCAN_ROWS):
                 keep = np.ones(len(ids), bool) if live is None else live.contains(ids)
                 if ask.exclude is not None:
-                    keep &= ~np.isin(ids, ask.exclude)
+                    keep &= ~_is_any_of(ids, ask.exclude)
                 yield (ids, vectors) if keep.all() else (ids[keep], vectors[keep])
 
         width = sum(min(ask.width, part.num_rows) for part in self.parts)
@@ -204,15 +204,19 @@ class _Ask:
 
 
 def best_first(ids_QM: Ids, scores_QM: Floats, k: int) -> tuple[Ids, Floats]:
-    """The k best of each row, equal scores by id; an id of -1 comes last.
+    """The k best of each row, equal scores by id.
 
-    >>> ids, scores = np.array([[7, -1, 4, 9]]), np.array([[0.5, 0.9, 0.5, 0.6]], np.float32)
+    >>> ids, scores = np.array([[7, -1, 4, 9]]), np.array([[0.5, -np.inf, 0.5, 0.6]], np.float32)
     >>> best_first(ids, scores, 3)[0].tolist()
     [[9, 4, 7]]
     """
-    if ids_QM.min() == NONE:
-        scores_QM = np.where(ids_QM == NONE, np.float32(-np.inf), scores_QM)
     if (scores_QM[:, 1:] < scores_QM[:, :-1]).all():  # as FAISS leaves a part without equal scores
         return ids_QM[:, :k], scores_QM[:, :k]
     order = np.lexsort((ids_QM, -scores_QM), axis=-1)[:, :k]
     return np.take_along_axis(ids_QM, order, 1), np.take_along_axis(scores_QM, order, 1)
+
+
+def _is_any_of(ids: Ids, some: Ids) -> NDArray[np.bool_]:
+    """Which of the ids are among some rising ones, of which there is one at least."""
+    places = np.minimum(np.searchsorted(some, ids), len(some) - 1)
+    return np.asarray(some[places] == ids, np.bool_)

@@ -10,6 +10,7 @@ Shapes: Q queries, D embedding, K results, N corpus rows, M ids.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -194,7 +195,7 @@ class Searcher:
         flags = SHORT if ids.shape[1] < k else NO_FLAGS
         return Hits(
             ids=ids,
-            scores=scores.clip(-1, 1),
+            scores=np.minimum(np.maximum(scores, -1), 1),
             flags=flags,
             num_searched=plan.num_selected,
             plan=plan,
@@ -289,7 +290,7 @@ class Searcher:
                 f"[Q, {self.dim}]. Embed the query with the encoder of the index."
             )
         norms = np.sqrt(np.vecdot(queries, queries))
-        if len(norms) and not 0 < norms.min() <= norms.max() < np.inf:  # NaN is neither
+        if not all(0 < norm < math.inf for norm in norms.tolist()):  # NaN is neither
             raise ValueError(
                 "a query vector is zero or not finite, so no cosine is defined. "
                 "Check the picture and the encoder that made it."

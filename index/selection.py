@@ -92,11 +92,11 @@ def not_any_of(exclude: Ids, num_rows: int, live: Any = None) -> Any:
     """FAISS's selector of all ids but some.
 
     Args:
-        exclude: int64 ids; any that an index may not have do no harm.
+        exclude: int64 ids, rising; those that the index does not have do no harm.
         num_rows: pictures of the index.
         live: FAISS's selector of the ids among which to leave them out; None for all.
     """
-    others = faiss.IDSelectorNot(selector_of(np.sort(exclude[exclude >= 0]), num_rows))
+    others = faiss.IDSelectorNot(selector_of(exclude[exclude >= 0], num_rows))
     return others if live is None else faiss.IDSelectorAnd(others, live)
 
 

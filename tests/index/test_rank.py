@@ -70,7 +70,7 @@ def test_dead_and_excluded_rows_are_never_results(
     dead = near[: round(share_dead * NUM_ROWS)]
     rows = np.setdiff1d(np.arange(NUM_ROWS), dead)
     ranker = ranker_of(searcher, Selection(searcher.ids, rows))
-    exclude = searcher.ids[near[len(dead) - 1 :][:num_excluded]]
+    exclude = np.sort(searcher.ids[near[len(dead) - 1 :][:num_excluded]])
     rows = rows[~np.isin(searcher.ids[rows], exclude)]
     for nprobe in (1, ranker.nlist):
         ids, scores = ranker.top(queries, 10, nprobe=nprobe, exclude=exclude)
@@ -109,7 +109,7 @@ def test_equal_scores_come_by_id_in_one_query_and_in_many(searcher: Searcher) ->
 
 def test_best_first_sorts_what_parts_left_side_by_side() -> None:
     ids = np.array([[5, 3, -1, 9, 2], [1, 2, 3, 4, 5]])
-    scores = np.array([[0.3, 0.2, 0.9, 0.3, 0.8], [0.9, 0.8, 0.7, 0.6, 0.5]], np.float32)
+    scores = np.array([[0.3, 0.2, -np.inf, 0.3, 0.8], [0.9, 0.8, 0.7, 0.6, 0.5]], np.float32)
     found, best = best_first(ids, scores, 4)
     assert found.tolist() == [[2, 5, 9, 3], [1, 2, 3, 4]]
     np.testing.assert_array_equal(best[0], np.array([0.8, 0.3, 0.3, 0.2], np.float32))
