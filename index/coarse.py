@@ -52,6 +52,7 @@ class Coarse:
         self._num_lists = int(self._quantizer.ntotal)
         has_cells = isinstance(self._quantizer, faiss.IndexIVFFlat)
         self._num_cells = int(self._quantizer.nlist) if has_cells else 0
+        self._parameters: dict[int, Any] = {}
 
     def parameters(self, num_lists: int) -> Any:
         """FAISS's parameters to look for the nearest of so many lists; None where all are seen."""
@@ -59,7 +60,10 @@ class Coarse:
             return None
         filled = num_lists * self._num_cells / self._num_lists
         cells = min(self._num_cells, MIN_CELLS + math.ceil(CELLS_APART * filled))
-        return faiss.SearchParametersIVF(nprobe=cells)
+        kept = self._parameters.get(cells)
+        if kept is None:
+            self._parameters[cells] = kept = faiss.SearchParametersIVF(nprobe=cells)
+        return kept
 
     def centroids(self) -> Floats:
         """All centroids, float32 [K, D]."""

@@ -6,7 +6,6 @@ Shapes: Q queries, D embedding, L lists, P lists visited, N rows of the index, M
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -23,21 +22,32 @@ __all__ = ["Held", "Lists"]
 faiss: Any = faiss_library  # its type stubs know no search parameters
 
 
-@dataclass(frozen=True, slots=True, eq=False)
 class Held:
-    """The lists that hold selected pictures.
+    """The lists that hold pictures of one selection.
 
-    Args:
-        counts: selected pictures in each list, [L].
+    Attributes:
+        counts: selected pictures in each list, [L + 1]; none in the last, which a -1 stands for.
         num_lists: lists with at least one.
         num_unlisted: selected pictures in parts without lists.
-        selector: FAISS's selector of these lists; None if all are.
+        lists: FAISS's selector of the lists with at least one; None if all are.
     """
 
-    counts: NDArray[np.int64]
-    num_lists: int
-    num_unlisted: int
-    selector: Any
+    def __init__(self, counts: NDArray[np.int64], num_unlisted: int, selector: Any) -> None:
+        lists = np.flatnonzero(counts)
+        self.counts = np.append(counts, 0)
+        self.num_lists = len(lists)
+        self.num_unlisted = num_unlisted
+        self.lists = None if len(lists) == len(counts) else selector_of(lists, len(counts))
+        self._selector = selector
+        self._parameters: dict[int, Any] = {}
+
+    def parameters(self, num_lists: int) -> Any:
+        """FAISS's parameters to visit so many lists; kept, as making them takes time."""
+        kept = self._parameters.get(num_lists)
+        if kept is None:
+            kept = faiss.SearchParametersIVF(sel=self._selector, nprobe=num_lists)
+            self._parameters[num_lists] = kept
+        return kept
 
 
 class Lists:
@@ -84,28 +94,24 @@ class Lists:
         held = self._held.get(selection)
         if held is None:
             counts = np.bincount(self.of_row[selection.rows], minlength=self.num_lists + 1)
-            lists = np.flatnonzero(counts[:-1])
-            selector = None if len(lists) == self.num_lists else selector_of(lists, self.num_lists)
-            held = Held(counts[:-1], len(lists), int(counts[-1]), selector)
+            held = Held(counts[:-1], int(counts[-1]), selection.selector)
             self._held[selection] = held
         return held
 
-    def nearest(self, queries_QD: Floats, count: int, held: Held) -> tuple[Ids, Floats]:
-        """The lists with selected pictures that each query would visit first.
-
-        Args:
-            queries_QD: unit vectors float32, C-contiguous.
-            count: how many, at most as many as there are.
-            held: the lists to choose from.
+    def nearest(self, queries_QD: Floats, count: int) -> tuple[Ids, Floats]:
+        """The lists nearest to each query, whatever they hold.
 
         Returns:
-            Their numbers and the inner products with their centroids, [Q, count], nearest first.
+            Their numbers and the inner products with their centroids, [Q, count], nearest first;
+            -1 for some that were not found.
         """
         coarse = self.parts[0].coarse
-        if held.selector is None and coarse is not None:
-            closeness, lists = coarse.nearest(queries_QD, count)
-            if lists.min() >= 0:
-                return lists, closeness
-        parameters = faiss.SearchParameters(sel=held.selector)
+        assert coarse is not None, "a part with lists"
+        closeness, lists = coarse.nearest(queries_QD, count)
+        return lists, closeness
+
+    def nearest_held(self, queries_QD: Floats, count: int, held: Held) -> tuple[Ids, Floats]:
+        """As `nearest`, of the lists that hold selected pictures; at most as many as there are."""
+        parameters = faiss.SearchParameters(sel=held.lists)
         closeness, lists = self._centroids.search(queries_QD, count, params=parameters)
         return lists, closeness

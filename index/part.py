@@ -194,7 +194,7 @@ class Part:
         return made
 
     def search_lists(
-        self, queries_QD: Floats, k: int, lists_QP: Ids, closeness_QP: Floats, selector: Any
+        self, queries_QD: Floats, k: int, lists_QP: Ids, closeness_QP: Floats, parameters: Any
     ) -> tuple[Floats, Ids]:
         """As `search`, in the lists named for each query; a list of -1 is none.
 
@@ -203,12 +203,11 @@ class Part:
             k: results a query.
             lists_QP: int64 numbers of lists, C-contiguous.
             closeness_QP: float32 inner products of the queries with these lists' centroids.
-            selector: FAISS's selector of the ids that may be results.
+            parameters: FAISS's, with the selector of ids and as many lists as there are columns.
         """
-        num_queries, nprobe = lists_QP.shape
+        num_queries = len(queries_QD)
         scores = np.empty((num_queries, k), np.float32)
         ids = np.empty((num_queries, k), np.int64)
-        parameters = faiss.SearchParametersIVF(sel=selector, nprobe=nprobe)
         # FAISS's wrapper for arrays takes nprobe from the shared index, and no parameters.
         arrays = (faiss.swig_ptr(a) for a in (lists_QP, closeness_QP, scores, ids))
         self._faiss.search_preassigned_c(

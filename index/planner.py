@@ -31,24 +31,26 @@ import numpy as np
 from numpy.typing import NDArray
 
 from index.lists import Lists
-from index.measure import exact_top_k
 from index.part import Part
 from index.rank import MAX_CANDIDATE_BYTES, MAX_DROPPED, NONE, Ranker
 from index.selection import Selection
+from index.subset import Subsets
 from index.vectors import Floats, Ids
 from index.visits import Visits
 
 __all__ = ["Plan", "Planner"]
 
-GATHER_NS = 2.2
+GATHER_NS = 2.0
 """To fetch and widen one stored float16 number of a row; measured, as those below."""
-PRODUCT_NS = 0.15
+PRODUCT_NS = 0.2
 """One multiplication of a row, by FAISS or BLAS."""
-SELECT_NS = 4.0
+SELECT_NS = 12.0
 """To ask whether a row is selected."""
-CALL_NS = 60_000.0
-"""One round of visits, whatever it visits."""
-ENOUGH = 1.0
+SUBSET_NS = 50_000.0
+"""To compare with a selection, whatever it holds."""
+VISIT_NS = 150_000.0
+"""To find lists and visit them, whatever they hold."""
+ENOUGH = 1.5
 """Pictures compared at first, as a multiple of what the tuned search compares."""
 MAX_ORDERED = 1 << 21
 """Lists ordered at once, over all queries; bounds memory for many queries."""
@@ -87,6 +89,7 @@ class Planner:
         self._ranker = ranker
         self._parts = parts
         self._nprobe = nprobe
+        self._subsets = Subsets(ranker.vectors)
         self._lists: Lists | None = None
         self._lists_known = False
         self._alive: WeakKeyDictionary[Selection, Selection] = WeakKeyDictionary()
@@ -133,7 +136,7 @@ class Planner:
         if way == "scan":
             ids, scores = self._scan(queries_QD, k, selection)
         else:
-            ids, scores = self._subset(queries_QD, k, selection)
+            ids, scores = self._subsets.top(queries_QD, k, selection)
         return ids, scores, Plan(way, True, len(selection), float(len(selection)))
 
     def _way(
@@ -142,17 +145,18 @@ class Planner:
         """The cheapest way, by what each is estimated to take in nanoseconds."""
         num_queries, dim = queries_QD.shape
         selected, total = len(selection), len(self._ranker.vectors)
-        subset = CALL_NS + selected * dim * (GATHER_NS + num_queries * PRODUCT_NS)
+        gather = 0.0 if self._subsets.keeps(selected) else GATHER_NS
+        subset = SUBSET_NS + selected * dim * (gather + num_queries * PRODUCT_NS)
         nlist = self._ranker.nlist
         if nlist == 1:
-            scan = CALL_NS + num_queries * (total * SELECT_NS + selected * dim * PRODUCT_NS)
+            scan = SUBSET_NS + num_queries * (total * SELECT_NS + selected * dim * PRODUCT_NS)
             return "scan" if scan < subset else "subset"
         if exact:
             return "subset"
         compared = min(self._enough(k), selected)
         asked = min(compared * total / selected, total)
         visits = compared * dim * PRODUCT_NS + asked * SELECT_NS + nlist * dim * PRODUCT_NS
-        by_lists = CALL_NS + num_queries * visits
+        by_lists = VISIT_NS + num_queries * visits
         if by_lists < subset and self.lists is not None and self.lists.held(selection).num_lists:
             return "lists"
         return "subset"
@@ -180,9 +184,6 @@ class Planner:
         if found is None:
             self._alive[selection] = found = selection.both(live)
         return found
-
-    def _subset(self, queries: Floats, k: int, selection: Selection) -> tuple[Ids, Floats]:
-        return exact_top_k(queries, k, self._ranker.vectors.iter_rows(selection.rows))
 
     def _scan(self, queries: Floats, k: int, selection: Selection) -> tuple[Ids, Floats]:
         found = [

@@ -21,7 +21,7 @@ from index.part import Part, ShelvedPart
 from index.selection import Selection, not_any_of
 from index.vectors import Floats, Ids, VectorFile
 
-__all__ = ["MAX_CANDIDATE_BYTES", "MAX_DROPPED", "NONE", "Ranker", "best_first"]
+__all__ = ["MAX_CANDIDATE_BYTES", "MAX_DROPPED", "NONE", "SPARE", "Ranker", "best_first"]
 
 SPARE = 8
 """Candidates beyond k: which of equal ones FAISS keeps is chance, and with short codes which of

@@ -73,6 +73,7 @@ def test_an_index_with_cells_answers_exactly_and_within_selections(
     truth = -np.sort(-(queries @ stored.T), axis=1)[:, :10]
     np.testing.assert_allclose(hits.scores, truth, atol=TIE)
     monkeypatch.setattr("index.planner.GATHER_NS", 1e9)
+    monkeypatch.setattr("index.subset.KEPT_BYTES", 0)
     for rows in (np.arange(0, 4000, 2), np.arange(2500, 3000)):
         hits = searcher.search(queries, 10, within=searcher.select(searcher.ids[rows]))
         truth = -np.sort(-(queries @ stored[rows].T), axis=1)[:, :10]

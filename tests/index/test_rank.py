@@ -141,6 +141,7 @@ def test_a_part_without_lists_beside_parts_with_lists_is_searched_as_a_whole(
         np.testing.assert_array_equal(ids[:, 0], late_ids[:20])
         return
     monkeypatch.setattr("index.planner.GATHER_NS", 1e9)
+    monkeypatch.setattr("index.subset.KEPT_BYTES", 0)
     rows = np.union1d(rng.choice(NUM_ROWS, round(share * NUM_ROWS)), NUM_ROWS + np.arange(60))
     chosen = Selection(vectors.ids, rows)
     planner = Planner(ranker, parts, searcher.door["parameters"]["nprobe"])
