@@ -17,7 +17,7 @@ from index.vectors import Floats, Ids, VectorFile
 
 __all__ = ["Visits"]
 
-SETTLED = 2.5
+SETTLED = 3.0
 """Pictures to compare, as a multiple of those among which the last of the k nearest came."""
 AHEAD = 1.5
 """Pictures to compare next, as a multiple of what that asks for: going on costs a round."""
