@@ -22,6 +22,7 @@ import faiss as faiss_library
 import numpy as np
 
 from index.choose import HNSW_LINKS, Recipe
+from index.coarse import Coarse, put_centroids
 from index.vectors import Floats, Ids
 
 __all__ = [
@@ -83,7 +84,7 @@ def train_template(
     template.by_residual = False
     if centroids_KD is None:
         centroids_KD = sample_ND[:1]  # of a single list, which all visit
-    template.quantizer.add(np.ascontiguousarray(centroids_KD))
+    put_centroids(template.quantizer, centroids_KD)
     if recipe.lossy:
         template.pq.cp.min_points_per_centroid = 1
     with one_thread():  # many small k-means: threads would mostly wait for each other
@@ -113,6 +114,7 @@ class Part:
         nlist: the most effort a search can make: inverted lists; 1 for an exact scan, the
             entries that a graph looks at.
         lossy: whether the most effort may still miss a neighbour.
+        coarse: finds the lists; None if there are none.
     """
 
     def __init__(self, faiss_index: Any) -> None:
@@ -121,8 +123,10 @@ class Part:
         self._is_graph = not self._is_ivf and isinstance(
             faiss.downcast_index(faiss_index.index), faiss.IndexHNSW
         )
+        self._kept: dict[int, Any] = {}
         self.num_rows = int(faiss_index.ntotal)
         self.nlist = int(faiss_index.nlist) if self._is_ivf else 1
+        self.coarse = Coarse(faiss_index.quantizer) if self._is_ivf else None
         if self._is_graph:
             self.nlist = MAX_EFFORT
         self.lossy = self._is_graph or isinstance(faiss_index, faiss.IndexIVFPQFastScan)
@@ -155,7 +159,6 @@ class Part:
         k: int,
         *,
         nprobe: int,
-        exclude: Ids | None = None,
         selector: Any = None,
     ) -> tuple[Floats, Ids]:
         """Nearest rows in the lists visited: inner products [Q, K] and ids [Q, K], -1 for none.
@@ -167,24 +170,31 @@ class Part:
             queries_QD: unit vectors float32, C-contiguous.
             k: results a query, fewer if there are fewer rows.
             nprobe: lists to visit.
-            exclude: ids that are no results.
-            selector: FAISS's selector of the ids that may be results, instead of ``exclude``.
+            selector: FAISS's selector of the ids that may be results; None for all.
         """
-        if exclude is not None and len(exclude):
-            batch = faiss.IDSelectorBatch(exclude)
-            selector = faiss.IDSelectorNot(batch)
-        effort = min(nprobe, self.nlist)
-        if self._is_ivf:
-            parameters = faiss.SearchParametersIVF(sel=selector, nprobe=effort)
-        elif self._is_graph:
-            parameters = faiss.SearchParametersHNSW(sel=selector, efSearch=max(effort, 2 * k))
-        else:
-            parameters = faiss.SearchParameters(sel=selector)
+        parameters = self._parameters(min(nprobe, self.nlist), k, selector)
         scores, ids = self._faiss.search(queries_QD, min(k, self.num_rows), params=parameters)
         return scores, ids
 
+    def _parameters(self, effort: int, k: int, selector: Any) -> Any:
+        """FAISS's parameters. FAISS only reads them, so that threads may share them."""
+        if self._is_graph:
+            return faiss.SearchParametersHNSW(sel=selector, efSearch=max(effort, 2 * k))
+        # Making them takes longer than some searches.
+        kept = self._kept.get(effort) if selector is None else None
+        if kept is not None:
+            return kept
+        if self.coarse is None:
+            made = faiss.SearchParameters(sel=selector)
+        else:
+            coarse = self.coarse.parameters(effort)
+            made = faiss.SearchParametersIVF(sel=selector, nprobe=effort, quantizer_params=coarse)
+        if selector is None:
+            self._kept[effort] = made
+        return made
+
     def search_lists(
-        self, queries_QD: Floats, k: int, lists_QP: Ids, closeness_QP: Floats, selector: Any
+        self, queries_QD: Floats, k: int, lists_QP: Ids, closeness_QP: Floats, parameters: Any
     ) -> tuple[Floats, Ids]:
         """As `search`, in the lists named for each query; a list of -1 is none.
 
@@ -193,22 +203,17 @@ class Part:
             k: results a query.
             lists_QP: int64 numbers of lists, C-contiguous.
             closeness_QP: float32 inner products of the queries with these lists' centroids.
-            selector: FAISS's selector of the ids that may be results.
+            parameters: FAISS's, with the selector of ids and as many lists as there are columns.
         """
-        num_queries, nprobe = lists_QP.shape
+        num_queries = len(queries_QD)
         scores = np.empty((num_queries, k), np.float32)
         ids = np.empty((num_queries, k), np.int64)
-        parameters = faiss.SearchParametersIVF(sel=selector, nprobe=nprobe)
         # FAISS's wrapper for arrays takes nprobe from the shared index, and no parameters.
         arrays = (faiss.swig_ptr(a) for a in (lists_QP, closeness_QP, scores, ids))
         self._faiss.search_preassigned_c(
             num_queries, faiss.swig_ptr(queries_QD), k, *arrays, False, parameters
         )
         return scores, ids
-
-    def centroids(self) -> Floats | None:
-        """Centroids of the inverted lists, float32 [nlist, D]; None if there are none."""
-        return self._faiss.quantizer.reconstruct_n(0, self.nlist) if self._is_ivf else None
 
     def ids_by_list(self) -> Iterator[Ids]:
         """The ids in every inverted list."""
@@ -237,10 +242,10 @@ class ShelvedPart:
         self.num_rows, self.nlist, self.lossy = opened.num_rows, opened.nlist, opened.lossy
 
     def search(
-        self, queries_QD: Floats, k: int, *, nprobe: int, exclude: Ids | None = None
+        self, queries_QD: Floats, k: int, *, nprobe: int, selector: Any = None
     ) -> tuple[Floats, Ids]:
         """As `Part.search`."""
-        return Part.open(self.path).search(queries_QD, k, nprobe=nprobe, exclude=exclude)
+        return Part.open(self.path).search(queries_QD, k, nprobe=nprobe, selector=selector)
 
 
 def hnsw_seconds(sample_ND: Floats, num_rows: int) -> float:
