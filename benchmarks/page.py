@@ -12,6 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.accuracy_table import accuracy_section
+from benchmarks.embedding_tables import (
+    embedding_section,
+    growth_section,
+    scaled_decoding_section,
+)
 from benchmarks.measuring import CHECKOUT, RESULTS
 from benchmarks.rounds import Spread, ratio, spread, values
 from benchmarks.tables import judged, measured_on, not_measured, number, ranged, table
@@ -48,6 +53,7 @@ def render(results: Path = RESULTS) -> str:
                     f"python -m benchmarks.{name}".replace("_1000000", " --vectors 1000000")
                 ),
             ]
+    parts += ["## Embedding\n", *embedding_section(results)]
     parts += ["## Accuracy in equal time\n", *accuracy_section(results)]
     return "\n".join(parts).rstrip("\n") + "\n"
 
@@ -274,6 +280,8 @@ SECTIONS: tuple[tuple[str, str, Callable[[Result], list[str]]], ...] = (
     ("Filtered search", "filters", _filters),
     ("Index: recall and speed", "index_curves", _index_curves),
     ("Index: recall and speed of a million", "index_curves_1000000", _index_curves),
+    ("Growth", "growth", growth_section),
+    ("Scaled decoding", "scaled_decoding", scaled_decoding_section),
 )
 
 if __name__ == "__main__":

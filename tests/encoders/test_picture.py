@@ -15,6 +15,7 @@ from PIL import Image
 
 from encoders.picture import (
     DECODE_EDGE,
+    PREPROCESS_RULE,
     PictureError,
     PreprocessConfig,
     open_picture,
@@ -264,6 +265,23 @@ def test_a_large_jpeg_is_decoded_small_and_keeps_what_the_encoder_sees():
     assert min(open_picture(encode(smooth.resize((1000, 700)), "JPEG")).size) >= DECODE_EDGE
 
 
+@pytest.mark.parametrize(
+    ("stored", "decoded"),
+    [
+        ((1023, 1400), (1023, 1400)),
+        ((1024, 1400), (512, 700)),
+        ((2047, 2049), (1024, 1025)),
+        ((2048, 2800), (512, 700)),
+        ((4096, 4800), (512, 600)),
+    ],
+)
+def test_rule_1_decodes_large_jpegs_at_these_sizes_and_no_other(stored, decoded):
+    """Others give other pixels: that is another rule, and so another identity of every encoder."""
+    assert PREPROCESS_RULE == 1
+    assert open_picture(encode(Image.new("L", stored), "JPEG")).size == decoded
+    assert open_picture(encode(Image.new("L", stored), "PNG", compress_level=1)).size == stored
+
+
 def test_crop_takes_the_centre_square():
     image = Image.new("RGB", (60, 20), RED)
     image.paste(BLUE, (20, 0, 40, 20))
@@ -308,6 +326,23 @@ def test_a_thumbnail_is_a_small_jpeg_without_metadata():
     assert "comment" not in opened.info
     assert b"where I live" not in small
     assert Image.open(io.BytesIO(thumbnail(quarters()))).size == (24, 16)
+
+
+@pytest.mark.parametrize(
+    ("stored", "shown"),
+    [
+        ((500, 375), (250, 188)),
+        ((257, 3), (256, 3)),
+        ((256, 40), (256, 40)),
+        ((30, 4000), (2, 250)),
+        ((7, 5), (7, 5)),
+    ],
+)
+def test_a_thumbnail_is_as_large_as_asked_for_or_a_little_smaller(stored, shown):
+    ramp = np.linspace(0, 255, stored[0] * stored[1]).reshape(stored[::-1]).astype(np.uint8)
+    small = Image.open(io.BytesIO(thumbnail(Image.fromarray(ramp).convert("RGB"), 256)))
+    assert small.size == shown
+    assert abs(values(small).mean() - ramp.mean()) < 2
 
 
 def test_the_error_keeps_its_status_when_it_is_rebuilt_elsewhere():
