@@ -100,7 +100,9 @@ class TaskDecoder:
             num_cpus=1, max_retries=0, scheduling_strategy="SPREAD", label_selector=labels or {}
         )
         self.width = width
-        self._decode, self._find_fatal = task(_decode), task(find_fatal)
+        # As any: stubs of Ray take a function with a default for one without arguments.
+        self._decode: Any = task(_decode)
+        self._find_fatal: Any = task(find_fatal)
         self._form, self._limit_s, self._batch_rows = form, limit_s, batch_rows
 
     def batches(self, rows: Sequence[ShardRow], crashed: frozenset[int]) -> Iterator[list[Decoded]]:

@@ -195,7 +195,10 @@ def test_after_many_random_kills_every_set_is_that_of_a_clean_run(
     line = f"embed --corpus digits --encoder tiny --shard-rows {SHARD_ROWS} --json --profile nodes"
     command = [sys.executable, "-m", "cluster", *line.split(), "--workspace", workspace.location]
     command += ["--ray-config", str(tmp_path / "where.yaml"), "--address", nodes.address, "--name"]
-    clean = subprocess.run([*command, "clean"], cwd=CHECKOUT, capture_output=True, check=True)
+    clean = subprocess.run(
+        [*command, "clean"], cwd=CHECKOUT, capture_output=True, text=True, check=False
+    )
+    assert clean.returncode == 0, clean.stderr
     assert json.loads(clean.stdout)["pictures"] == {"ok": NUM_PICTURES}
     expected = multiset(workspace, "clean")
     assert len(expected) == NUM_PICTURES

@@ -20,7 +20,6 @@ from encoders.picture import (
     PreprocessConfig,
     open_picture,
     probe,
-    thumbnail,
     to_square,
 )
 
@@ -312,37 +311,6 @@ def test_shrinking_averages_instead_of_picking_pixels():
     image = Image.fromarray(checker.astype(np.uint8)).convert("RGB")
     square = to_square(image, PreprocessConfig(size=32)).astype(int)
     assert np.abs(square - 127).max() <= 2
-
-
-def test_a_thumbnail_is_a_small_jpeg_without_metadata():
-    exif = Image.Exif()
-    exif[0x010E] = "where I live"
-    data = encode(quarters(600, 300), "JPEG", exif=exif, comment=b"secret", dpi=(72, 72))
-    small = thumbnail(open_picture(data), edge=100)
-    opened = Image.open(io.BytesIO(small))
-    assert opened.format == "JPEG"
-    assert opened.size == (100, 50)
-    assert not opened.getexif()
-    assert "comment" not in opened.info
-    assert b"where I live" not in small
-    assert Image.open(io.BytesIO(thumbnail(quarters()))).size == (24, 16)
-
-
-@pytest.mark.parametrize(
-    ("stored", "shown"),
-    [
-        ((500, 375), (250, 188)),
-        ((257, 3), (256, 3)),
-        ((256, 40), (256, 40)),
-        ((30, 4000), (2, 250)),
-        ((7, 5), (7, 5)),
-    ],
-)
-def test_a_thumbnail_is_as_large_as_asked_for_or_a_little_smaller(stored, shown):
-    ramp = np.linspace(0, 255, stored[0] * stored[1]).reshape(stored[::-1]).astype(np.uint8)
-    small = Image.open(io.BytesIO(thumbnail(Image.fromarray(ramp).convert("RGB"), 256)))
-    assert small.size == shown
-    assert abs(values(small).mean() - ramp.mean()) < 2
 
 
 def test_the_error_keeps_its_status_when_it_is_rebuilt_elsewhere():
