@@ -59,32 +59,32 @@ CASES = {
     "png-32": Case(
         title="PNGs of 32 px, at 32 px",
         size=32,
-        num=12_288,
-        shard_rows=512,
+        num=8_192,
+        shard_rows=2048,
         write=small_pngs,
         goal=2.0,
     ),
     "jpeg-96": Case(
         title="JPEGs of 500 x 375, at 96 px",
         size=96,
-        num=1_536,
-        shard_rows=128,
+        num=1_024,
+        shard_rows=256,
         write=partial(write_jpegs, size=(500, 375), distinct=384, seed=SEED),
         goal=2.0,
     ),
     "jpeg-224": Case(
         title="JPEGs of 500 x 375, at 224 px",
         size=224,
-        num=768,
-        shard_rows=64,
+        num=512,
+        shard_rows=128,
         write=partial(write_jpegs, size=(500, 375), distinct=384, seed=SEED),
         goal=1.5,
     ),
     "photo-224": Case(
         title="JPEGs of 4000 x 3000, at 224 px",
         size=224,
-        num=288,
-        shard_rows=24,
+        num=192,
+        shard_rows=48,
         write=partial(write_jpegs, size=(4000, 3000), distinct=24, seed=SEED),
         goal=1.5,
     ),
@@ -99,7 +99,7 @@ def lay_out(case: Case, folder: Path) -> list[str]:
     config = EncoderConfig(preprocess=PreprocessConfig(size=case.size))
     workspace.publish_encoder(ENCODER, Encoder.initialise(config, SEED), {"versions": {}})
     arguments = ["--workspace", workspace.location, "--folder", str(folder / "pictures")]
-    return [*arguments, "--shard-rows", str(case.shard_rows), "--seconds", "8"]
+    return [*arguments, "--shard-rows", str(case.shard_rows), "--seconds", "6"]
 
 
 def measure(name: str, rounds: int) -> None:

@@ -39,7 +39,7 @@ def decode_tasks(profile: Profile, cpus: float) -> int:
 
     Args:
         profile: of the job.
-        cpus: of all nodes that may decode, those of the actors included.
+        cpus: of all nodes that may decode; those of the actors among them, unless both have pools.
 
     >>> decode_tasks(Profile(gpus_per_actor=1, cpus_per_actor=2, embed_actors=4), cpus=40)
     8
@@ -49,7 +49,9 @@ def decode_tasks(profile: Profile, cpus: float) -> int:
     if profile.decode_tasks is not None:
         return profile.decode_tasks
     enough = math.ceil(CPUS_PER_GPU * profile.gpus_per_actor)
-    left = int(cpus / profile.embed_actors) - profile.cpus_per_actor
+    pools = {profile.data_pool, profile.decode_pool}
+    apart = len(pools) == 2 and None not in pools
+    left = int(cpus / profile.embed_actors) - (0 if apart else profile.cpus_per_actor)
     return min(enough, left) if profile.cpus_per_actor < min(enough, left) else 0
 
 

@@ -33,6 +33,7 @@ from index.embeddings import ShardBatch, write_shard
 __all__ = ["EmbedWork", "pass_rows", "work_report"]
 
 PASS_PIXELS = 1 << 18
+LEAST_ROWS, MOST_ROWS, GPU_ROWS = 8, 128, 256
 LEAST_BATCH_ROWS = 32
 STAGES = ("read", "decode", "encode", "write")
 
@@ -148,16 +149,16 @@ class _Part:
 def pass_rows(size: int, *, on_gpu: bool) -> int:
     """Pictures to a pass of the network.
 
-    On a CPU as many as stay in its cache, a power of two of 8 to 256: at 96 px, 16 pictures at a
+    On a CPU as many as stay in its cache, a power of two of 8 to 128: at 96 px, 16 pictures at a
     time take three quarters of the time that 256 take. It also bounds the memory of each thread.
 
     >>> [pass_rows(size, on_gpu=False) for size in (32, 96, 224)]
-    [256, 16, 8]
+    [128, 16, 8]
     """
     if on_gpu:
-        return 256
+        return GPU_ROWS
     fit = PASS_PIXELS // size**2
-    return int(min(256, max(8, 1 << max(0, fit.bit_length() - 1))))
+    return int(min(MOST_ROWS, max(LEAST_ROWS, 1 << max(0, fit.bit_length() - 1))))
 
 
 def _compute_alone() -> None:

@@ -60,7 +60,7 @@ PROFILE = """
 metadata:
   lookalike:
     profiles:
-      nodes: {embed_actors: 2, cpus_per_actor: 1}
+      nodes: {cpus_per_worker: 1, embed_actors: 2, cpus_per_actor: 1}
 """
 
 
