@@ -29,7 +29,7 @@ from index.embeddings import EmbeddingStore
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(900)]
 
 NUM_KILLS = 8
-WAIT_S = 120
+WAIT_S = 300
 
 
 def vectors(workspace: Workspace, name: str) -> list[tuple[int, bytes]]:

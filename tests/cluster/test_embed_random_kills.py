@@ -182,8 +182,9 @@ def strike(kind: str, driver: Driver, nodes: Nodes, dice: random.Random) -> bool
 
 
 def progress(workspace: Workspace, name: str) -> int:
+    """Shards that are committed."""
     folder = workspace.folder("embeddings", name) / "shards"
-    return sum(file.endswith(".json") for file in folder.names()) if folder.exists("") else 0
+    return sum(file.endswith(".json") for file in folder.names())
 
 
 def test_after_many_random_kills_every_set_is_that_of_a_clean_run(
@@ -232,11 +233,13 @@ def _fight(
             time.sleep(0.2)
             continue
         # Some strikes hit the start of Ray or of an actor; most are to hit shards.
-        before = progress(workspace, name)
-        wait_s = time.monotonic() + dice.uniform(0.5, 6.0)
-        while time.monotonic() < wait_s and progress(workspace, name) < before + 6:
-            time.sleep(0.02)
-        time.sleep(dice.uniform(0.0, 0.1))
+        target = progress(workspace, name) + dice.randint(0, 5)
+        wait_s = time.monotonic() + 60
+        while time.monotonic() < wait_s and progress(workspace, name) < target:
+            if driver.process.poll() is not None:
+                break
+            time.sleep(0.01)
+        time.sleep(dice.uniform(0.0, 0.2))
         kind = dice.choice(["driver", "actor", "actor", "node"])
         if driver.process.poll() is None and strike(kind, driver, nodes, dice):
             kills[kind] += 1
