@@ -44,6 +44,7 @@ class BYOL(Method):
     Local views pass the online network alone, all in one batch.
     """
 
+    guess_loss = 4.0  # each direction's is 2 - 2 cos
     collapse_advice = (
         "Usual causes with BYOL are a learning rate that is too high, a target that follows too "
         "fast, or weight decay that is too strong. "

@@ -43,6 +43,8 @@ class Checkup:
     """How many pictures a batch has."""
     dim: int
     """Dimensions of the embedding."""
+    guess_loss: float | None
+    """The loss of guessing, of methods whose loss bounds no information."""
     learns_classes: bool
     """Whether pictures of one class may rightly end in one point, all classes on few lines."""
     config: HealthConfig

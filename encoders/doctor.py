@@ -210,6 +210,7 @@ class Doctor:
             num_pictures=num_pictures,
             batch_pictures=examination.num_pictures,
             dim=examination.dim,
+            guess_loss=self._method.guess_loss,
             learns_classes=self._method.needs_labels,
             config=config.health,
         )

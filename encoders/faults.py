@@ -25,8 +25,8 @@ TARGET_RESTS = 0.9
 SAME_VIEWS = 0.05
 # Normalised pixels have a root mean square of about 1; white or black pictures of about 2.
 LARGEST_INPUT = 8.0
-# Nats of the information bound, below what guessing gives.
-BELOW_GUESSING = -0.3
+# What a loss lies above that of guessing.
+ABOVE_GUESSING = 0.3
 HALF = 0.5
 
 
@@ -150,10 +150,15 @@ def _own_negative(check: Checkup) -> str | None:
 
 
 def _worse_than_guessing(check: Checkup) -> str | None:
-    bound = check.now.get("mi_bound", 0)
-    if not check.settled or bound > BELOW_GUESSING:
+    if not check.settled:
         return None
-    return f"the loss is {-bound:.1f} nats worse than guessing"
+    if check.guess_loss is not None:
+        excess, unit = check.now["loss"] - check.guess_loss, ""
+    else:
+        excess, unit = -check.now.get("mi_bound", 0), " nats"
+    if excess < ABOVE_GUESSING:
+        return None
+    return f"the loss is {excess:.1f}{unit} worse than guessing"
 
 
 _DATA = (
@@ -223,8 +228,9 @@ FAULTS = (
     Rule(
         name="worse_than_guessing",
         sees=_worse_than_guessing,
-        advice="Usual causes are a temperature that is far too low and a learning rate that is too "
-        "high. Set method.temperature to 0.1 to 0.5, or divide optim.lr by 3.",
+        advice="Usual causes are a temperature that is far too low, a learning rate that is too "
+        "high, and a loss of the wrong sign. Set method.temperature to 0.1 to 0.5, or divide "
+        "optim.lr by 3.",
     ),
     Rule(name="all_alike", sees=_alike, stops=True, patience=1, advice=_DATA),
 )

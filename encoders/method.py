@@ -101,6 +101,8 @@ class Method(nn.Module, abc.ABC):
     """Whether it refuses pictures without any labels."""
     collapse_advice: ClassVar[str]
     """Usual causes of a collapse under this method, and what to change."""
+    guess_loss: ClassVar[float | None] = None
+    """The loss of guessing, where the loss bounds no information that would tell."""
 
     def __init__(self, parts: Parts) -> None:
         super().__init__()

@@ -21,6 +21,8 @@ GAP = 0.3
 # How near to chance the pairs of a batch are, and how much better held-out ones, to be unpaired.
 UNPAIRED, PAIRED = 0.03, 0.08
 HALF = 0.5
+# Share of a run after which classes are told apart, if labels have to do with pictures.
+LATE = 0.75
 
 
 def _constant(check: Checkup) -> str | None:
@@ -122,7 +124,8 @@ def _gap(check: Checkup) -> str | None:
 
 def _labels_say_nothing(check: Checkup) -> str | None:
     found, before = check.now.get("mean_class_discrimination"), check.start
-    if found is None or not check.can_tell or found > CHANCE + NEAR * check.chance:
+    is_late = check.progress >= LATE and check.can_tell
+    if found is None or not is_late or found > CHANCE + NEAR * check.chance:
         return None
     return (
         "labels have nothing to do with what pictures show: one of the same class is nearer than "

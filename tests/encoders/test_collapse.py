@@ -108,12 +108,20 @@ def with_method(name: str, **changes: Any) -> PretrainConfig:
 
 
 @pytest.mark.parametrize(
-    "name",
-    ["simclr", "supcon", *(pytest.param(n, marks=pytest.mark.slow) for n in ("moco", "byol"))],
+    ("name", "seed"),
+    [
+        ("simclr", 0),
+        ("supcon", 0),
+        ("supcon", 1),
+        *(pytest.param(n, 0, marks=pytest.mark.slow) for n in ("moco", "byol")),
+    ],
 )
-def test_a_healthy_run_raises_no_alarm(name: str) -> None:
-    """SupCon's rate is for batches of the recipe's size; at it, so short a run learns nothing."""
-    run = Run(faster(name, 3.0 if name == "supcon" else 1.0))
+def test_a_healthy_run_raises_no_alarm(name: str, seed: int) -> None:
+    """SupCon's rate is for batches of the recipe's size; at it, so short a run learns nothing.
+
+    With seed 1 it starts with classes told apart worse than by chance.
+    """
+    run = Run(replace(faster(name, 3.0 if name == "supcon" else 1.0), seed=seed))
     run.until()
     assert run.training.findings == []
     assert run.training.is_healthy
@@ -154,6 +162,30 @@ def test_byol_without_predictor_or_stop_gradient_is_stopped(sabotage: Sabotage) 
     with pytest.raises(CollapseError, match=r"collapsed: since step .* BYOL"):
         run.until()
     assert not run.training.is_healthy
+
+
+def upwards(training: Any) -> None:
+    for parameter in training._trained:
+        parameter.register_hook(torch.neg)
+
+
+def test_a_run_that_climbs_the_loss_is_found_out() -> None:
+    assert "loss of the wrong sign" in Run(config_of("byol"), upwards).until("worse_than_guessing")
+    with pytest.raises(CollapseError, match="nats worse than guessing"):
+        Run(config_of("simclr"), upwards).until()
+
+
+def test_a_projection_to_one_dimension_is_stopped() -> None:
+    config = config_of("simclr")
+    config = replace(config, projector=replace(config.projector, output_dim=1))
+    with pytest.raises(CollapseError, match=r"collapsed to 1\.0 of 1 dimensions"):
+        Run(config).until()
+
+
+def test_labels_that_are_shuffled_are_said_to_say_nothing() -> None:
+    labels = np.random.default_rng(0).permutation(corpus()[1])
+    run = Run(faster("supcon", 3.0), labels=labels)
+    assert "mistake in the labels" in run.until("labels_say_nothing")
 
 
 def nearly_copies(pixels: np.ndarray) -> np.ndarray:

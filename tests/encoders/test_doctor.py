@@ -81,6 +81,7 @@ def checkup(now: dict[str, float] | None = None, **changes: Any) -> Checkup:
         "num_pictures": 128,
         "batch_pictures": 128,
         "dim": 128,
+        "guess_loss": None,
         "learns_classes": False,
         "config": HealthConfig(),
     }
