@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from index.part import Part
 from index.selection import Selection
-from index.vectors import Floats, Ids
+from index.vectors import Floats, Ids, locate
 
 __all__ = ["Lists"]
 
@@ -32,7 +32,8 @@ class Lists:
         self._list_of_row = np.empty(len(ids_N), np.int32)
         for part in parts:
             for number, ids in enumerate(part.ids_by_list()):
-                self._list_of_row[np.searchsorted(ids_N, ids)] = number
+                rows, alive = locate(ids_N, ids)  # a part still has what was removed since
+                self._list_of_row[rows[alive]] = number
         self._counts: WeakKeyDictionary[Selection, NDArray[np.int64]] = WeakKeyDictionary()
 
     @classmethod

@@ -20,13 +20,17 @@ from typing import Any
 
 import faiss as faiss_library
 import numpy as np
+from numpy.typing import NDArray
 
 from index.choose import HNSW_LINKS, Recipe
+from index.id_file import NO_IDS
+from index.selection import selector_of
 from index.vectors import Floats, Ids
 
 __all__ = [
     "Part",
     "ShelvedPart",
+    "emptied",
     "hnsw_seconds",
     "one_thread",
     "read_faiss",
@@ -36,8 +40,6 @@ __all__ = [
 ]
 
 faiss: Any = faiss_library  # its type stubs know neither index attributes nor search parameters
-
-NO_IDS = np.empty(0, np.int64)
 
 MAX_EFFORT = 512
 """Most of a graph that a search looks at (efSearch); what more would take is left to a scan."""
@@ -108,15 +110,22 @@ def _flat_template(recipe: Recipe, dim: int) -> Any:
 class Part:
     """A filled FAISS index. Searching is safe from many threads.
 
+    Args:
+        faiss_index: what FAISS has built or read.
+        dead_ids: ids int64 of rows that are no results any more, rising.
+
     Attributes:
-        num_rows: vectors in it.
+        num_rows: vectors in it, dead ones too.
         nlist: the most effort a search can make: inverted lists; 1 for an exact scan, the
             entries that a graph looks at.
         lossy: whether the most effort may still miss a neighbour.
     """
 
-    def __init__(self, faiss_index: Any) -> None:
+    def __init__(self, faiss_index: Any, dead_ids: Ids = NO_IDS) -> None:
         self._faiss = faiss_index
+        dead = selector_of(dead_ids, int(faiss_index.ntotal)) if len(dead_ids) else None
+        self._alive = None if dead is None else faiss.IDSelectorNot(dead)
+        self._dead = dead  # FAISS points to it
         self._is_ivf = isinstance(faiss_index, faiss.IndexIVF)
         self._is_graph = not self._is_ivf and isinstance(
             faiss.downcast_index(faiss_index.index), faiss.IndexHNSW
@@ -141,9 +150,9 @@ class Part:
         return part
 
     @classmethod
-    def open(cls, path: Path) -> Part:
+    def open(cls, path: Path, dead_ids: Ids = NO_IDS) -> Part:
         """Memory-map a file of ``write``; 4-bit codes are read into memory."""
-        return cls(read_faiss(path, mapped=True))
+        return cls(read_faiss(path, mapped=True), dead_ids)
 
     def write(self, path: str) -> None:
         """Write the FAISS file; not atomic by itself."""
@@ -168,11 +177,16 @@ class Part:
             k: results a query, fewer if there are fewer rows.
             nprobe: lists to visit.
             exclude: ids that are no results.
-            selector: FAISS's selector of the ids that may be results, instead of ``exclude``.
+            selector: FAISS's selector of the ids that may be results, all alive, instead of
+                ``exclude``.
         """
+        if selector is None:
+            selector = self._alive
         if exclude is not None and len(exclude):
             batch = faiss.IDSelectorBatch(exclude)
-            selector = faiss.IDSelectorNot(batch)
+            others = faiss.IDSelectorNot(batch)
+            both = self._alive is not None
+            selector = faiss.IDSelectorAnd(others, self._alive) if both else others
         effort = min(nprobe, self.nlist)
         if self._is_ivf:
             parameters = faiss.SearchParametersIVF(sel=selector, nprobe=effort)
@@ -217,6 +231,40 @@ class Part:
             size = int(lists.list_size(number))
             yield faiss.rev_swig_ptr(lists.get_ids(number), size).copy() if size else NO_IDS
 
+    @property
+    def has_lists(self) -> bool:
+        """Whether it is divided into several lists."""
+        return self._is_ivf and self.nlist > 1
+
+    def list_sizes(self) -> NDArray[np.int64]:
+        """Rows in each inverted list, dead ones too, [nlist]; of one list where there are none."""
+        if not self._is_ivf:
+            return np.array([self.num_rows])
+        lists = self._faiss.invlists
+        return np.array([lists.list_size(number) for number in range(self.nlist)], np.int64)
+
+    def lists_of(self, vectors_ND: Floats) -> Ids:
+        """The list that each vector lies in or would lie in, int64 [N]."""
+        if not self._is_ivf:
+            return np.zeros(len(vectors_ND), np.int64)
+        found: Ids = self._faiss.quantizer.assign(np.ascontiguousarray(vectors_ND), 1)[:, 0]
+        return found
+
+    def fit(self, vectors_ND: Floats) -> list[Floats]:
+        """Squared distances [N] of vectors to what stands for them, where that was trained.
+
+        To the centroid of their list, if there are several, and to what short codes say.
+        """
+        found = []
+        if self.has_lists:
+            centroids = self._faiss.quantizer.reconstruct_n(0, self.nlist)
+            found.append(((vectors_ND - centroids[self.lists_of(vectors_ND)]) ** 2).sum(axis=1))
+        if isinstance(self._faiss, faiss.IndexIVFPQFastScan):
+            codec = self._faiss.pq
+            said = codec.decode(codec.compute_codes(np.ascontiguousarray(vectors_ND)))
+            found.append(((vectors_ND - said) ** 2).sum(axis=1))
+        return found
+
     def _num_stored(self) -> int:
         if not self._is_ivf:
             return int(self._faiss.id_map.size())
@@ -229,18 +277,34 @@ class ShelvedPart:
 
     Args:
         path: a file of ``Part.write``.
+        dead_ids: see `Part`.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, dead_ids: Ids = NO_IDS) -> None:
         opened = Part.open(path)
         self.path = path
+        self._dead_ids = dead_ids
         self.num_rows, self.nlist, self.lossy = opened.num_rows, opened.nlist, opened.lossy
 
     def search(
         self, queries_QD: Floats, k: int, *, nprobe: int, exclude: Ids | None = None
     ) -> tuple[Floats, Ids]:
         """As `Part.search`."""
-        return Part.open(self.path).search(queries_QD, k, nprobe=nprobe, exclude=exclude)
+        return self.open().search(queries_QD, k, nprobe=nprobe, exclude=exclude)
+
+    def open(self) -> Part:
+        """The part, in memory for as long as it is held."""
+        return Part.open(self.path, self._dead_ids)
+
+
+def emptied(path: Path) -> Any:
+    """What a part's file was trained to, without its rows: a template for other parts.
+
+    Memory: that of the part.
+    """
+    template = read_faiss(path)
+    template.reset()
+    return template
 
 
 def hnsw_seconds(sample_ND: Floats, num_rows: int) -> float:

@@ -15,7 +15,7 @@ import numpy as np
 
 from index.measure import exact_top_k
 from index.part import Part, ShelvedPart
-from index.vectors import Floats, Ids, VectorFile
+from index.vectors import Floats, Ids, StoredVectors
 
 __all__ = ["Ranker"]
 
@@ -41,7 +41,7 @@ class Ranker:
     """
 
     parts: Sequence[Part | ShelvedPart]
-    vectors: VectorFile
+    vectors: StoredVectors
     refine: int = 1
 
     @property

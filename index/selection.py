@@ -12,14 +12,24 @@ import faiss as faiss_library
 import numpy as np
 from numpy.typing import NDArray
 
-from index.vectors import Ids
+from index.vectors import Ids, locate
 
-__all__ = ["Selection"]
+__all__ = ["Selection", "selector_of"]
 
 faiss: Any = faiss_library  # its type stubs do not know selectors made of arrays
 
 MAX_BITS_PER_ID = 64
 """A bitmap as long as the highest id; where ids lie thinner than this, FAISS's hash set instead."""
+
+
+def selector_of(ids_M: Ids, num_all: int) -> Any:
+    """FAISS's selector of some of ``num_all`` ids, int64 and rising."""
+    highest = int(ids_M[-1]) if len(ids_M) else 0
+    if highest > MAX_BITS_PER_ID * num_all + 1024:
+        return faiss.IDSelectorBatch(ids_M)
+    bits = np.zeros(highest + 1, np.uint8)
+    bits[ids_M] = 1
+    return faiss.IDSelectorBitmap(np.packbits(bits, bitorder="little"))
 
 
 class Selection:
@@ -44,9 +54,7 @@ class Selection:
             wanted: int64 ids; unknown ones are left out, as a corpus grows after its index.
         """
         wanted = np.unique(np.asarray(wanted, np.int64))
-        rows = np.searchsorted(all_ids_N, wanted)
-        known = rows < len(all_ids_N)
-        known[known] = all_ids_N[rows[known]] == wanted[known]
+        rows, known = locate(all_ids_N, wanted)
         return cls(all_ids_N, rows[known])
 
     def __len__(self) -> int:
@@ -73,17 +81,9 @@ class Selection:
 
     def contains(self, ids: Ids) -> NDArray[np.bool_]:
         """Which of the ids are selected."""
-        places = np.searchsorted(self.ids, ids)
-        found = places < len(self)
-        found[found] = self.ids[places[found]] == ids[found]
-        return found
+        return locate(self.ids, ids)[1]
 
     @cached_property
     def selector(self) -> Any:
         """FAISS's selector of these ids; searches may share it."""
-        highest = int(self.ids[-1]) if len(self) else 0
-        if highest > MAX_BITS_PER_ID * len(self._all_ids) + 1024:
-            return faiss.IDSelectorBatch(self.ids)
-        bits = np.zeros(highest + 1, np.uint8)
-        bits[self.ids] = 1
-        return faiss.IDSelectorBitmap(np.packbits(bits, bitorder="little"))
+        return selector_of(self.ids, len(self._all_ids))

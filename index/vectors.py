@@ -29,9 +29,11 @@ __all__ = [
     "Float16s",
     "Floats",
     "Ids",
+    "StoredVectors",
     "VectorFile",
     "VectorSource",
     "VectorWriter",
+    "locate",
     "require_ids",
     "unit",
 ]
@@ -65,6 +67,45 @@ class VectorSource(Protocol):
 
     def iter_batches(self, batch_rows: int = ...) -> Iterator[tuple[Ids, Floats]]:
         """Stream ids [n] and unit vectors float32 [n, D]."""
+
+
+class StoredVectors(Protocol):
+    """The vectors of an index by id and by row: of a `VectorFile`, or of what is alive of some."""
+
+    @property
+    def dim(self) -> int:
+        """D."""
+
+    @property
+    def ids(self) -> Ids:
+        """All ids int64 [N], rising."""
+
+    def __len__(self) -> int: ...
+
+    def rows_of(self, ids_M: Ids) -> NDArray[np.intp]:
+        """The row of every id; ``KeyError`` names one that is not there."""
+
+    def contains(self, ids_M: Ids) -> NDArray[np.bool_]:
+        """Which of the ids are there, bool [M]."""
+
+    def gather(self, rows_M: NDArray[np.intp]) -> Floats:
+        """The vectors of the given rows as float32 [M, D], in their order."""
+
+    def iter_rows(
+        self, rows_M: NDArray[np.intp], batch_rows: int = ...
+    ) -> Iterator[tuple[Ids, Floats]]:
+        """Stream ids [n] and vectors float32 [n, D] of some rows, in their order."""
+
+    def iter_batches(self, batch_rows: int = ...) -> Iterator[tuple[Ids, Floats]]:
+        """Stream ids [n] and vectors float32 [n, D] of all rows, in id order."""
+
+
+def locate(all_ids_N: Ids, wanted_M: Ids) -> tuple[NDArray[np.intp], NDArray[np.bool_]]:
+    """Where in rising ids each of some is or would be, and whether it is there."""
+    rows = np.searchsorted(all_ids_N, wanted_M)
+    found = rows < len(all_ids_N)
+    found[found] = all_ids_N[rows[found]] == wanted_M[found]
+    return rows, found
 
 
 def unit(vectors_ND: NDArray[np.floating]) -> Floats:
@@ -204,14 +245,14 @@ class VectorFile:
         Raises:
             KeyError: an id is not in this file.
         """
-        rows, found = self._locate(ids_M)
+        rows, found = locate(self.ids, ids_M)
         if not found.all():
             raise KeyError(f"picture {int(ids_M[~found][0])} has no vector in this index")
         return rows
 
     def contains(self, ids_M: Ids) -> NDArray[np.bool_]:
         """Which of the ids are in this file, bool [M]."""
-        return self._locate(ids_M)[1]
+        return locate(self.ids, ids_M)[1]
 
     def gather(self, rows_M: NDArray[np.intp]) -> Floats:
         """The vectors of the given rows as float32 [M, D], in their order."""
@@ -264,13 +305,6 @@ class VectorFile:
                 self._read(self._blocks[block][first:last]),
             )
             start += last - first
-
-    def _locate(self, ids_M: Ids) -> tuple[NDArray[np.intp], NDArray[np.bool_]]:
-        """Where each id is or would be, and whether it is there."""
-        rows = np.searchsorted(self.ids, ids_M)
-        found = rows < len(self.ids)
-        found[found] = self.ids[rows[found]] == ids_M[found]
-        return rows, found
 
     def _byte(self, view: NDArray[Any]) -> int:
         """Where in the file a view of the map begins."""

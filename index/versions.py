@@ -10,21 +10,24 @@ from __future__ import annotations
 import contextlib
 import re
 import shutil
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from index.artifact import (
     ArtifactError,
     CorruptArtifactError,
     Folder,
     MissingArtifactError,
+    Proven,
     Verify,
     open_door,
 )
 from index.lock import sole_writer
 
 __all__ = [
+    "BUILDING",
+    "CHANGING",
     "CURRENT",
     "KEPT",
     "Version",
@@ -39,11 +42,15 @@ __all__ = [
     "roll_back",
     "set_current",
     "version_names",
+    "while_current",
 ]
+
+T = TypeVar("T")
 
 CURRENT = "CURRENT"
 KEPT = 2
 """Versions that a build leaves: the one that it puts in service, and the one before."""
+BUILDING = "building this index"
 CHANGING = "building or changing this index"
 VERSION = re.compile(r"v\d{6}")
 POINTER = re.compile(rf"({VERSION.pattern}) ([0-9a-f]{{16}})\n")
@@ -80,8 +87,10 @@ def check_version(name: str) -> str:
     return name
 
 
-def open_current(folder: Folder, *, verify: Verify = "full") -> tuple[str, dict[str, Any]]:
-    """Name and door of the version in service.
+def open_current(
+    folder: Folder, *, verify: Verify = "full", proven: Collection[Proven] = ()
+) -> tuple[str, dict[str, Any]]:
+    """Name and door of the version in service; for the arguments see ``artifact.open_door``.
 
     Raises:
         MissingArtifactError: no index has been published here.
@@ -94,7 +103,7 @@ def open_current(folder: Folder, *, verify: Verify = "full") -> tuple[str, dict[
     match = POINTER.fullmatch(folder.read_bytes(CURRENT).decode(errors="replace"))
     door = None
     if match and folder.exists(f"{match[1]}/index.json"):
-        door = open_door(folder / match[1], "index", verify=verify)
+        door = open_door(folder / match[1], "index", verify=verify, proven=proven)
     if match is None or door is None or door["door_sha256"][:16] != match[2]:
         raise CorruptArtifactError(
             f"{folder}/{CURRENT}: does not name a version of this index. Build the index again, or "
@@ -102,6 +111,27 @@ def open_current(folder: Folder, *, verify: Verify = "full") -> tuple[str, dict[
             "VERSION. Finished versions are kept."
         )
     return match[1], door
+
+
+def while_current(folder: Folder, open_it: Callable[[], T]) -> T:
+    """Open what ``CURRENT`` names, and again if another took its place meanwhile.
+
+    What was deleted while it was opened, since two changes had followed, is no damage.
+
+    Raises:
+        ValueError, OSError: as ``open_it`` does, of a version that still is in service.
+    """
+    while True:
+        before = _pointer(folder)
+        try:
+            return open_it()
+        except (ValueError, OSError):
+            if _pointer(folder) == before:
+                raise
+
+
+def _pointer(folder: Folder) -> bytes:
+    return folder.read_bytes(CURRENT) if folder.exists(CURRENT) else b""
 
 
 def set_current(folder: Folder, version: str, door: Mapping[str, Any]) -> None:
@@ -154,7 +184,7 @@ def list_versions(folder: Folder, *, verify: Verify = "sizes") -> list[Version]:
         folder: the index's folder.
         verify: ``full`` reads every file; ``sizes`` finds missing and cut ones only.
     """
-    current = folder.read_bytes(CURRENT) if folder.exists(CURRENT) else b""
+    current = _pointer(folder)
     found = []
     for name in version_names(folder):
         door, damage = None, None
