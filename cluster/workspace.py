@@ -120,6 +120,13 @@ class Workspace:
         body = open_door(folder, "encoder", door="card.json")
         return load_encoder(body, {file: folder.read_bytes(file) for file in body["files"]})
 
+    def encoder_id(self, name: str) -> str:
+        """Identity of a published encoder, by its card alone."""
+        folder = self.require(
+            "encoders", name, door="card.json", make=f"lookalike pretrain RECIPE --name {name}"
+        )
+        return str(open_door(folder, "encoder", door="card.json", verify="sizes")["id"])
+
     def publish_encoder(
         self, name: str, encoder: Encoder, facts: Mapping[str, Any]
     ) -> dict[str, Any]:

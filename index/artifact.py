@@ -19,7 +19,6 @@ import contextlib
 import hashlib
 import importlib.metadata
 import json
-import os
 import tempfile
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass

@@ -48,7 +48,13 @@ from index.vectors import VECTORS, Float16s, Floats, Ids, VectorFile, VectorWrit
 from index.versions import BUILDING, finished_version, new_version, version_names
 
 __all__ = [
-    "NOTHING_LEFT_OUT", "PAGE", "Leave", "VectorSet", "build_id", "build_index",
+    "NOTHING_LEFT_OUT",
+    "PAGE",
+    "Leave",
+    "VectorSet",
+    "build_id",
+    "build_index",
+    "rebuild_index",
     "require_unit",
 ]
 
@@ -128,7 +134,6 @@ def build_index(
     queries: Askable | None = None,
     fill: FillParts = fill_here,
     leave: Leave = NOTHING_LEFT_OUT,
-    again: bool = False,
 ) -> dict[str, Any]:
     """Build the index of an embedding set, or find it built.
 
@@ -142,7 +147,6 @@ def build_index(
             sample of it. Without it, on held-out pictures of the corpus.
         fill: does the jobs of parts; where, changes no byte.
         leave: pictures of the set that are to be left out.
-        again: build even if a version is the same.
 
     Returns:
         The door of the version now in service, with ``version`` and ``reused``.
@@ -156,35 +160,48 @@ def build_index(
     Cost: one pass to copy the vectors, one for exact answers to the held-out queries, and one for
     each candidate (`index.choose`). Memory: ``config.memory``, or one part and the training sample.
     """
-    for num_rows, place in _given(store, queries):
+    _require_enough(store, config, queries)
+    build = _Build(store, folder, config, queries, fill, leave)
+    with sole_writer(folder, BUILDING):
+        finished = finished_version(folder, build.id)
+        if finished is None:
+            return build.publish()
+        version, door = finished
+        put_in_service(folder, version, door, proven=proven_files(folder / version, door))
+    return {**door, "version": version, "reused": True}
+
+
+def rebuild_index(
+    store: VectorSet,
+    folder: Folder,
+    config: IndexConfig,
+    *,
+    queries: Askable | None = None,
+    fill: FillParts = fill_here,
+    leave: Leave = NOTHING_LEFT_OUT,
+) -> dict[str, Any]:
+    """As `build_index`, also where a version of the same is there."""
+    _require_enough(store, config, queries)
+    build = _Build(store, folder, config, queries, fill, leave)
+    with sole_writer(folder, BUILDING):
+        return build.publish()
+
+
+def _require_enough(store: VectorSet, config: IndexConfig, queries: Askable | None) -> None:
+    """Check that there is something to index and to ask, and the least memory that it takes."""
+    sizes = [(store.num_rows, store.folder)]
+    if queries is not None:
+        sizes.append((queries.num_rows, queries.folder))
+    for num_rows, place in sizes:
         if not num_rows:
             raise ValueError(
                 f"{place}: no picture could be embedded, so there is nothing to index. "
                 "Look at the report of the embed job for the reasons."
             )
     config.budget(store.dim).require_enough(store.num_rows)
-    index_id = build_id(store, config, queries, leave)
-    with sole_writer(folder, BUILDING):
-        finished = None if again else finished_version(folder, index_id)
-        if finished is None:
-            build = _Build(store, folder, config, queries, fill, leave)
-            version, door = build.run(new_version(folder), index_id)
-        else:
-            version, door = finished
-        whole = proven_files(folder / version, door) if finished else frozenset()
-        put_in_service(folder, version, door, proven=whole)
-    return {**door, "version": version, "reused": finished is not None}
 
 
-def _given(store: VectorSet, queries: Askable | None) -> Iterator[tuple[int, Folder]]:
-    yield store.num_rows, store.folder
-    if queries is not None:
-        yield queries.num_rows, queries.folder
-
-
-def build_id(
-    store: VectorSet, config: IndexConfig, queries: Askable | None, leave: Leave
-) -> str:
+def build_id(store: VectorSet, config: IndexConfig, queries: Askable | None, leave: Leave) -> str:
     """The identity of what a build makes; see `build_index`."""
     identity: dict[str, Any] = {
         "embeddings_id": store.id,
@@ -217,6 +234,17 @@ class _Build:
         self._leave = leave
         self._mean: Any = store.mean
         self._budget = config.budget(store.dim)
+
+    @property
+    def id(self) -> str:
+        """Identity of what it makes."""
+        return build_id(self._store, self._config, self._asked, self._leave)
+
+    def publish(self) -> dict[str, Any]:
+        """Build a version and put it in service. Call as `sole_writer`."""
+        version, door = self.run(new_version(self._folder), self.id)
+        put_in_service(self._folder, version, door)
+        return {**door, "version": version, "reused": False}
 
     def run(self, version: str, index_id: str) -> tuple[str, dict[str, Any]]:
         """Write all files of the version, and last its door."""
@@ -262,11 +290,12 @@ class _Build:
             for ids, vectors in store.iter_stored():
                 num_read += len(ids)
                 require_unit(store, ids, vectors)
-                if len(leave):
-                    keep = ~locate(leave, ids)[1]
-                    ids, vectors = ids[keep], vectors[keep]
-                    total += vectors.sum(axis=0, dtype=np.float64)
-                writer.add(ids, vectors)
+                if not len(leave):
+                    writer.add(ids, vectors)
+                    continue
+                stay = ~locate(leave, ids)[1]
+                writer.add(ids[stay], vectors[stay])
+                total += vectors[stay].sum(axis=0, dtype=np.float64)
         if num_read != store.num_rows:
             raise CorruptArtifactError(
                 f"{store.folder}: {num_read} vectors, published with {store.num_rows}. "
@@ -309,13 +338,19 @@ class _Build:
             "rows": rows,
             "versions": library_versions("faiss-cpu", "pyarrow", "numpy"),
             "parts": [{"file": part.path.name, "rows": part.num_rows} for part in parts],
-            **({"schema_version": 2, "removed": {"file": REMOVED, "rows": removed}} if removed else {}),
+            **(
+                {"schema_version": 2, "removed": {"file": REMOVED, "rows": removed}}
+                if removed
+                else {}
+            ),
             **card(outcome, config, dim=store.dim, rows=rows, population=self._population),
             "queries": {
                 "file": QUERIES,
                 "key": self._queries_key,
                 "embeddings_id": None if self._asked is None else self._asked.id,
-                "embeddings": None if self._asked is None else self._asked.parents.get("embeddings"),
+                "embeddings": None
+                if self._asked is None
+                else self._asked.parents.get("embeddings"),
             },
             "bytes_per_vector": round(sum(file["bytes"] for file in files.values()) / rows, 1),
             "build_s": round(outcome.winner.build_s, 3),

@@ -23,13 +23,14 @@ from index.card import PAGE, card_page, measured, write_page
 from index.choose import IndexConfig, exact_recipe
 from index.drift import Drift, code_errors, delta_bound, imbalance, worse_by
 from index.id_file import NO_IDS, read_ids, write_ids
-from index.layers import Opened, open_layers
+from index.layers import LayeredRanker, open_ranker
 from index.live_queries import InService, Moved, follow_queries, query_rate
 from index.part import Part, train_template
 from index.queries import QUERIES, QuerySet
+from index.rank import Ranker
 from index.tune import CERTAIN, Tuned, judge
 from index.vectors import VECTORS, Float16s, Floats, Ids, StoredVectors, VectorFile, VectorWriter
-from index.versions import new_version
+from index.versions import Standing, new_version
 
 __all__ = ["Change", "change_version", "removed_ids", "trained_state"]
 
@@ -38,6 +39,8 @@ DOOR_OWN = ("kind", "schema_version", "created_at", "files", "door_sha256")
 LAYERED_SCHEMA = 2
 """A reader that knows only schema 1 would search the base alone, dead rows included."""
 DRIFT_SAMPLE = 2048
+
+Searched = Ranker | LayeredRanker
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -59,21 +62,17 @@ class Change:
     parents: Mapping[str, str] | None = None
 
 
-def removed_ids(folder: Folder, door: Mapping[str, Any]) -> Ids:
+def removed_ids(before: Standing) -> Ids:
     """What was left out of a version by hand, and stays so whatever is embedded."""
-    stated = door.get("removed")
-    return read_ids(folder.local_path(stated["file"])) if stated else NO_IDS
+    stated = before.door.get("removed")
+    return read_ids(before.folder.local_path(stated["file"])) if stated else NO_IDS
 
 
-def change_version(
-    folder: Folder, version: str, door: Mapping[str, Any], change: Change
-) -> tuple[str, dict[str, Any]]:
+def change_version(before: Standing, change: Change) -> tuple[str, dict[str, Any]]:
     """Publish a version that differs from another; it is not put in service. Call as `sole_writer`.
 
     Args:
-        folder: the index's folder.
-        version: the one to differ from.
-        door: its door.
+        before: the one to differ from.
         change: the difference.
 
     Returns:
@@ -82,23 +81,28 @@ def change_version(
     Cost: it writes the delta and the queries; measuring recall takes a pass over the stored vectors
     if an exact answer lost a picture.
     """
-    return _Changing(folder, version, door, change).run()
+    return _Changing(before, change).run()
 
 
 class _Changing:
     """One change of one version."""
 
-    def __init__(
-        self, folder: Folder, version: str, door: Mapping[str, Any], change: Change
-    ) -> None:
-        self._old, self._version, self._door, self._change = folder / version, version, door, change
-        self._name = new_version(folder)
-        self._new = (folder / self._name).make()
+    def __init__(self, before: Standing, change: Change) -> None:
+        door = before.door
+        self._old, self._version, self._door, self._change = (
+            before.folder,
+            before.name,
+            door,
+            change,
+        )
+        self._name = new_version(before.index)
+        self._new = (before.index / self._name).make()
         self._config = IndexConfig(**door["config"])
-        self._base = VectorFile(self._old.local_path(VECTORS))
-        self._before = open_layers(self._old, door)
+        self._sparing = self._config.memory is not None
+        self._base = VectorFile(self._old.local_path(VECTORS), mapped=not self._sparing)
+        self._before = open_ranker(self._old, door, sparing=self._sparing).vectors
         self._files: dict[str, FileRecord] = {}
-        here = self._before.vectors.contains(change.ids)
+        here = self._before.contains(change.ids)
         self._departed = np.union1d(change.gone, change.ids[here])
 
     def run(self) -> tuple[str, dict[str, Any]]:
@@ -109,10 +113,10 @@ class _Changing:
             self._files[name] = door["files"][name]
         layers = self._write_layers()
         body = {key: value for key, value in door.items() if key not in DOOR_OWN} | layers
-        after = open_layers(self._new, body)
+        after = open_ranker(self._new, body, sparing=self._sparing)
         moved = Moved(departed=self._departed, arrived=self._change.ids)
         old_queries = QuerySet.read(self._old.local_path(QUERIES))
-        trained = trained_state(self._old, door, self._before.vectors, old_queries)
+        trained = trained_state(self._old, door, self._before, old_queries)
         queries = follow_queries(
             old_queries, after.vectors, moved, trained["query_rate"], self._config
         )
@@ -166,12 +170,12 @@ class _Changing:
         return ids[order], vectors[order]
 
     def _described(
-        self, after: Opened, queries: QuerySet, layers: Mapping[str, Any], trained: dict[str, Any]
+        self, after: Searched, queries: QuerySet, layers: Mapping[str, Any], trained: dict[str, Any]
     ) -> dict[str, Any]:
         """The door's body beside the layers: identity, counts, recall and drift."""
         door, config, change = self._door, self._config, self._change
         judging = queries.half(judging=True)
-        looked = InService(after.ranker, door["recipe"]["kind"], after.ranker.lossy)
+        looked = InService(after, door["recipe"]["kind"], after.lossy)
         parameters = door["parameters"]
         nprobe, refine = parameters["nprobe"], parameters.get("refine", 1)
         tuned = Tuned(
@@ -203,8 +207,8 @@ class _Changing:
             "drift": drift.as_json(),
             "change": {
                 "from": self._version,
-                "came": int((~self._before.vectors.contains(change.ids)).sum()),
-                "replaced": int(self._before.vectors.contains(change.ids).sum()),
+                "came": int((~self._before.contains(change.ids)).sum()),
+                "replaced": int(self._before.contains(change.ids).sum()),
                 "gone": len(change.gone),
             },
             "queries": {**door["queries"], "key": digest([door["queries"]["key"], own])},
@@ -215,16 +219,16 @@ class _Changing:
             "mean": self._mean(after),
         }
 
-    def _mean(self, after: Opened) -> list[float]:
+    def _mean(self, after: Searched) -> list[float]:
         """The mean vector, from that before and the rows that moved."""
-        before = self._before.vectors
+        before = self._before
         total = np.array(self._door["mean"], np.float64) * len(before)
         total -= before.gather(before.rows_of(self._departed)).sum(axis=0, dtype=np.float64)
         total += self._change.vectors.sum(axis=0, dtype=np.float64)
         return [float(x) for x in total / len(after.vectors)]
 
     def _drift(
-        self, after: Opened, layers: Mapping[str, Any], nprobe: int, trained: Mapping[str, Any]
+        self, after: Searched, layers: Mapping[str, Any], nprobe: int, trained: Mapping[str, Any]
     ) -> Drift:
         parts = open_parts(self._new, self._door)
         part = parts[0]

@@ -19,18 +19,27 @@ import numpy as np
 from index.artifact import FileRecord, Folder, digest, library_versions, publish
 from index.build import Leave, VectorSet, require_unit
 from index.card import PAGE, card_page, measured, write_page
-from index.change import DOOR_OWN, LAYERED_SCHEMA, REMOVED, removed_ids, trained_state
+from index.change import DOOR_OWN, LAYERED_SCHEMA, REMOVED, trained_state
 from index.choose import IndexConfig, Recipe
 from index.drift import Drift, delta_bound
 from index.fill import FillParts, plan_parts, save_template
 from index.id_file import write_ids
-from index.layers import open_layers
+from index.layers import open_ranker
 from index.live_queries import Moved, follow_queries
 from index.part import ShelvedPart, emptied
 from index.queries import QUERIES, QuerySet
 from index.tune import CERTAIN, Candidate, Judgement, Tuned, judge
-from index.vectors import VECTORS, Float16s, Floats, Ids, StoredVectors, VectorFile, VectorWriter, locate
-from index.versions import new_version
+from index.vectors import (
+    VECTORS,
+    Float16s,
+    Floats,
+    Ids,
+    StoredVectors,
+    VectorFile,
+    VectorWriter,
+    locate,
+)
+from index.versions import Standing, new_version
 
 __all__ = ["LiveQueries", "LiveSet", "fold"]
 
@@ -123,20 +132,12 @@ class LiveQueries:
 
 
 def fold(
-    folder: Folder,
-    version: str,
-    door: Mapping[str, Any],
-    source: VectorSet,
-    leave: Leave,
-    moved: Moved,
-    fill: FillParts,
+    before: Standing, source: VectorSet, leave: Leave, moved: Moved, fill: FillParts
 ) -> tuple[str, dict[str, Any]]:
     """Publish a version in one layer, of the lists and codes of another. Call as `sole_writer`.
 
     Args:
-        folder: the index's folder.
-        version: the one that gives lists and codes.
-        door: its door.
+        before: the one that gives lists and codes.
         source: what it is to hold.
         leave: pictures of it that are left out.
         moved: how that differs from what is alive in the other version.
@@ -148,20 +149,18 @@ def fold(
     Cost: one pass to copy the vectors, one to fill the parts, and one more if an exact answer of a
     query lost a picture. Memory: one part.
     """
-    return _Folding(folder, version, door, source, leave).run(moved, fill)
+    return _Folding(before, source, leave).run(moved, fill)
 
 
 class _Folding:
     """One compaction of one version."""
 
-    def __init__(
-        self, folder: Folder, version: str, door: Mapping[str, Any], source: VectorSet, leave: Leave
-    ) -> None:
-        self._old, self._version, self._door = folder / version, version, door
+    def __init__(self, before: Standing, source: VectorSet, leave: Leave) -> None:
+        self._old, self._version, self._door = before.folder, before.name, before.door
         self._source, self._leave = source, leave
-        self._name = new_version(folder)
-        self._new = (folder / self._name).make()
-        self._config = IndexConfig(**door["config"])
+        self._name = new_version(before.index)
+        self._new = (before.index / self._name).make()
+        self._config = IndexConfig(**before.door["config"])
         self._budget = self._config.budget(source.dim)
         self._files: dict[str, FileRecord] = {}
         self._mean: Any = source.mean
@@ -174,7 +173,7 @@ class _Folding:
         candidate = self._filled(vectors, fill)
         build_s = time.perf_counter() - start
         before = QuerySet.read(self._old.local_path(QUERIES))
-        alive = open_layers(self._old, self._door).vectors
+        alive = open_ranker(self._old, self._door, sparing=self._config.memory is not None).vectors
         trained = trained_state(self._old, self._door, alive, before)
         queries = follow_queries(before, vectors, moved, trained["query_rate"], self._config)
         self._files[QUERIES] = self._new.write_hashed(QUERIES, queries.write)

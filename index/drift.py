@@ -77,15 +77,11 @@ class Drift:
                 ("retrain", f"it has {self.growth:.1f} times the rows that it was trained for")
             )
         if self.code_error is not None and self.code_error > MAX_CODE_ERROR:
-            found.append(
-                ("retrain", f"it fits what came at least {self.code_error - 1:.0%} worse")
-            )
+            found.append(("retrain", f"it fits what came at least {self.code_error - 1:.0%} worse"))
         if self.imbalance is not None and self.imbalance > MAX_IMBALANCE:
             found.append(("retrain", f"its lists are {self.imbalance:.1f} times as uneven"))
         if self.effort > MAX_EFFORT:
-            found.append(
-                ("retrain", f"the target recall takes {self.effort:.1f} times the effort")
-            )
+            found.append(("retrain", f"the target recall takes {self.effort:.1f} times the effort"))
         return found
 
     @property
@@ -126,9 +122,7 @@ def code_errors(part: Part, sample_ND: Floats) -> list[list[float]]:
     return found
 
 
-def worse_by(
-    trained: Sequence[Sequence[float]], part: Part, came_ND: Floats
-) -> float | None:
+def worse_by(trained: Sequence[Sequence[float]], part: Part, came_ND: Floats) -> float | None:
     """At least how much worse the same fits vectors that came, as a factor; None if unknown.
 
     Args:

@@ -150,10 +150,9 @@ class EmbeddingStore:
 
     def ids(self) -> Ids:
         """Ids int64 of ok rows, rising. Memory: 8 bytes a row."""
-        found = [np.empty(0, np.int64)]
-        for batch in self._iter(["id", "status"], 65_536, self.door["shards"]):
-            found.append(batch.filter(pc.equal(batch.column("status"), "ok"))["id"].to_numpy())
-        return np.concatenate(found)
+        batches = self._iter(["id", "status"], 65_536, self.door["shards"])
+        ok = (batch.filter(pc.equal(batch.column("status"), "ok"))["id"] for batch in batches)
+        return np.concatenate([np.empty(0, np.int64), *(ids.to_numpy() for ids in ok)])
 
     def iter_content_hashes(
         self, batch_rows: int = 65_536

@@ -18,13 +18,13 @@ import numpy as np
 from index.artifact import Folder
 from index.id_file import NO_IDS, read_ids
 from index.live import LiveVectors
-from index.part import Part
+from index.part import Part, ShelvedPart
 from index.planner import Plan, Planner
 from index.rank import Ranker
 from index.selection import Selection
 from index.vectors import VECTORS, Floats, Ids, StoredVectors, VectorFile
 
-__all__ = ["LayeredPlanner", "LayeredRanker", "Opened", "best_of", "open_layers"]
+__all__ = ["LayeredPlanner", "LayeredRanker", "Opened", "best_of", "open_layers", "open_ranker"]
 
 ALL_OF_IT = 1
 """Lists of the delta, which has one."""
@@ -96,9 +96,7 @@ class LayeredPlanner:
         The plan is the base's, with the delta counted in.
         """
         in_base, in_delta = self._divide(selection)
-        base_ids, base_scores, plan = self._base.top(
-            queries_QD, k, in_base, exclude, exact=exact
-        )
+        base_ids, base_scores, plan = self._base.top(queries_QD, k, in_base, exclude, exact=exact)
         delta_ids, delta_scores, other = self._delta.top(
             queries_QD, k, in_delta, exclude, exact=exact
         )
@@ -144,27 +142,60 @@ class Opened:
 
 
 def open_layers(folder: Folder, door: Mapping[str, Any]) -> Opened:
-    """Open the files that a version's door names.
+    """Open the files that a version's door names, memory-mapped.
 
     Args:
         folder: the version's folder.
         door: its door, checked against the files.
     """
-    file = VectorFile(folder.local_path(VECTORS))
-    dead = door.get("dead")
-    dead_ids = read_ids(folder.local_path(dead["file"])) if dead else NO_IDS
-    base: StoredVectors = LiveVectors(file, dead_ids) if dead else file
+    file, dead_ids, added = _open_vectors(folder, door, mapped=True)
+    base: StoredVectors = LiveVectors(file, dead_ids) if len(dead_ids) else file
     parts = [Part.open(folder.local_path(part["file"]), dead_ids) for part in door["parts"]]
-    parameters = door["parameters"]
-    # Versions written before there were short codes name no such number.
-    ranker = Ranker(parts, base, refine=parameters.get("refine", 1))
-    planner = Planner(ranker, parts, parameters["nprobe"])
-    delta = door.get("delta")
-    if not delta:
+    ranker = Ranker(parts, base, refine=_refine(door))
+    planner = Planner(ranker, parts, door["parameters"]["nprobe"])
+    if added is None:
         return Opened(base, ranker, planner)
-    added = VectorFile(folder.local_path(delta["file"]))
-    flat = [Part.open(folder.local_path(delta["part"]))]
+    flat = [Part.open(folder.local_path(door["delta"]["part"]))]
     beside = Ranker(flat, added)
     both = LayeredRanker(ranker, beside, LiveVectors(file, dead_ids, added))
     planners = LayeredPlanner(both, planner, Planner(beside, flat, ALL_OF_IT))
     return Opened(both.vectors, both, planners)
+
+
+def open_ranker(
+    folder: Folder, door: Mapping[str, Any], *, sparing: bool
+) -> Ranker | LayeredRanker:
+    """What builds and changes search a version with.
+
+    Args:
+        folder: the version's folder.
+        door: its door, or a body to be.
+        sparing: keep one part in memory at a time, and read vectors from the file: pages of a map
+            count as this process's memory.
+    """
+    if not sparing:
+        return open_layers(folder, door).ranker
+    file, dead_ids, added = _open_vectors(folder, door, mapped=False)
+    base: StoredVectors = LiveVectors(file, dead_ids) if len(dead_ids) else file
+    parts = [ShelvedPart(folder.local_path(part["file"]), dead_ids) for part in door["parts"]]
+    ranker = Ranker(parts, base, refine=_refine(door))
+    if added is None:
+        return ranker
+    beside = Ranker([ShelvedPart(folder.local_path(door["delta"]["part"]))], added)
+    return LayeredRanker(ranker, beside, LiveVectors(file, dead_ids, added))
+
+
+def _open_vectors(
+    folder: Folder, door: Mapping[str, Any], *, mapped: bool
+) -> tuple[VectorFile, Ids, VectorFile | None]:
+    """Stored vectors of the base, ids that are dead in it, stored vectors of the delta."""
+    file = VectorFile(folder.local_path(VECTORS), mapped=mapped)
+    dead, delta = door.get("dead"), door.get("delta")
+    dead_ids = read_ids(folder.local_path(dead["file"])) if dead else NO_IDS
+    added = VectorFile(folder.local_path(delta["file"]), mapped=mapped) if delta else None
+    return file, dead_ids, added
+
+
+def _refine(door: Mapping[str, Any]) -> int:
+    # Versions written before there were short codes name no such number.
+    return int(door["parameters"].get("refine", 1))

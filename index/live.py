@@ -22,7 +22,7 @@ BATCH_ROWS = 16_384
 
 
 class LiveVectors:
-    """Reads what is alive of a base and a delta, in the order of ids. Safe to use from many threads.
+    """Reads what is alive of a base and a delta, in the order of ids. Safe from many threads.
 
     Args:
         base: the file of an older build.

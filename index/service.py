@@ -16,9 +16,9 @@ from typing import Any
 import numpy as np
 
 from index.artifact import Folder, Proven, open_door, proven_files
+from index.layers import open_ranker
 from index.measure import recall_at_k
 from index.queries import QuerySet
-from index.search import Searcher
 from index.versions import open_current, remove_others, set_current
 
 __all__ = ["ProbeError", "put_in_service", "require_answers"]
@@ -95,13 +95,14 @@ def require_answers(
     stated = door.get("queries")
     if not stated:  # versions from before have none
         return
-    searcher = Searcher(inside, version, door)
+    sparing = door["config"]["memory"] is not None
+    ranker = open_ranker(inside, door, sparing=sparing)
     queries = QuerySet.read(inside.local_path(stated["file"])).half(judging=True)
     queries = queries.first(NUM_PROBES)
     if not queries.k or not len(queries.ids):
         return
-    hits = searcher.search(queries.vectors, queries.k + 1)
-    scores = np.where(hits.ids == queries.ids[:, None], -np.inf, hits.scores)
+    ids, scores = ranker.top(queries.vectors, queries.k + 1, nprobe=door["parameters"]["nprobe"])
+    scores = np.where(ids == queries.ids[:, None], -np.inf, scores)
     scores = -np.sort(-scores, axis=1)[:, : queries.k]
     lacking = queries.k - scores.shape[1]
     if lacking > 0 or not np.isfinite(scores).all():
@@ -109,7 +110,7 @@ def require_answers(
             f"{inside}: gives fewer results than there are pictures. The version before stays in "
             "service. Build the index again: lookalike index --rebuild"
         )
-    found = float(recall_at_k(scores, np.minimum(queries.true_scores, 1)).mean())
+    found = float(recall_at_k(scores, queries.true_scores).mean())
     if found < door["recall"]["value"] - SLACK:
         raise ProbeError(
             f"{inside}: finds {found:.3f} of what it should on {len(queries.ids)} of its own "

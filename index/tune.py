@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from index.choose import Kind, Recipe
 from index.measure import TIE, Proportion, recall_at_k
-from index.part import Part, ShelvedPart, one_thread
+from index.part import ShelvedPart, one_thread
 from index.queries import QuerySet
 from index.rank import Ranker
 from index.vectors import Floats, Ids, VectorFile

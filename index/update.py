@@ -19,7 +19,7 @@ from typing import Any, Literal
 import numpy as np
 
 from index.artifact import ArtifactError, Folder, MissingArtifactError
-from index.build import Leave, build_id, build_index, require_unit
+from index.build import Leave, build_id, build_index, rebuild_index, require_unit
 from index.change import Change, change_version, removed_ids
 from index.choose import IndexConfig
 from index.compact import LiveQueries, LiveSet, fold
@@ -27,15 +27,15 @@ from index.drift import MAX_DEAD, MAX_GROWTH, Drift, delta_bound
 from index.embeddings import EmbeddingStore
 from index.fill import FillParts, fill_here
 from index.id_file import NO_IDS
-from index.layers import open_layers
+from index.layers import open_ranker
 from index.live_queries import Moved
 from index.lock import sole_writer
 from index.queries import QUERIES, QuerySet
 from index.service import put_in_service
 from index.vectors import Float16s, Ids, StoredVectors, locate, require_ids
-from index.versions import CHANGING, finished_version, open_current
+from index.versions import CHANGING, Standing, finished_version, open_current
 
-__all__ = ["Updated", "compact_index", "remove_pictures", "update_index"]
+__all__ = ["Instructions", "Updated", "compact_index", "remove_pictures", "update_index"]
 
 logger = logging.getLogger(__name__)
 
@@ -67,6 +67,23 @@ class Updated:
         return Drift.from_json(stated) if stated else None
 
 
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Instructions:
+    """What to heed when an index is brought up to date.
+
+    Args:
+        gone: ids whose file is not there any more, though they may still be embedded.
+        restored: ids that were removed by hand, and are to be back.
+        rebuild: build anew, whatever is there.
+        say: is told what is done before it takes long.
+    """
+
+    gone: Ids = NO_IDS
+    restored: Ids = NO_IDS
+    rebuild: bool = False
+    say: Say = logger.info
+
+
 def update_index(
     store: EmbeddingStore,
     folder: Folder,
@@ -74,10 +91,7 @@ def update_index(
     *,
     queries: EmbeddingStore | None = None,
     fill: FillParts = fill_here,
-    gone: Ids = NO_IDS,
-    restored: Ids = NO_IDS,
-    rebuild: bool = False,
-    say: Say = logger.info,
+    told: Instructions = Instructions(),
 ) -> Updated:
     """Have an index hold just what an embedding set does, but for what was removed from it.
 
@@ -87,10 +101,7 @@ def update_index(
         config: what the index has to achieve.
         queries: as for `index.build.build_index`.
         fill: does the jobs of parts.
-        gone: ids whose file is not there any more, though they may still be embedded.
-        restored: ids that were removed by hand, and are to be back.
-        rebuild: build anew, whatever is there.
-        say: is told what is done before it takes long.
+        told: what to heed.
 
     Raises:
         ValueError: as from `build_index`; another process is building or changing the index.
@@ -100,21 +111,22 @@ def update_index(
     Cost: one pass over the embedding set to find what changed; then see `change_version`, `fold`
     and `build_index`.
     """
+    why: str | None = "asked for"
     with sole_writer(folder, CHANGING):
-        current = _in_service(folder)
-        removed = NO_IDS if current is None else removed_ids(folder / current[0], current[1])
-        wanted = _Wanted.of(store, np.setdiff1d(removed, restored), gone)
-        why = _why_anew(store, config, queries, current)
-        if current is not None and not rebuild and why is None:
-            done, why = _follow(store, folder, wanted, *current, queries=queries, fill=fill)
-            if done is not None and why is None:
+        before = _in_service(folder)
+        removed = NO_IDS if before is None else removed_ids(before)
+        wanted = _Wanted.of(store, np.setdiff1d(removed, told.restored), told.gone)
+        if not told.rebuild:
+            why = _why_anew(store, config, queries, before)
+        if before is not None and why is None:
+            done, why = _follow(store, before, wanted, queries, fill)
+            if done is not None:
                 return done
-    say(f"Building the index anew: {why if not rebuild else 'asked for'}")
-    door = build_index(
-        store, folder, config, queries=queries, fill=fill, leave=wanted.leave, again=rebuild
-    )
+    told.say(f"Building the index anew: {why}")
+    build = rebuild_index if told.rebuild else build_index
+    door = build(store, folder, config, queries=queries, fill=fill, leave=wanted.leave)
     action: Action = "reused" if door["reused"] else "built"
-    return Updated(version=door["version"], door=door, action=action, why=why or "asked for")
+    return Updated(version=door["version"], door=door, action=action, why=str(why))
 
 
 def remove_pictures(folder: Folder, ids: Ids) -> Updated:
@@ -134,8 +146,8 @@ def remove_pictures(folder: Folder, ids: Ids) -> Updated:
     """
     with sole_writer(folder, CHANGING):
         version, door = open_current(folder, verify="sizes")
-        inside = folder / version
-        vectors = open_layers(inside, door).vectors
+        before = Standing(folder, version, door)
+        vectors = _living(before)
         wanted = np.unique(np.asarray(ids, np.int64))
         here = wanted[vectors.contains(wanted)]
         if not len(here):
@@ -149,9 +161,9 @@ def remove_pictures(folder: Folder, ids: Ids) -> Updated:
             gone=here,
             ids=NO_IDS,
             vectors=np.empty((0, vectors.dim), np.float16),
-            removed=np.union1d(removed_ids(inside, door), here),
+            removed=np.union1d(removed_ids(before), here),
         )
-        name, made = change_version(folder, version, door, change)
+        name, made = change_version(before, change)
         put_in_service(folder, name, made)
     return Updated(version=name, door=made, action="changed", why=f"{len(here):,} removed")
 
@@ -176,10 +188,11 @@ def compact_index(
     """
     with sole_writer(folder, CHANGING):
         version, door = open_current(folder)
-        inside = folder / version
+        before = Standing(folder, version, door)
+        inside = before.folder
         drift = Drift.from_json(door["drift"]) if door.get("drift") else None
-        source = LiveSet(inside, door, open_layers(inside, door).vectors)
-        leave = Leave(removed=removed_ids(inside, door), gone=NO_IDS)
+        source = LiveSet(inside, door, _living(before))
+        leave = Leave(removed=removed_ids(before), gone=NO_IDS)
         drifted = drift is not None and drift.remedy == "retrain"
         if not (retrain or drifted):
             if not door.get("delta") and not door.get("dead"):
@@ -187,7 +200,7 @@ def compact_index(
                     version=version, door=door, action="reused", why="it is compact already"
                 )
             say("Compacting: lists and codes stay as they are")
-            name, made = fold(folder, version, door, source, leave, NO_MOVES, fill)
+            name, made = fold(before, source, leave, NO_MOVES, fill)
             put_in_service(folder, name, made)
             return Updated(version=name, door=made, action="compacted", why=_layers_of(door))
         asked = None
@@ -198,9 +211,7 @@ def compact_index(
     say(f"Training anew: {why}")
     config = IndexConfig(**door["config"])
     # Its files stay: a build deletes no version before the next one is in service.
-    built = build_index(
-        source, folder, config, queries=asked, fill=fill, leave=leave, again=True
-    )
+    built = rebuild_index(source, folder, config, queries=asked, fill=fill, leave=leave)
     return Updated(version=built["version"], door=built, action="built", why=why)
 
 
@@ -212,9 +223,15 @@ def _layers_of(door: Mapping[str, Any]) -> str:
     )
 
 
-def _in_service(folder: Folder) -> tuple[str, dict[str, Any]] | None:
+def _living(before: Standing) -> StoredVectors:
+    """The stored vectors of what is alive in a version."""
+    sparing = before.door["config"]["memory"] is not None
+    return open_ranker(before.folder, before.door, sparing=sparing).vectors
+
+
+def _in_service(folder: Folder) -> Standing | None:
     try:
-        return open_current(folder, verify="sizes")
+        return Standing(folder, *open_current(folder, verify="sizes"))
     except MissingArtifactError:
         return None
     except ArtifactError as error:  # damaged: to be replaced
@@ -226,12 +243,12 @@ def _why_anew(
     store: EmbeddingStore,
     config: IndexConfig,
     queries: EmbeddingStore | None,
-    current: tuple[str, Mapping[str, Any]] | None,
+    before: Standing | None,
 ) -> str | None:
     """Why no change leads from the version in service to what is wanted; None if one does."""
-    if current is None:
+    if before is None:
         return "no version is in service, or it is damaged"
-    door = current[1]
+    door = before.door
     parents = door["parents"]
     asked = door.get("queries", {}).get("embeddings_id")
     if "queries" not in door:
@@ -274,65 +291,69 @@ class _Wanted:
 
 def _follow(
     store: EmbeddingStore,
-    folder: Folder,
+    before: Standing,
     wanted: _Wanted,
-    version: str,
-    door: dict[str, Any],
-    *,
     queries: EmbeddingStore | None,
     fill: FillParts,
 ) -> tuple[Updated | None, str | None]:
-    """Reuse, change or compact the version in service; or why it has to be built anew."""
-    inside = folder / version
-    vectors = open_layers(inside, door).vectors
+    """Reuse, change or compact the version in service; or say why it has to be built anew."""
+    door = before.door
+    vectors = _living(before)
     same_set = door["parents"]["embeddings_id"] == store.id
     found = _compare(store, wanted, vectors, same_set=same_set)
-    removed_before = removed_ids(inside, door)
-    same_list = np.array_equal(removed_before, wanted.leave.removed)
+    same_list = np.array_equal(removed_ids(before), wanted.leave.removed)
     if found.is_nothing and same_set and same_list:
-        return Updated(version=version, door=door, action="reused", why="nothing changed"), None
+        nothing = "nothing changed"
+        return Updated(version=before.name, door=dict(door), action="reused", why=nothing), None
     config = IndexConfig(**door["config"])
-    finished = finished_version(folder, build_id(store, config, queries, wanted.leave))
+    finished = finished_version(before.index, build_id(store, config, queries, wanted.leave))
+    trained = door.get("trained", {}).get("rows", door["rows"])
     if finished is not None:
         return None, f"{finished[0]} was built of the same"
     if not len(wanted.ids):
         return None, "nothing is left of it"
-    trained = door.get("trained", {}).get("rows", door["rows"])
     if len(wanted.ids) > MAX_GROWTH * trained:
         return None, f"it was trained for {trained:,} rows, and there are {len(wanted.ids):,}"
-    if found.vectors is None or _num_dead(door, found, vectors) > MAX_DEAD * _base_rows(door):
-        moved = Moved(
-            departed=np.union1d(found.gone, found.replaced),
-            arrived=np.union1d(found.added, found.replaced),
+    done = _changed(store, before, wanted, found, fill)
+    put_in_service(before.index, done.version, done.door)
+    if done.drift is not None and done.drift.remedy == "retrain":
+        return None, f"{done.version} is in service, and {done.drift.why}"
+    return done, None
+
+
+def _changed(
+    store: EmbeddingStore,
+    before: Standing,
+    wanted: _Wanted,
+    found: _Difference,
+    fill: FillParts,
+) -> Updated:
+    """Change the version in service, or compact it where that would leave too much in layers."""
+    dead = before.door.get("dead")
+    num_dead = (dead["rows"] if dead else 0) + len(found.gone) + len(found.replaced)
+    base_rows = sum(part["rows"] for part in before.door["parts"])
+    delta = before.door.get("delta")
+    num_delta = (delta["rows"] if delta else 0) + len(found.added) + len(found.replaced)
+    arrived = np.union1d(found.added, found.replaced)
+    too_long = found.vectors is None or num_delta > delta_bound(base_rows)
+    if found.vectors is None or too_long or num_dead > MAX_DEAD * base_rows:
+        why = (
+            f"{num_delta:,} rows are too many for a delta"
+            if too_long
+            else f"{num_dead:,} of {base_rows:,} rows would be dead"
         )
-        name, made = fold(folder, version, door, store, wanted.leave, moved, fill)
-        action: Action = "compacted"
-        why = "too many rows are dead" if found.vectors is not None else "the delta would be long"
-    else:
-        change = Change(
-            gone=found.gone,
-            ids=np.union1d(found.added, found.replaced),
-            vectors=found.vectors,
-            removed=wanted.leave.removed,
-            parents={**store.parents, "embeddings_id": store.id},
-        )
-        name, made = change_version(folder, version, door, change)
-        action, why = "changed", found.summary
-    put_in_service(folder, name, made)
-    drift = Drift.from_json(made["drift"])
-    if drift.remedy == "retrain":
-        return None, f"{name} is in service, and {drift.why}"
-    return Updated(version=name, door=made, action=action, why=why), None
-
-
-def _base_rows(door: Mapping[str, Any]) -> int:
-    return sum(part["rows"] for part in door["parts"])
-
-
-def _num_dead(door: Mapping[str, Any], found: _Difference, vectors: StoredVectors) -> int:
-    """About how many rows of the base would be dead: those of the delta that depart count too."""
-    dead = door.get("dead")
-    return (dead["rows"] if dead else 0) + len(found.gone) + len(found.replaced)
+        moved = Moved(departed=np.union1d(found.gone, found.replaced), arrived=arrived)
+        name, door = fold(before, store, wanted.leave, moved, fill)
+        return Updated(version=name, door=door, action="compacted", why=why)
+    change = Change(
+        gone=found.gone,
+        ids=arrived,
+        vectors=found.vectors,
+        removed=wanted.leave.removed,
+        parents={**store.parents, "embeddings_id": store.id},
+    )
+    name, door = change_version(before, change)
+    return Updated(version=name, door=door, action="changed", why=found.summary)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -381,7 +402,7 @@ def _compare(
     there = vectors.contains(wanted.ids)
     gone = np.setdiff1d(vectors.ids, wanted.ids, assume_unique=True)
     bound = delta_bound(len(vectors))
-    pieces: list[tuple[Ids, Float16s]] = []
+    pieces: list[Float16s] = []
     replaced: list[Ids] = []
     count = 0
     if not (same_set and there.all()):
@@ -389,23 +410,20 @@ def _compare(
         for ids, stored in store.iter_stored():
             require_ids(ids, after=last)
             last = int(ids[-1])
-            mine = locate(wanted.ids, ids)[1]
-            ids, stored = ids[mine], stored[mine]
-            known = vectors.contains(ids)
-            differs = ~known
-            if not same_set and known.any():
-                rows = vectors.rows_of(ids[known])
-                same = (vectors.gather(rows) == stored[known].astype(np.float32)).all(axis=1)
-                replaced.append(ids[known][~same])
-                differs[known] = ~same
+            known, mine = vectors.contains(ids), locate(wanted.ids, ids)[1]
+            both, differs = known & mine, mine & ~known
+            if not same_set and both.any():
+                was = vectors.gather(vectors.rows_of(ids[both]))
+                differs[both] = (was != stored[both].astype(np.float32)).any(axis=1)
+                replaced.append(ids[both & differs])
             require_unit(store, ids[differs], stored[differs])
             count += int(differs.sum())
             if count <= bound:
-                pieces.append((ids[differs], stored[differs]))
+                pieces.append(stored[differs])
     empty = np.empty((0, vectors.dim), np.float16)
     return _Difference(
         added=wanted.ids[~there],
         replaced=np.concatenate([NO_IDS, *replaced]),
         gone=gone,
-        vectors=np.concatenate([empty, *(rows for _, rows in pieces)]) if count <= bound else None,
+        vectors=np.concatenate([empty, *pieces]) if count <= bound else None,
     )

@@ -30,6 +30,7 @@ __all__ = [
     "CHANGING",
     "CURRENT",
     "KEPT",
+    "Standing",
     "Version",
     "check_version",
     "collect",
@@ -71,6 +72,26 @@ class Version:
     in_service: bool
     door: dict[str, Any] | None
     damage: str | None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Standing:
+    """A finished version, from which another is made.
+
+    Args:
+        index: the index's folder.
+        name: of the version.
+        door: its door.
+    """
+
+    index: Folder
+    name: str
+    door: Mapping[str, Any]
+
+    @property
+    def folder(self) -> Folder:
+        """The version's own folder."""
+        return self.index / self.name
 
 
 def check_version(name: str) -> str:

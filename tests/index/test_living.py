@@ -7,7 +7,7 @@ from index.artifact import Folder
 from index.choose import IndexConfig
 from index.measure import exact_top_k, recall_at_k
 from index.search import Searcher
-from index.update import compact_index, remove_pictures, update_index
+from index.update import Instructions, compact_index, remove_pictures, update_index
 from index.vectors import unit
 from index.versions import collect, roll_back, version_names
 
@@ -64,7 +64,8 @@ class Library:
         return self._publish(place, vectors.astype(np.float32), ids=ids, shard_rows=64)
 
     def index(self, **options):
-        done = update_index(self.store(), self.folder, self._config, **options)
+        told = Instructions(**options)
+        done = update_index(self.store(), self.folder, self._config, told=told)
         self.note()
         return done
 
@@ -93,7 +94,7 @@ class Library:
         names = [name for name in version_names(self.folder) if name in self.held]
         name = str(self.rng.choice(names))
         roll_back(self.folder, name)
-        self.pictures, self.removed = map(lambda held: held.copy(), self.held[name])
+        self.pictures, self.removed = (held.copy() for held in self.held[name])
 
     def collect(self):
         collect(self.folder, keep=int(self.rng.integers(1, 3)))
@@ -116,7 +117,7 @@ class Library:
         np.testing.assert_allclose(searcher.mean, vectors.mean(axis=0), atol=1e-3)
         queries = unit(self.draw(20).astype(np.float32))
         k = min(10, len(ids))
-        truth_ids, truth = exact_top_k(queries, k, [(ids, vectors)])
+        _, truth = exact_top_k(queries, k, [(ids, vectors)])
         exact = searcher.search(queries, k, exact=True)
         np.testing.assert_allclose(exact.scores, np.minimum(truth, 1), atol=1e-5)
         assert exact.num_searched == len(ids)
@@ -125,7 +126,9 @@ class Library:
         assert recall_at_k(tuned.scores, np.minimum(truth, 1)).mean() >= 0.95
         self._check_filters(searcher, queries, ids, vectors)
         reach = searcher.range_search(queries[:2], 0.7)
-        assert reach.num_matching.tolist() == ((queries[:2] @ vectors.T) >= 0.7).sum(axis=1).tolist()
+        assert (
+            reach.num_matching.tolist() == ((queries[:2] @ vectors.T) >= 0.7).sum(axis=1).tolist()
+        )
         recall = searcher.door["recall"]
         assert recall["low"] >= 0.95 or recall["value"] == 1.0
 
