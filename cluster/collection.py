@@ -125,8 +125,12 @@ class Collection:
 
     @cached_property
     def encoder(self) -> Encoder:
-        """The encoder that the index was made with; ``EncoderMismatchError`` if it was replaced."""
-        encoder = self._workspace.open_encoder(self.encoder_name)
+        """The encoder that the index was made with, also if another has its name since.
+
+        Raises:
+            EncoderMismatchError: it was replaced twice, or deleted.
+        """
+        encoder = self._workspace.open_encoder(self.encoder_name, encoder_id=self.encoder_id)
         self.searcher.require_encoder(encoder.encoder_id, self.searcher.layer)
         return encoder
 

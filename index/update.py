@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 import numpy as np
@@ -78,8 +78,8 @@ class Instructions:
         say: is told what is done before it takes long.
     """
 
-    gone: Ids = NO_IDS
-    restored: Ids = NO_IDS
+    gone: Ids = field(default_factory=lambda: NO_IDS)
+    restored: Ids = field(default_factory=lambda: NO_IDS)
     rebuild: bool = False
     say: Say = logger.info
 

@@ -108,9 +108,9 @@ def test_files_that_are_none_or_several_are_refused(library: Any) -> None:
     name = next(library.pictures.glob("0/*.png")).name
     shutil.copy(next(library.pictures.glob("0/*.png")), library.pictures / "1" / name)
     library.rescan()
-    with pytest.raises(ValueError, match="could be .* or .*Give the whole path"):
+    with pytest.raises(ValueError, match=r"could be .* or .*Give the whole path"):
         take_out(library, files=(name,))
-    with pytest.raises(ValueError, match="nothing to remove. Name pictures"):
+    with pytest.raises(ValueError, match=r"nothing to remove\. Name pictures"):
         RemoveConfig(index="x")
 
 

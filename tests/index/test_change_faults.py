@@ -129,6 +129,7 @@ def test_a_change_killed_at_any_change_of_the_disk_is_done_in_full_or_not_at_all
     assert ended == 0
     assert step > 15, "every file is written, and renamed"
     assert held(folder) == held(after)
+    collect(folder)  # a kill may have left what a change deletes last
     assert len(version_names(folder)) == 2
 
 
