@@ -133,10 +133,11 @@ def _version_line(one: dict[str, Any]) -> str:
     if one["damage"]:
         return f"{start}, cannot be used: {one['damage']}"
     recall = one["recall"]
+    shared = f" ({one['shared_bytes']:,} shared)" if one["shared_bytes"] else ""
     interval = f"{recall['value']:.3f} ({recall['low']:.3f} to {recall['high']:.3f})"
     return (
         f"{start}: {one['rows']:,} vectors, {one['recipe']}, recall@{recall['k']} {interval}, "
-        f"{one['bytes']:,} bytes, encoder {one['encoder']}, built {one['created_at']}"
+        f"{one['bytes']:,} bytes{shared}, encoder {one['encoder']}, built {one['created_at']}"
     )
 
 

@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import importlib.metadata
 import json
 import tempfile
 from collections.abc import Callable, Collection, Iterable, Mapping
@@ -29,6 +28,7 @@ from typing import Any, Literal, NoReturn, TypedDict
 from pyarrow import fs as pafs
 
 from index.durable import TEMPORARY, link_durably, require_inside, write_durably
+from index.identity import digest, library_versions
 from index.uri import open_uri
 
 __all__ = [
@@ -47,6 +47,7 @@ __all__ = [
     "proven_files",
     "publish",
     "require_inside",
+    "require_whole",
     "write_json",
 ]
 
@@ -223,25 +224,6 @@ class Folder:
                 stream.write(piece)
 
 
-def digest(value: object) -> str:
-    """Hex sha256 of a value's canonical JSON: sorted keys, no spaces, no NaN.
-
-    >>> digest({"b": 1, "a": [2]}) == digest({"a": [2], "b": 1})
-    True
-    """
-    text = json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
-    return hashlib.sha256(text.encode()).hexdigest()
-
-
-def library_versions(*names: str) -> dict[str, str]:
-    """Installed versions of lookalike and of the named distributions."""
-    versions = {}
-    for name in ("lookalike", *names):
-        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            versions[name] = importlib.metadata.version(name)
-    return versions
-
-
 def write_json(folder: Folder, name: str, value: Mapping[str, Any]) -> None:
     """Write a JSON file atomically, readable by a person."""
     folder.write_atomic(name, (json.dumps(value, indent=2, allow_nan=False) + "\n").encode())
@@ -326,6 +308,21 @@ def open_door(
         known = proven and _proven(folder, file_name, expected) in proven
         _check_file(folder, require_inside(file_name), expected, "sizes" if known else verify)
     return content
+
+
+def require_whole(folder: Folder, content: Mapping[str, Any], names: Iterable[str]) -> None:
+    """Read some of an artefact's files in full before their content goes into another.
+
+    Args:
+        folder: the artefact's folder.
+        content: its door.
+        names: of files that the door names.
+
+    Raises:
+        CorruptArtifactError: one is damaged.
+    """
+    for name in names:
+        _check_file(folder, require_inside(name), content["files"][name], "full")
 
 
 def proven_files(folder: Folder, content: Mapping[str, Any]) -> frozenset[Proven]:

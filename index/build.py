@@ -50,11 +50,11 @@ from index.versions import BUILDING, finished_version, new_version, version_name
 __all__ = [
     "NOTHING_LEFT_OUT",
     "PAGE",
+    "Build",
     "Leave",
     "VectorSet",
     "build_id",
     "build_index",
-    "rebuild_index",
     "require_unit",
 ]
 
@@ -160,31 +160,9 @@ def build_index(
     Cost: one pass to copy the vectors, one for exact answers to the held-out queries, and one for
     each candidate (`index.choose`). Memory: ``config.memory``, or one part and the training sample.
     """
-    _require_enough(store, config, queries)
-    build = _Build(store, folder, config, queries, fill, leave)
+    build = Build(store, folder, config, queries, fill, leave)
     with sole_writer(folder, BUILDING):
-        finished = finished_version(folder, build.id)
-        if finished is None:
-            return build.publish()
-        version, door = finished
-        put_in_service(folder, version, door, proven=proven_files(folder / version, door))
-    return {**door, "version": version, "reused": True}
-
-
-def rebuild_index(
-    store: VectorSet,
-    folder: Folder,
-    config: IndexConfig,
-    *,
-    queries: Askable | None = None,
-    fill: FillParts = fill_here,
-    leave: Leave = NOTHING_LEFT_OUT,
-) -> dict[str, Any]:
-    """As `build_index`, also where a version of the same is there."""
-    _require_enough(store, config, queries)
-    build = _Build(store, folder, config, queries, fill, leave)
-    with sole_writer(folder, BUILDING):
-        return build.publish()
+        return build.find() or build.publish()
 
 
 def _require_enough(store: VectorSet, config: IndexConfig, queries: Askable | None) -> None:
@@ -214,8 +192,8 @@ def build_id(store: VectorSet, config: IndexConfig, queries: Askable | None, lea
     return digest(identity)
 
 
-class _Build:
-    """One build of one version."""
+class Build:
+    """One build of one version; see `build_index` for the arguments and what is raised."""
 
     def __init__(
         self,
@@ -226,6 +204,7 @@ class _Build:
         fill: FillParts,
         leave: Leave,
     ) -> None:
+        _require_enough(store, config, asked)
         self._store = store
         self._folder = folder
         self._config = config
@@ -240,13 +219,23 @@ class _Build:
         """Identity of what it makes."""
         return build_id(self._store, self._config, self._asked, self._leave)
 
+    def find(self) -> dict[str, Any] | None:
+        """Put a finished version of the same in service, if there is one. Call as `sole_writer`."""
+        finished = finished_version(self._folder, self.id)
+        if finished is None:
+            return None
+        version, door = finished
+        whole = proven_files(self._folder / version, door)
+        put_in_service(self._folder, version, door, proven=whole)
+        return {**door, "version": version, "reused": True}
+
     def publish(self) -> dict[str, Any]:
         """Build a version and put it in service. Call as `sole_writer`."""
-        version, door = self.run(new_version(self._folder), self.id)
+        version, door = self._run(new_version(self._folder), self.id)
         put_in_service(self._folder, version, door)
         return {**door, "version": version, "reused": False}
 
-    def run(self, version: str, index_id: str) -> tuple[str, dict[str, Any]]:
+    def _run(self, version: str, index_id: str) -> tuple[str, dict[str, Any]]:
         """Write all files of the version, and last its door."""
         start = time.perf_counter()
         folder, store, config = self._folder / version, self._store, self._config

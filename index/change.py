@@ -95,6 +95,8 @@ class _Changing:
             door,
             change,
         )
+        layers = [door.get(kind) or {} for kind in ("delta", "dead", "removed")]
+        before.require_whole(QUERIES, *(layer.get("file") for layer in layers))
         self._name = new_version(before.index)
         self._new = (before.index / self._name).make()
         self._config = IndexConfig(**door["config"])

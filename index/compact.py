@@ -158,6 +158,7 @@ class _Folding:
     def __init__(self, before: Standing, source: VectorSet, leave: Leave) -> None:
         self._old, self._version, self._door = before.folder, before.name, before.door
         self._source, self._leave = source, leave
+        before.require_whole(QUERIES, before.door["parts"][0]["file"])
         self._name = new_version(before.index)
         self._new = (before.index / self._name).make()
         self._config = IndexConfig(**before.door["config"])

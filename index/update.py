@@ -19,10 +19,11 @@ from typing import Any, Literal
 import numpy as np
 
 from index.artifact import ArtifactError, Folder, MissingArtifactError
-from index.build import Leave, build_id, build_index, rebuild_index, require_unit
+from index.build import Build, Leave, build_id
 from index.change import Change, change_version, removed_ids
 from index.choose import IndexConfig
 from index.compact import LiveQueries, LiveSet, fold
+from index.difference import Difference, Wanted, compare
 from index.drift import MAX_DEAD, MAX_GROWTH, Drift, delta_bound
 from index.embeddings import EmbeddingStore
 from index.fill import FillParts, fill_here
@@ -32,7 +33,7 @@ from index.live_queries import Moved
 from index.lock import sole_writer
 from index.queries import QUERIES, QuerySet
 from index.service import put_in_service
-from index.vectors import Float16s, Ids, StoredVectors, locate, require_ids
+from index.vectors import Ids, StoredVectors
 from index.versions import CHANGING, Standing, finished_version, open_current
 
 __all__ = ["Instructions", "Updated", "compact_index", "remove_pictures", "update_index"]
@@ -111,21 +112,20 @@ def update_index(
     Cost: one pass over the embedding set to find what changed; then see `change_version`, `fold`
     and `build_index`.
     """
-    why: str | None = "asked for"
     with sole_writer(folder, CHANGING):
         before = _in_service(folder)
         removed = NO_IDS if before is None else removed_ids(before)
-        wanted = _Wanted.of(store, np.setdiff1d(removed, told.restored), told.gone)
-        if not told.rebuild:
-            why = _why_anew(store, config, queries, before)
+        wanted = Wanted.of(store, np.setdiff1d(removed, told.restored), told.gone)
+        why = "asked for" if told.rebuild else _why_anew(store, config, queries, before)
         if before is not None and why is None:
             done, why = _follow(store, before, wanted, queries, fill)
             if done is not None:
                 return done
-    told.say(f"Building the index anew: {why}")
-    build = rebuild_index if told.rebuild else build_index
-    door = build(store, folder, config, queries=queries, fill=fill, leave=wanted.leave)
-    action: Action = "reused" if door["reused"] else "built"
+        told.say(f"Building the index anew: {why}")
+        build = Build(store, folder, config, queries, fill, wanted.leave)
+        found = None if told.rebuild else build.find()
+        door = found or build.publish()
+    action: Action = "built" if found is None else "reused"
     return Updated(version=door["version"], door=door, action=action, why=str(why))
 
 
@@ -147,6 +147,7 @@ def remove_pictures(folder: Folder, ids: Ids) -> Updated:
     with sole_writer(folder, CHANGING):
         version, door = open_current(folder, verify="sizes")
         before = Standing(folder, version, door)
+        _require_changeable(before)
         vectors = _living(before)
         wanted = np.unique(np.asarray(ids, np.int64))
         here = wanted[vectors.contains(wanted)]
@@ -189,9 +190,9 @@ def compact_index(
     with sole_writer(folder, CHANGING):
         version, door = open_current(folder)
         before = Standing(folder, version, door)
-        inside = before.folder
+        _require_changeable(before)
         drift = Drift.from_json(door["drift"]) if door.get("drift") else None
-        source = LiveSet(inside, door, _living(before))
+        source = LiveSet(before.folder, door, _living(before))
         leave = Leave(removed=removed_ids(before), gone=NO_IDS)
         drifted = drift is not None and drift.remedy == "retrain"
         if not (retrain or drifted):
@@ -203,16 +204,28 @@ def compact_index(
             name, made = fold(before, source, leave, NO_MOVES, fill)
             put_in_service(folder, name, made)
             return Updated(version=name, door=made, action="compacted", why=_layers_of(door))
+        why = "asked for" if retrain or drift is None else drift.why
+        say(f"Training anew: {why}")
         asked = None
         if door["queries"]["embeddings_id"] is not None:
-            path = inside.local_path(QUERIES)
-            asked = LiveQueries(inside, door, QuerySet.read(path))
-    why = "asked for" if retrain or drift is None else drift.why
-    say(f"Training anew: {why}")
-    config = IndexConfig(**door["config"])
-    # Its files stay: a build deletes no version before the next one is in service.
-    built = rebuild_index(source, folder, config, queries=asked, fill=fill, leave=leave)
+            queries = QuerySet.read(before.folder.local_path(QUERIES))
+            asked = LiveQueries(before.folder, door, queries)
+        config = IndexConfig(**door["config"])
+        built = Build(source, folder, config, asked, fill, leave).publish()
     return Updated(version=built["version"], door=built, action="built", why=why)
+
+
+def _require_changeable(before: Standing) -> None:
+    """Check that a version has the queries by which a change is measured.
+
+    Raises:
+        ValueError: it is of an older lookalike, which kept none.
+    """
+    if "queries" not in before.door:
+        raise ValueError(
+            f"{before.folder}: made by an older lookalike, and lacks the queries that a changed "
+            "version is measured by. Build it again: lookalike index --rebuild"
+        )
 
 
 def _layers_of(door: Mapping[str, Any]) -> str:
@@ -268,31 +281,10 @@ def _why_anew(
     return None
 
 
-@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
-class _Wanted:
-    """What of an embedding set an index is to hold.
-
-    Args:
-        ids: int64, rising.
-        leave: the others.
-    """
-
-    ids: Ids
-    leave: Leave
-
-    @classmethod
-    def of(cls, store: EmbeddingStore, removed: Ids, gone: Ids) -> _Wanted:
-        ids = store.ids()
-        absent = np.unique(gone)
-        # What is not embedded any more need not be left out, and would change what it is.
-        leave = Leave(removed=removed, gone=absent[locate(ids, absent)[1]])
-        return cls(ids=ids[~locate(leave.ids, ids)[1]], leave=leave)
-
-
 def _follow(
     store: EmbeddingStore,
     before: Standing,
-    wanted: _Wanted,
+    wanted: Wanted,
     queries: EmbeddingStore | None,
     fill: FillParts,
 ) -> tuple[Updated | None, str | None]:
@@ -300,7 +292,7 @@ def _follow(
     door = before.door
     vectors = _living(before)
     same_set = door["parents"]["embeddings_id"] == store.id
-    found = _compare(store, wanted, vectors, same_set=same_set)
+    found = compare(store, wanted, vectors, same_set=same_set)
     same_list = np.array_equal(removed_ids(before), wanted.leave.removed)
     if found.is_nothing and same_set and same_list:
         nothing = "nothing changed"
@@ -324,8 +316,8 @@ def _follow(
 def _changed(
     store: EmbeddingStore,
     before: Standing,
-    wanted: _Wanted,
-    found: _Difference,
+    wanted: Wanted,
+    found: Difference,
     fill: FillParts,
 ) -> Updated:
     """Change the version in service, or compact it where that would leave too much in layers."""
@@ -354,76 +346,3 @@ def _changed(
     )
     name, door = change_version(before, change)
     return Updated(version=name, door=door, action="changed", why=found.summary)
-
-
-@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
-class _Difference:
-    """How an embedding set differs from what is alive in a version.
-
-    Args:
-        added: ids that are not alive there.
-        replaced: ids that have another vector there.
-        gone: ids that are alive there alone.
-        vectors: of those added and replaced, by id, float16; None if they are too many for a delta.
-    """
-
-    added: Ids
-    replaced: Ids
-    gone: Ids
-    vectors: Float16s | None
-
-    @property
-    def is_nothing(self) -> bool:
-        """Whether there is none."""
-        return not (len(self.added) or len(self.replaced) or len(self.gone))
-
-    @property
-    def summary(self) -> str:
-        """In a sentence's part."""
-        return (
-            f"{len(self.added):,} came, {len(self.replaced):,} were replaced, "
-            f"{len(self.gone):,} went"
-        )
-
-
-def _compare(
-    store: EmbeddingStore, wanted: _Wanted, vectors: StoredVectors, *, same_set: bool
-) -> _Difference:
-    """Compare what is wanted with what is alive, row by row.
-
-    Args:
-        store: the embedding set.
-        wanted: which of it.
-        vectors: what is alive.
-        same_set: whether these came from the same set: then vectors of an id are the same.
-
-    Cost: one pass over the set, or, if nothing came from the same set, over its ids.
-    """
-    there = vectors.contains(wanted.ids)
-    gone = np.setdiff1d(vectors.ids, wanted.ids, assume_unique=True)
-    bound = delta_bound(len(vectors))
-    pieces: list[Float16s] = []
-    replaced: list[Ids] = []
-    count = 0
-    if not (same_set and there.all()):
-        last = -1
-        for ids, stored in store.iter_stored():
-            require_ids(ids, after=last)
-            last = int(ids[-1])
-            known, mine = vectors.contains(ids), locate(wanted.ids, ids)[1]
-            both, differs = known & mine, mine & ~known
-            if not same_set and both.any():
-                was = vectors.gather(vectors.rows_of(ids[both]))
-                differs[both] = (was != stored[both].astype(np.float32)).any(axis=1)
-                replaced.append(ids[both & differs])
-            require_unit(store, ids[differs], stored[differs])
-            count += int(differs.sum())
-            if count <= bound:
-                pieces.append(stored[differs])
-    empty = np.empty((0, vectors.dim), np.float16)
-    return _Difference(
-        added=wanted.ids[~there],
-        replaced=np.concatenate([NO_IDS, *replaced]),
-        gone=gone,
-        vectors=np.concatenate([empty, *pieces]) if count <= bound else None,
-    )

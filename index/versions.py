@@ -22,6 +22,7 @@ from index.artifact import (
     Proven,
     Verify,
     open_door,
+    require_whole,
 )
 from index.lock import sole_writer
 
@@ -92,6 +93,14 @@ class Standing:
     def folder(self) -> Folder:
         """The version's own folder."""
         return self.index / self.name
+
+    def require_whole(self, *names: str | None) -> None:
+        """Read files in full whose content goes into another version; None is no file.
+
+        Raises:
+            CorruptArtifactError: one is damaged.
+        """
+        require_whole(self.folder, self.door, [name for name in names if name is not None])
 
 
 def check_version(name: str) -> str:
