@@ -64,6 +64,7 @@ bench: bench-peers ## the measurements behind our speed claims: 90 minutes on 2 
 	$(BIN)/python -m benchmarks.page
 
 bench-accuracy: bench-peers ## accuracy in equal time: five hours; run again, it does what is missing
+	$(BIN)/python -m benchmarks.accuracy_equal_time --speeds
 	$(BIN)/python -m benchmarks.accuracy_equal_time --sweep
 	$(BIN)/python -m benchmarks.accuracy_equal_time
 	$(BIN)/python -m benchmarks.page

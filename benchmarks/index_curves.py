@@ -3,13 +3,18 @@
 Unit vectors in clusters, sorted by cluster as pictures in folders are; queries are new ones from
 the same clusters. Each index is built with all cores and searched one query at a time on one
 core, by a process of its own. Needs Linux.
+
+With ``--only`` some of them are measured, and kept beside what was measured of the others with the
+same settings.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -84,6 +89,22 @@ def contestants() -> dict[str, list[str]]:
     }
 
 
+def beside_others(
+    name: str, settings: dict[str, Any], rounds: list[dict[str, Any]], hardware: dict[str, Any]
+) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """Rounds, and what they ran on, with what is kept of the others in the order of the table."""
+    file = measuring.RESULTS / f"{name}.json"
+    kept = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+    if kept.get("settings") != settings:
+        return rounds, hardware
+    load = max(hardware["load"], kept["machine"]["load"])
+    whole = [
+        {each: both[each] for each in contestants() if each in both}
+        for both in (old | new for old, new in zip(kept["rounds"], rounds, strict=True))
+    ]
+    return whole, {**hardware, "load": load}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=3)
@@ -93,19 +114,27 @@ def main() -> None:
     parser.add_argument("--noise", type=float, default=1.0)
     parser.add_argument("--queries", type=int, default=1000)
     parser.add_argument("--k", type=int, default=10)
+    parser.add_argument("--only", nargs="+", metavar="NAME", help="comes last")
     asked = parser.parse_args()
     # Before anything is measured, what is missing is said.
     programs = contestants()
+    only = asked.only or list(programs)
+    if unknown := set(only) - set(programs):
+        parser.error(f"unknown: {', '.join(unknown)}; there are {', '.join(programs)}")
+    del asked.only
     hardware = measuring.machine()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         write_data(folder, asked)
         shared = ["--folder", name, "--k", str(asked.k), "--build-threads", str(num_cores())]
-        commands = {name: [*command, *shared] for name, command in programs.items()}
+        commands = {name: [*programs[name], *shared] for name in only}
         rounds = measuring.in_turn(measuring.programs(commands, TIMEOUT_S), asked.rounds)
     settings = {**vars(asked), "seed": SEED}
     size = f"_{asked.vectors}" if asked.vectors != parser.get_default("vectors") else ""
-    measuring.save(f"index_curves{size}", {"settings": settings, "rounds": rounds}, hardware)
+    rounds, hardware = beside_others(f"index_curves{size}", settings, rounds, hardware)
+    command = measuring.command_line().partition(" --only")[0]
+    body = {"command": command, "settings": settings, "rounds": rounds}
+    measuring.save(f"index_curves{size}", body, hardware)
 
 
 if __name__ == "__main__":

@@ -24,6 +24,7 @@ __all__ = [
     "RESULTS",
     "ChildError",
     "child",
+    "command_line",
     "in_turn",
     "machine",
     "peak_mb",

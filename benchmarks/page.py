@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.accuracy_table import accuracy_section
+from benchmarks.index_tables import curves_section, filters_section
 from benchmarks.measuring import CHECKOUT, RESULTS
 from benchmarks.rounds import Spread, ratio, spread, values
 from benchmarks.tables import judged, measured_on, not_measured, number, ranged, table
@@ -189,91 +190,15 @@ def _chunks(result: Result) -> list[str]:
     ]
 
 
-def _filters(result: Result) -> list[str]:
-    settings, rounds = result["settings"], result["rounds"]
-    rows, recalls, times = [], [], []
-    unfiltered = spread(values(rounds, "lookalike", "unfiltered ms"))
-    for kind in settings["kinds"]:
-        for share in settings["shares"]:
-            case, cells = f"{kind} {share:g}", []
-            for name in rounds[0]:
-                recall, taken = (
-                    spread(values(rounds, name, f"{case} {what}")) for what in ("recall", "ms")
-                )
-                cells.append(f"{recall.median:.3f}, {number(taken.median)} ms")
-            recalls.append(spread(values(rounds, "lookalike", f"{case} recall")))
-            times.append(spread(values(rounds, "lookalike", f"{case} ms")).median)
-            rows.append([f"{kind}, {100 * share:g} %", *cells])
-    times_unfiltered = max(times) / unfiltered.median
-    slowest = Spread(
-        median=times_unfiltered, low=times_unfiltered, high=times_unfiltered, n=len(rounds)
-    )
-    lowest = min(recalls, key=lambda found: found.median)
-    return [
-        f"recall@{settings['k']} and median time of a query in one thread, over "
-        f"{settings['pictures']:,} x {settings['dim']} vectors in {settings['clusters']} clusters, "
-        f"{settings['nlist']} lists, {settings['nprobe']} visited without a filter "
-        f"({settings['recall']}); {settings['queries']} queries, seed {settings['seed']}. FAISS "
-        "visits as many lists and skips what its IDSelectorBitmap does not select. Selected are "
-        "pictures drawn at random, of some clusters alone, or of one side of space.\n",
-        table(["selected", *rounds[0]], rows),
-        judged("lowest recall", lowest, 0.95),
-        judged("slowest median, times unfiltered", slowest, 2.0, at_least=False),
-        "",
-    ]  # fmt: skip
-
-
-def _index_curves(result: Result) -> list[str]:
-    settings, rounds = result["settings"], result["rounds"]
-    rows = []
-    for name in rounds[0]:
-        cells = [spread([_speed_at(one[name], recall) for one in rounds]) for recall in RECALLS]
-        size = spread(values(rounds, name, "disk_bytes_per_vector"))
-        rows.append(
-            [
-                name,
-                *(ranged(speeds) if speeds.low else "not reached" for speeds in cells),
-                ranged(spread(values(rounds, name, "grown_mb"))),
-                number(size.median),
-                ranged(spread(values(rounds, name, "build_s"))),
-                ranged(spread(values(rounds, name, "peak_mb"))),
-            ]
-        )
-    return [
-        f"Single queries a second on one core, at recall@{settings['k']} of at least so much: "
-        f"{settings['vectors']:,} unit vectors of {settings['dim']} dimensions in "
-        f"{settings['clusters']:,} clusters (noise {settings['noise']:g}), {settings['queries']:,} "
-        f"new queries from the same, seed {settings['seed']}. FAISS as its factory makes it, "
-        "others with their own defaults for building. Memory is what a fresh process grew by, "
-        "mapped pages too; bytes on disk a vector hold everything. Building uses all cores; "
-        "its peak has the pages of the vectors' file in it, and lookalike's seconds the search for "
-        "settings and their check.\n",
-        table(
-            ["", *(f"at {r}" for r in RECALLS), "memory MB", "bytes on disk", "build s", "peak MB"],
-            rows,
-        ),
-        "",
-    ]
-
-
-RECALLS = (0.9, 0.95, 0.99)
-
-
-def _speed_at(measured: dict[str, Any], recall: float) -> float:
-    """Queries a second of the fastest setting that reaches a recall; 0 where none does."""
-    good = [point for point in measured["curve"] if point["recall"] >= recall]
-    return max((float(point["queries_per_s"]) for point in good), default=0.0)
-
-
 SECTIONS: tuple[tuple[str, str, Callable[[Result], list[str]]], ...] = (
     ("Augmentation", "augmentation", _augmentation),
     ("SimCLR end to end", "simclr_end_to_end", _end_to_end),
     ("Ray Train's overhead", "train_overhead", _overhead),
     ("The contrastive loss", "losses", _losses),
     ("A batch in chunks", "batch_chunks", _chunks),
-    ("Filtered search", "filters", _filters),
-    ("Index: recall and speed", "index_curves", _index_curves),
-    ("Index: recall and speed of a million", "index_curves_1000000", _index_curves),
+    ("Filtered search", "filters", filters_section),
+    ("Index: recall and speed", "index_curves", curves_section),
+    ("Index: recall and speed of a million", "index_curves_1000000", curves_section),
 )
 
 if __name__ == "__main__":

@@ -21,14 +21,13 @@ from cluster.context import Context
 from cluster.index_job import gone_pictures
 from cluster.part_tasks import part_filler
 from cluster.workspace import check_name
-from index.artifact import Folder
 from index.change import removed_ids
 from index.choose import IndexConfig
 from index.embeddings import EmbeddingStore
 from index.filters import matching
 from index.update import Instructions, Updated, remove_pictures, update_index
 from index.vectors import Ids
-from index.versions import Standing, open_current
+from index.versions import Standing
 
 __all__ = ["RemoveConfig", "remove"]
 
@@ -81,19 +80,18 @@ def remove(config: RemoveConfig, context: Context) -> dict[str, Any]:
         door="CURRENT",
         make="lookalike index --corpus CORPUS --encoder ENCODER",
     )
-    version, door = open_current(folder, verify="sizes")
-    ids = _chosen(config, context, Standing(folder, version, door))
+    standing = Standing.in_service(folder)
+    ids = _chosen(config, context, standing)
     if config.restore:
-        done = _restore(config, context, folder, door, ids)
+        done = _restore(config, context, standing, ids)
     else:
         done = remove_pictures(folder, ids)
     return {"asked_for": len(ids), **report_of(done, config.index, folder)}
 
 
-def _restore(
-    config: RemoveConfig, context: Context, folder: Folder, door: dict[str, Any], ids: Ids
-) -> Updated:
+def _restore(config: RemoveConfig, context: Context, standing: Standing, ids: Ids) -> Updated:
     """Bring the index up to date with its embedding set, pictures that come back included."""
+    folder, door = standing.index, standing.door
     store = _embeddings(context, door["parents"]["embeddings"])
     if store.encoder_id != door["parents"]["encoder_id"]:
         raise ValueError(

@@ -72,7 +72,7 @@ def change_version(before: Standing, change: Change) -> tuple[str, dict[str, Any
     """Publish a version that differs from another; it is not put in service. Call as `sole_writer`.
 
     Args:
-        before: the one to differ from.
+        before: the one to differ from, as from `Standing.in_service`.
         change: the difference.
 
     Returns:
@@ -95,8 +95,6 @@ class _Changing:
             door,
             change,
         )
-        layers = [door.get(kind) or {} for kind in ("delta", "dead", "removed")]
-        before.require_whole(QUERIES, *(layer.get("file") for layer in layers))
         self._name = new_version(before.index)
         self._new = (before.index / self._name).make()
         self._config = IndexConfig(**door["config"])

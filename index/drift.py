@@ -116,7 +116,7 @@ def code_errors(part: Part, sample_ND: Floats) -> list[list[float]]:
     Of the nearest list's centroid, if there are several, and of the code, if it is short.
     """
     found = []
-    for errors in part.fit(sample_ND):
+    for errors in part.misfits(sample_ND):
         deviation = float(errors.std()) / math.sqrt(max(1, len(errors)))
         found.append([float(errors.mean()), deviation])
     return found

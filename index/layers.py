@@ -1,7 +1,9 @@
-"""A version in two layers, searched as one: its base, and the delta of what came since.
+"""A version in layers, searched as one: its base, and the delta of what came since.
 
-Each layer ranks by exact cosines of its own stored vectors, so that the best of both answers are
-the best of all. The delta is compared in full, whatever effort the base takes.
+Each layer ranks by exact cosines of its own stored vectors, so that the best of their answers are
+the best of all. What is dead in the base is no result there (`Ranker.live`); a picture that was
+replaced is dead in the base and alive in the delta, under one id. The delta is compared in full,
+whatever effort the base takes.
 
 Shapes: Q queries, D embedding, K results.
 """
@@ -20,73 +22,70 @@ from index.id_file import NO_IDS, read_ids
 from index.live import LiveVectors
 from index.part import Part, ShelvedPart
 from index.planner import Plan, Planner
-from index.rank import Ranker
+from index.rank import Ranker, best_first
 from index.selection import Selection
 from index.vectors import VECTORS, Floats, Ids, StoredVectors, VectorFile
 
 __all__ = ["LayeredPlanner", "LayeredRanker", "Opened", "best_of", "open_layers", "open_ranker"]
 
-ALL_OF_IT = 1
-"""Lists of the delta, which has one."""
-
 
 def best_of(found: Sequence[tuple[Ids, Floats]], k: int) -> tuple[Ids, Floats]:
     """The k best of some answers to the same queries, best first, equal scores by id."""
-    ids = np.concatenate([ids for ids, _ in found], axis=1)
-    scores = np.concatenate([scores for _, scores in found], axis=1)
-    order = np.lexsort((ids, -scores), axis=-1)[:, :k]
-    return np.take_along_axis(ids, order, 1), np.take_along_axis(scores, order, 1)
+    if len(found) == 1:
+        return found[0]
+    ids, scores = (np.concatenate(columns, axis=1) for columns in zip(*found, strict=True))
+    return best_first(ids, scores, k)
 
 
 @dataclass(frozen=True, slots=True)
 class LayeredRanker:
-    """Ranks over both layers; see `Ranker`.
+    """Ranks over all layers; see `Ranker`.
 
     Args:
-        base: of what is alive of the base.
-        delta: of the delta.
-        vectors: of both.
+        layers: the base, then the delta if there is one.
+        vectors: what is alive in any.
     """
 
-    base: Ranker
-    delta: Ranker
+    layers: Sequence[Ranker]
     vectors: StoredVectors
 
     @property
     def nlist(self) -> int:
-        """The effort in the base that is exact search."""
-        return self.base.nlist
+        """The effort in the base that is exact search; the delta has one list."""
+        return self.layers[0].nlist
 
     @property
     def lossy(self) -> bool:
         """Whether the base's codes only propose."""
-        return self.base.lossy
+        return self.layers[0].lossy
 
     def num_available(self, exclude: Ids | None) -> int:
         """Rows that may be results when ``exclude``, without repetition, may not."""
-        return self.base.num_available(exclude) + self.delta.num_available(exclude)
+        return sum(layer.num_available(exclude) for layer in self.layers)
 
     def top(
         self, queries_QD: Floats, k: int, *, nprobe: int, exclude: Ids | None = None
     ) -> tuple[Ids, Floats]:
         """The k nearest rows of every query; see `Ranker.top`."""
         found = [
-            self.base.top(queries_QD, k, nprobe=nprobe, exclude=exclude),
-            self.delta.top(queries_QD, k, nprobe=ALL_OF_IT, exclude=exclude),
+            layer.top(queries_QD, k, nprobe=min(nprobe, layer.nlist), exclude=exclude)
+            for layer in self.layers
         ]
         return best_of(found, k)
 
 
 class LayeredPlanner:
-    """Searches within selections over both layers; see `Planner`. Thread-safe."""
+    """Searches within selections over all layers; see `Planner`. Thread-safe.
 
-    def __init__(self, ranker: LayeredRanker, base: Planner, delta: Planner) -> None:
+    Args:
+        ranker: of the layers.
+        planners: one for each layer.
+    """
+
+    def __init__(self, ranker: LayeredRanker, planners: Sequence[Planner]) -> None:
         self._ranker = ranker
-        self._base = base
-        self._delta = delta
-        self._divided: WeakKeyDictionary[Selection, tuple[Selection, Selection]] = (
-            WeakKeyDictionary()
-        )
+        self._planners = planners
+        self._divided: WeakKeyDictionary[Selection, list[Selection]] = WeakKeyDictionary()
 
     def top(
         self, queries_QD: Floats, k: int, selection: Selection, exclude: Ids, *, exact: bool = False
@@ -95,33 +94,28 @@ class LayeredPlanner:
 
         The plan is the base's, with the delta counted in.
         """
-        in_base, in_delta = self._divide(selection)
-        base_ids, base_scores, plan = self._base.top(queries_QD, k, in_base, exclude, exact=exact)
-        delta_ids, delta_scores, other = self._delta.top(
-            queries_QD, k, in_delta, exclude, exact=exact
+        found = [
+            planner.top(queries_QD, k, part, exclude, exact=exact)
+            for planner, part in zip(self._planners, self._divide(selection), strict=True)
+        ]
+        ids, scores = best_of([(ids, scores) for ids, scores, _ in found], k)
+        plans = [plan for _, _, plan in found]
+        compared = [plan.num_compared for plan in plans if plan.num_compared is not None]
+        plan = replace(
+            plans[0],
+            is_exact=all(plan.is_exact for plan in plans),
+            num_selected=sum(plan.num_selected for plan in plans),
+            num_compared=sum(compared) if len(compared) == len(plans) else None,
         )
-        ids, scores = best_of([(base_ids, base_scores), (delta_ids, delta_scores)], k)
-        compared = (
-            None
-            if plan.num_compared is None or other.num_compared is None
-            else plan.num_compared + other.num_compared
-        )
-        both = replace(
-            plan,
-            is_exact=plan.is_exact and other.is_exact,
-            num_selected=plan.num_selected + other.num_selected,
-            num_compared=compared,
-        )
-        return ids, scores, both
+        return ids, scores, plan
 
-    def _divide(self, selection: Selection) -> tuple[Selection, Selection]:
-        """The selected pictures of the base and of the delta; divided once a selection."""
+    def _divide(self, selection: Selection) -> list[Selection]:
+        """The selected pictures by layer; divided once a selection."""
         divided = self._divided.get(selection)
         if divided is None:
-            divided = (
-                Selection.of_ids(self._ranker.base.vectors.ids, selection.ids),
-                Selection.of_ids(self._ranker.delta.vectors.ids, selection.ids),
-            )
+            divided = [
+                Selection.of_ids(layer.vectors.ids, selection.ids) for layer in self._ranker.layers
+            ]
             self._divided[selection] = divided
         return divided
 
@@ -148,18 +142,17 @@ def open_layers(folder: Folder, door: Mapping[str, Any]) -> Opened:
         folder: the version's folder.
         door: its door, checked against the files.
     """
-    file, dead_ids, added = _open_vectors(folder, door, mapped=True)
-    base: StoredVectors = LiveVectors(file, dead_ids) if len(dead_ids) else file
-    parts = [Part.open(folder.local_path(part["file"]), dead_ids) for part in door["parts"]]
-    ranker = Ranker(parts, base, refine=_refine(door))
-    planner = Planner(ranker, parts, door["parameters"]["nprobe"])
-    if added is None:
-        return Opened(base, ranker, planner)
-    flat = [Part.open(folder.local_path(door["delta"]["part"]))]
-    beside = Ranker(flat, added)
-    both = LayeredRanker(ranker, beside, LiveVectors(file, dead_ids, added))
-    planners = LayeredPlanner(both, planner, Planner(beside, flat, ALL_OF_IT))
-    return Opened(both.vectors, both, planners)
+    parts = [[Part.open(folder.local_path(name)) for name in names] for names in _parts(door)]
+    vectors, rankers = _open(folder, door, parts, mapped=True)
+    nprobe = door["parameters"]["nprobe"]
+    planners = [
+        Planner(ranker, own, min(nprobe, ranker.nlist))
+        for ranker, own in zip(rankers, parts, strict=True)
+    ]
+    if isinstance(vectors, VectorFile):
+        return Opened(vectors, rankers[0], planners[0])
+    both = LayeredRanker(rankers, vectors)
+    return Opened(vectors, both, LayeredPlanner(both, planners))
 
 
 def open_ranker(
@@ -175,27 +168,37 @@ def open_ranker(
     """
     if not sparing:
         return open_layers(folder, door).ranker
-    file, dead_ids, added = _open_vectors(folder, door, mapped=False)
-    base: StoredVectors = LiveVectors(file, dead_ids) if len(dead_ids) else file
-    parts = [ShelvedPart(folder.local_path(part["file"]), dead_ids) for part in door["parts"]]
-    ranker = Ranker(parts, base, refine=_refine(door))
-    if added is None:
-        return ranker
-    beside = Ranker([ShelvedPart(folder.local_path(door["delta"]["part"]))], added)
-    return LayeredRanker(ranker, beside, LiveVectors(file, dead_ids, added))
+    parts = [[ShelvedPart(folder.local_path(name)) for name in names] for names in _parts(door)]
+    vectors, rankers = _open(folder, door, parts, mapped=False)
+    return rankers[0] if isinstance(vectors, VectorFile) else LayeredRanker(rankers, vectors)
 
 
-def _open_vectors(
-    folder: Folder, door: Mapping[str, Any], *, mapped: bool
-) -> tuple[VectorFile, Ids, VectorFile | None]:
-    """Stored vectors of the base, ids that are dead in it, stored vectors of the delta."""
+def _parts(door: Mapping[str, Any]) -> list[list[str]]:
+    """Names of the FAISS files of the base, and of the delta if there is one."""
+    delta = door.get("delta")
+    base = [part["file"] for part in door["parts"]]
+    return [base, [delta["part"]]] if delta else [base]
+
+
+def _open(
+    folder: Folder,
+    door: Mapping[str, Any],
+    parts: Sequence[Sequence[Part | ShelvedPart]],
+    *,
+    mapped: bool,
+) -> tuple[StoredVectors, list[Ranker]]:
+    """What is alive, and a ranker for each layer."""
     file = VectorFile(folder.local_path(VECTORS), mapped=mapped)
     dead, delta = door.get("dead"), door.get("delta")
     dead_ids = read_ids(folder.local_path(dead["file"])) if dead else NO_IDS
     added = VectorFile(folder.local_path(delta["file"]), mapped=mapped) if delta else None
-    return file, dead_ids, added
-
-
-def _refine(door: Mapping[str, Any]) -> int:
+    live = None
+    if len(dead_ids):
+        live = Selection(file.ids, np.delete(np.arange(len(file)), file.rows_of(dead_ids)))
     # Versions written before there were short codes name no such number.
-    return int(door["parameters"].get("refine", 1))
+    rankers = [Ranker(parts[0], file, refine=door["parameters"].get("refine", 1), live=live)]
+    if added is not None:
+        rankers.append(Ranker(parts[1], added))
+    elif live is None:
+        return file, rankers
+    return LiveVectors(file, dead_ids, added), rankers

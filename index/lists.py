@@ -1,70 +1,117 @@
 """The inverted lists of an index: where they lie, and which of them hold selected pictures.
 
-Shapes: Q queries, D embedding, L lists, N rows of the index, M of them selected.
+Shapes: Q queries, D embedding, L lists, P lists visited, N rows of the index, M of them selected.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 from weakref import WeakKeyDictionary
 
+import faiss as faiss_library
 import numpy as np
 from numpy.typing import NDArray
 
 from index.part import Part
-from index.selection import Selection
-from index.vectors import Floats, Ids, locate
+from index.selection import Selection, selector_of
+from index.vectors import Floats, Ids
 
-__all__ = ["Lists"]
+__all__ = ["Held", "Lists"]
+
+faiss: Any = faiss_library  # its type stubs know no search parameters
+
+
+class Held:
+    """The lists that hold pictures of one selection.
+
+    Attributes:
+        counts: selected pictures in each list, [L + 1]; none in the last, which a -1 stands for.
+        num_lists: lists with at least one.
+        num_unlisted: selected pictures in parts without lists.
+        lists: FAISS's selector of the lists with at least one; None if all are.
+    """
+
+    def __init__(self, counts: NDArray[np.int64], num_unlisted: int, selector: Any) -> None:
+        lists = np.flatnonzero(counts)
+        self.counts = np.append(counts, 0)
+        self.num_lists = len(lists)
+        self.num_unlisted = num_unlisted
+        self.lists = None if len(lists) == len(counts) else selector_of(lists, len(counts))
+        self._selector = selector
+        self._parameters: dict[int, Any] = {}
+
+    def parameters(self, num_lists: int) -> Any:
+        """FAISS's parameters to visit so many lists; kept, as making them takes time."""
+        kept = self._parameters.get(num_lists)
+        if kept is None:
+            kept = faiss.SearchParametersIVF(sel=self._selector, nprobe=num_lists)
+            self._parameters[num_lists] = kept
+        return kept
 
 
 class Lists:
-    """What a filtered search knows of the lists of all parts, which share their centroids.
+    """What a filtered search knows of the lists of an index's parts, which share their centroids.
 
     Attributes:
-        centroids: float32 [L, D].
+        num_lists: L.
+        parts: those with lists.
+        others: those without, which are searched as a whole.
+        of_row: the list of each row, int32 [N]; L for a row of a part without lists.
 
     Memory: 4 bytes a picture. Cost: one pass over the ids.
     """
 
-    def __init__(self, centroids_LD: Floats, parts: Sequence[Part], ids_N: Ids) -> None:
-        self.centroids = centroids_LD
-        self._list_of_row = np.empty(len(ids_N), np.int32)
+    def __init__(
+        self, centroids_LD: Floats, parts: Sequence[Part], others: Sequence[Part], ids_N: Ids
+    ) -> None:
+        self.num_lists = len(centroids_LD)
+        self.parts = parts
+        self.others = others
+        self._centroids = faiss.IndexFlatIP(centroids_LD.shape[1])
+        self._centroids.add(centroids_LD)
+        self.of_row = np.full(len(ids_N), self.num_lists, np.int32)
         for part in parts:
             for number, ids in enumerate(part.ids_by_list()):
-                rows, alive = locate(ids_N, ids)  # a part still has what was removed since
-                self._list_of_row[rows[alive]] = number
-        self._counts: WeakKeyDictionary[Selection, NDArray[np.int64]] = WeakKeyDictionary()
+                self.of_row[np.searchsorted(ids_N, ids)] = number
+        self._held: WeakKeyDictionary[Selection, Held] = WeakKeyDictionary()
 
     @classmethod
     def of(cls, parts: Sequence[Part], ids_N: Ids) -> Lists | None:
         """The lists of an index; None if it has none, or its parts have lists of their own."""
-        centroids = [part.centroids() for part in parts]
-        first = centroids[0]
-        if first is None or not all(
-            other is not None and np.array_equal(first, other) for other in centroids
-        ):
+        centroids = [None if part.coarse is None else part.coarse.centroids() for part in parts]
+        listed = [found for found in centroids if found is not None]
+        if not listed or not all(np.array_equal(listed[0], other) for other in listed[1:]):
             return None
-        return cls(first, parts, ids_N)
+        with_lists, without = (
+            [part for part, found in zip(parts, centroids, strict=True) if (found is None) == bare]
+            for bare in (False, True)
+        )
+        return cls(listed[0], with_lists, without, ids_N)
 
-    def counts(self, selection: Selection) -> NDArray[np.int64]:
-        """How many of the selected pictures lie in each list, [L]; counted once a selection."""
-        counts = self._counts.get(selection)
-        if counts is None:
-            counts = np.bincount(self._list_of_row[selection.rows], minlength=len(self.centroids))
-            self._counts[selection] = counts
-        return counts
+    def held(self, selection: Selection) -> Held:
+        """The lists that hold selected pictures; looked for once a selection."""
+        held = self._held.get(selection)
+        if held is None:
+            counts = np.bincount(self.of_row[selection.rows], minlength=self.num_lists + 1)
+            held = Held(counts[:-1], int(counts[-1]), selection.selector)
+            self._held[selection] = held
+        return held
 
-    def nearest_first(self, queries_QD: Floats, lists: Ids) -> tuple[Ids, Floats]:
-        """Some lists in the order in which each query would visit them.
-
-        Args:
-            queries_QD: unit vectors float32.
-            lists: numbers of lists.
+    def nearest(self, queries_QD: Floats, count: int) -> tuple[Ids, Floats]:
+        """The lists nearest to each query, whatever they hold.
 
         Returns:
-            Their numbers and the inner products with their centroids, both [Q, len(lists)].
+            Their numbers and the inner products with their centroids, [Q, count], nearest first;
+            -1 for some that were not found.
         """
-        closeness = queries_QD @ self.centroids[lists].T
-        order = np.argsort(-closeness, axis=1)
-        return lists[order], np.take_along_axis(closeness, order, axis=1)
+        coarse = self.parts[0].coarse
+        assert coarse is not None, "a part with lists"
+        closeness, lists = coarse.nearest(queries_QD, count)
+        return lists, closeness
+
+    def nearest_held(self, queries_QD: Floats, count: int, held: Held) -> tuple[Ids, Floats]:
+        """As `nearest`, of the lists that hold selected pictures; at most as many as there are."""
+        parameters = faiss.SearchParameters(sel=held.lists)
+        closeness, lists = self._centroids.search(queries_QD, count, params=parameters)
+        return lists, closeness

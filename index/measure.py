@@ -117,7 +117,7 @@ def exact_top_k(
         step = max(1, SCORES_AT_ONCE // max(1, len(ids)))
         for start in range(0, len(queries_QD), step):
             rows = slice(start, start + step)
-            scores = queries_QD[rows] @ vectors.T
+            scores = _products(queries_QD[rows], vectors)
             if exclude_Q is not None:
                 scores[exclude_Q[rows, None] == ids[None, :]] = -np.inf
             _keep_best(best[rows], best_ids[rows], scores, ids)
@@ -128,19 +128,34 @@ def exact_top_k(
     return best_ids[:, :reachable], best[:, :reachable]
 
 
+def _products(queries_QD: Floats, vectors_ND: Floats) -> Floats:
+    """All inner products, [Q, N]; those of one query in this thread alone."""
+    if len(queries_QD) > 1:
+        return queries_QD @ vectors_ND.T
+    products: Floats = np.vecdot(vectors_ND, queries_QD)
+    return products[None]
+
+
 def _keep_best(best_QK: Floats, best_ids_QK: Ids, scores_QN: Floats, ids_N: Ids) -> None:
     """Merge a block's scores into the best so far, in place; few queries gain from most blocks."""
     gains = np.flatnonzero(scores_QN.max(axis=1, initial=-np.inf) > best_QK.min(axis=1))
     if not len(gains):
         return
-    k = best_QK.shape[1]
-    scores = np.concatenate([best_QK[gains], scores_QN[gains]], axis=1)
-    ids = np.concatenate(
-        [best_ids_QK[gains], np.broadcast_to(ids_N, (len(gains), len(ids_N)))], axis=1
-    )
-    top = np.argpartition(-scores, k - 1, axis=1)[:, :k]
+    k, scores = best_QK.shape[1], scores_QN[gains]
+    top = _highest(scores, k)
+    scores = np.concatenate([best_QK[gains], np.take_along_axis(scores, top, axis=1)], axis=1)
+    ids = np.concatenate([best_ids_QK[gains], ids_N[top]], axis=1)
+    top = _highest(scores, k)
     best_QK[gains] = np.take_along_axis(scores, top, axis=1)
     best_ids_QK[gains] = np.take_along_axis(ids, top, axis=1)
+
+
+def _highest(scores_QN: Floats, k: int) -> NDArray[np.intp]:
+    """Places of the k highest of each row, in no order."""
+    num_scores = scores_QN.shape[1]
+    if num_scores <= k:
+        return np.broadcast_to(np.arange(num_scores), scores_QN.shape)
+    return np.argpartition(scores_QN, num_scores - k, axis=1)[:, num_scores - k :]
 
 
 def recall_at_k(found_scores_QK: Floats, true_scores_QK: Floats) -> NDArray[np.float64]:

@@ -23,8 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from index.choose import HNSW_LINKS, Recipe
-from index.id_file import NO_IDS
-from index.selection import selector_of
+from index.coarse import Coarse, put_centroids
 from index.vectors import Floats, Ids
 
 __all__ = [
@@ -40,6 +39,8 @@ __all__ = [
 ]
 
 faiss: Any = faiss_library  # its type stubs know neither index attributes nor search parameters
+
+NO_IDS = np.empty(0, np.int64)
 
 MAX_EFFORT = 512
 """Most of a graph that a search looks at (efSearch); what more would take is left to a scan."""
@@ -85,7 +86,7 @@ def train_template(
     template.by_residual = False
     if centroids_KD is None:
         centroids_KD = sample_ND[:1]  # of a single list, which all visit
-    template.quantizer.add(np.ascontiguousarray(centroids_KD))
+    put_centroids(template.quantizer, centroids_KD)
     if recipe.lossy:
         template.pq.cp.min_points_per_centroid = 1
     with one_thread():  # many small k-means: threads would mostly wait for each other
@@ -110,28 +111,24 @@ def _flat_template(recipe: Recipe, dim: int) -> Any:
 class Part:
     """A filled FAISS index. Searching is safe from many threads.
 
-    Args:
-        faiss_index: what FAISS has built or read.
-        dead_ids: ids int64 of rows that are no results any more, rising.
-
     Attributes:
-        num_rows: vectors in it, dead ones too.
+        num_rows: vectors in it.
         nlist: the most effort a search can make: inverted lists; 1 for an exact scan, the
             entries that a graph looks at.
         lossy: whether the most effort may still miss a neighbour.
+        coarse: finds the lists; None if there are none.
     """
 
-    def __init__(self, faiss_index: Any, dead_ids: Ids = NO_IDS) -> None:
+    def __init__(self, faiss_index: Any) -> None:
         self._faiss = faiss_index
-        dead = selector_of(dead_ids, int(faiss_index.ntotal)) if len(dead_ids) else None
-        self._alive = None if dead is None else faiss.IDSelectorNot(dead)
-        self._dead = dead  # FAISS points to it
         self._is_ivf = isinstance(faiss_index, faiss.IndexIVF)
         self._is_graph = not self._is_ivf and isinstance(
             faiss.downcast_index(faiss_index.index), faiss.IndexHNSW
         )
+        self._kept: dict[int, Any] = {}
         self.num_rows = int(faiss_index.ntotal)
         self.nlist = int(faiss_index.nlist) if self._is_ivf else 1
+        self.coarse = Coarse(faiss_index.quantizer) if self._is_ivf else None
         if self._is_graph:
             self.nlist = MAX_EFFORT
         self.lossy = self._is_graph or isinstance(faiss_index, faiss.IndexIVFPQFastScan)
@@ -150,9 +147,9 @@ class Part:
         return part
 
     @classmethod
-    def open(cls, path: Path, dead_ids: Ids = NO_IDS) -> Part:
+    def open(cls, path: Path) -> Part:
         """Memory-map a file of ``write``; 4-bit codes are read into memory."""
-        return cls(read_faiss(path, mapped=True), dead_ids)
+        return cls(read_faiss(path, mapped=True))
 
     def write(self, path: str) -> None:
         """Write the FAISS file; not atomic by itself."""
@@ -164,7 +161,6 @@ class Part:
         k: int,
         *,
         nprobe: int,
-        exclude: Ids | None = None,
         selector: Any = None,
     ) -> tuple[Floats, Ids]:
         """Nearest rows in the lists visited: inner products [Q, K] and ids [Q, K], -1 for none.
@@ -176,29 +172,31 @@ class Part:
             queries_QD: unit vectors float32, C-contiguous.
             k: results a query, fewer if there are fewer rows.
             nprobe: lists to visit.
-            exclude: ids that are no results.
-            selector: FAISS's selector of the ids that may be results, all alive, instead of
-                ``exclude``.
+            selector: FAISS's selector of the ids that may be results; None for all.
         """
-        if selector is None:
-            selector = self._alive
-        if exclude is not None and len(exclude):
-            batch = faiss.IDSelectorBatch(exclude)
-            others = faiss.IDSelectorNot(batch)
-            both = self._alive is not None
-            selector = faiss.IDSelectorAnd(others, self._alive) if both else others
-        effort = min(nprobe, self.nlist)
-        if self._is_ivf:
-            parameters = faiss.SearchParametersIVF(sel=selector, nprobe=effort)
-        elif self._is_graph:
-            parameters = faiss.SearchParametersHNSW(sel=selector, efSearch=max(effort, 2 * k))
-        else:
-            parameters = faiss.SearchParameters(sel=selector)
+        parameters = self._parameters(min(nprobe, self.nlist), k, selector)
         scores, ids = self._faiss.search(queries_QD, min(k, self.num_rows), params=parameters)
         return scores, ids
 
+    def _parameters(self, effort: int, k: int, selector: Any) -> Any:
+        """FAISS's parameters. FAISS only reads them, so that threads may share them."""
+        if self._is_graph:
+            return faiss.SearchParametersHNSW(sel=selector, efSearch=max(effort, 2 * k))
+        # Making them takes longer than some searches.
+        kept = self._kept.get(effort) if selector is None else None
+        if kept is not None:
+            return kept
+        if self.coarse is None:
+            made = faiss.SearchParameters(sel=selector)
+        else:
+            coarse = self.coarse.parameters(effort)
+            made = faiss.SearchParametersIVF(sel=selector, nprobe=effort, quantizer_params=coarse)
+        if selector is None:
+            self._kept[effort] = made
+        return made
+
     def search_lists(
-        self, queries_QD: Floats, k: int, lists_QP: Ids, closeness_QP: Floats, selector: Any
+        self, queries_QD: Floats, k: int, lists_QP: Ids, closeness_QP: Floats, parameters: Any
     ) -> tuple[Floats, Ids]:
         """As `search`, in the lists named for each query; a list of -1 is none.
 
@@ -207,22 +205,17 @@ class Part:
             k: results a query.
             lists_QP: int64 numbers of lists, C-contiguous.
             closeness_QP: float32 inner products of the queries with these lists' centroids.
-            selector: FAISS's selector of the ids that may be results.
+            parameters: FAISS's, with the selector of ids and as many lists as there are columns.
         """
-        num_queries, nprobe = lists_QP.shape
+        num_queries = len(queries_QD)
         scores = np.empty((num_queries, k), np.float32)
         ids = np.empty((num_queries, k), np.int64)
-        parameters = faiss.SearchParametersIVF(sel=selector, nprobe=nprobe)
         # FAISS's wrapper for arrays takes nprobe from the shared index, and no parameters.
         arrays = (faiss.swig_ptr(a) for a in (lists_QP, closeness_QP, scores, ids))
         self._faiss.search_preassigned_c(
             num_queries, faiss.swig_ptr(queries_QD), k, *arrays, False, parameters
         )
         return scores, ids
-
-    def centroids(self) -> Floats | None:
-        """Centroids of the inverted lists, float32 [nlist, D]; None if there are none."""
-        return self._faiss.quantizer.reconstruct_n(0, self.nlist) if self._is_ivf else None
 
     def ids_by_list(self) -> Iterator[Ids]:
         """The ids in every inverted list."""
@@ -237,7 +230,7 @@ class Part:
         return self._is_ivf and self.nlist > 1
 
     def list_sizes(self) -> NDArray[np.int64]:
-        """Rows in each inverted list, dead ones too, [nlist]; of one list where there are none."""
+        """Rows in each inverted list, [nlist]; of one list where there are none."""
         if not self._is_ivf:
             return np.array([self.num_rows])
         lists = self._faiss.invlists
@@ -245,20 +238,19 @@ class Part:
 
     def lists_of(self, vectors_ND: Floats) -> Ids:
         """The list that each vector lies in or would lie in, int64 [N]."""
-        if not self._is_ivf:
+        if self.coarse is None:
             return np.zeros(len(vectors_ND), np.int64)
-        found: Ids = self._faiss.quantizer.assign(np.ascontiguousarray(vectors_ND), 1)[:, 0]
-        return found
+        return self.coarse.nearest(np.ascontiguousarray(vectors_ND), 1)[1][:, 0]
 
-    def fit(self, vectors_ND: Floats) -> list[Floats]:
+    def misfits(self, vectors_ND: Floats) -> list[Floats]:
         """Squared distances [N] of vectors to what stands for them, where that was trained.
 
         To the centroid of their list, if there are several, and to what short codes say.
         """
         found = []
-        if self.has_lists:
-            centroids = self._faiss.quantizer.reconstruct_n(0, self.nlist)
-            found.append(((vectors_ND - centroids[self.lists_of(vectors_ND)]) ** 2).sum(axis=1))
+        if self.coarse is not None and self.has_lists:
+            nearest = self.coarse.centroids()[self.lists_of(vectors_ND)]
+            found.append(((vectors_ND - nearest) ** 2).sum(axis=1))
         if isinstance(self._faiss, faiss.IndexIVFPQFastScan):
             codec = self._faiss.pq
             said = codec.decode(codec.compute_codes(np.ascontiguousarray(vectors_ND)))
@@ -277,24 +269,22 @@ class ShelvedPart:
 
     Args:
         path: a file of ``Part.write``.
-        dead_ids: see `Part`.
     """
 
-    def __init__(self, path: Path, dead_ids: Ids = NO_IDS) -> None:
+    def __init__(self, path: Path) -> None:
         opened = Part.open(path)
         self.path = path
-        self._dead_ids = dead_ids
         self.num_rows, self.nlist, self.lossy = opened.num_rows, opened.nlist, opened.lossy
 
     def search(
-        self, queries_QD: Floats, k: int, *, nprobe: int, exclude: Ids | None = None
+        self, queries_QD: Floats, k: int, *, nprobe: int, selector: Any = None
     ) -> tuple[Floats, Ids]:
         """As `Part.search`."""
-        return self.open().search(queries_QD, k, nprobe=nprobe, exclude=exclude)
+        return self.open().search(queries_QD, k, nprobe=nprobe, selector=selector)
 
     def open(self) -> Part:
         """The part, in memory for as long as it is held."""
-        return Part.open(self.path, self._dead_ids)
+        return Part.open(self.path)
 
 
 def emptied(path: Path) -> Any:

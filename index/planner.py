@@ -4,10 +4,10 @@ A fixed number of lists, as without a filter, finds next to nothing once few pic
 So a search within a selection takes one of these ways:
 
 * ``subset``: compares with every selected picture. Exact.
-* ``lists``: visits only lists that hold selected pictures, nearest first, until twice as many
-  selected pictures are compared as the tuned search compares pictures; then as many again, and
-  again, until that brings nothing new among the k nearest, or no list is left. Lists without a
-  selected picture are passed over, so a selection far away from the query is found as well.
+* ``lists``: visits only lists that hold selected pictures, nearest first, until as many selected
+  pictures are compared as the tuned search compares pictures; then on, until the k nearest are
+  among the first third of those compared, or no list is left. Lists without a selected picture
+  are passed over, so a selection far away from the query is found as well.
 * ``scan``: an index without lists compares with every selected picture inside FAISS. Exact.
 
 Short codes only propose: ``lists`` is then never exact, and asks for more proposals until the k
@@ -25,39 +25,37 @@ import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
+from weakref import WeakKeyDictionary
 
 import numpy as np
 from numpy.typing import NDArray
 
 from index.lists import Lists
-from index.measure import exact_top_k
 from index.part import Part
-from index.rank import MAX_CANDIDATE_BYTES, NONE, Ranker
+from index.rank import MAX_CANDIDATE_BYTES, MAX_DROPPED, NONE, Ranker
 from index.selection import Selection
+from index.subset import Subsets
 from index.vectors import Floats, Ids
+from index.visits import Visits
 
 __all__ = ["Plan", "Planner"]
 
-GATHER_NS = 2.2
+GATHER_NS = 2.0
 """To fetch and widen one stored float16 number of a row; measured, as those below."""
-PRODUCT_NS = 0.15
+PRODUCT_NS = 0.2
 """One multiplication of a row, by FAISS or BLAS."""
-SELECT_NS = 4.0
+SELECT_NS = 12.0
 """To ask whether a row is selected."""
-CALL_NS = 60_000.0
-"""One round of visits, whatever it visits."""
-ENOUGH = 2.0
-"""Pictures compared in the first round, as a multiple of what the tuned search compares."""
-GROWTH = 2.0
-"""Pictures compared after a further round, as a multiple of those before."""
+SUBSET_NS = 50_000.0
+"""To compare with a selection, whatever it holds."""
+VISIT_NS = 150_000.0
+"""To find lists and visit them, whatever they hold."""
+ENOUGH = 1.5
+"""Pictures compared at first, as a multiple of what the tuned search compares."""
 MAX_ORDERED = 1 << 21
 """Lists ordered at once, over all queries; bounds memory for many queries."""
-MAX_DROPPED = 64
-"""Excluded pictures that are searched for and dropped; more make a selection of their own."""
 DEEPER = 4
 """Candidates of the next try, as a multiple of those among which the k best came too late."""
-NOTHING_NEW = 0.02
-"""Share of the k nearest that a last round may still have changed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,8 +89,10 @@ class Planner:
         self._ranker = ranker
         self._parts = parts
         self._nprobe = nprobe
+        self._subsets = Subsets(ranker.vectors)
         self._lists: Lists | None = None
         self._lists_known = False
+        self._alive: WeakKeyDictionary[Selection, Selection] = WeakKeyDictionary()
         self._lock = threading.Lock()
 
     def top(
@@ -110,7 +110,8 @@ class Planner:
         Returns:
             ids [Q, K'] and exact cosines [Q, K'] as from ``Ranker.top``, and how they were found.
         """
-        dropped = exclude[selection.contains(exclude)]
+        selection = self._of_live(selection)
+        dropped = exclude[selection.contains(exclude)] if len(exclude) else exclude
         if len(dropped) > MAX_DROPPED:
             selection, dropped = selection.without(dropped), dropped[:0]
         available = len(selection) - len(dropped)
@@ -120,6 +121,8 @@ class Planner:
             plan = Plan("subset", True, available, 0.0)
             return empty.astype(np.int64), empty.astype(np.float32), plan
         ids, scores, plan = self._top(queries_QD, k + len(dropped), selection, exact)
+        if not len(dropped):
+            return ids, scores, plan
         places = np.argsort(np.isin(ids, dropped), axis=1, kind="stable")[:, :k]
         kept = np.take_along_axis(ids, places, 1), np.take_along_axis(scores, places, 1)
         return *kept, replace(plan, num_selected=available)
@@ -133,7 +136,7 @@ class Planner:
         if way == "scan":
             ids, scores = self._scan(queries_QD, k, selection)
         else:
-            ids, scores = self._subset(queries_QD, k, selection)
+            ids, scores = self._subsets.top(queries_QD, k, selection)
         return ids, scores, Plan(way, True, len(selection), float(len(selection)))
 
     def _way(
@@ -142,21 +145,24 @@ class Planner:
         """The cheapest way, by what each is estimated to take in nanoseconds."""
         num_queries, dim = queries_QD.shape
         selected, total = len(selection), len(self._ranker.vectors)
-        subset = CALL_NS + selected * dim * (GATHER_NS + num_queries * PRODUCT_NS)
+        gather = 0.0 if self._subsets.keeps(selected) else GATHER_NS
+        subset = SUBSET_NS + selected * dim * (gather + num_queries * PRODUCT_NS)
         nlist = self._ranker.nlist
         if nlist == 1:
-            scan = CALL_NS + num_queries * (total * SELECT_NS + selected * dim * PRODUCT_NS)
+            scan = SUBSET_NS + num_queries * (total * SELECT_NS + selected * dim * PRODUCT_NS)
             return "scan" if scan < subset else "subset"
         if exact:
             return "subset"
-        compared = min(GROWTH * self._enough(k), selected)  # two rounds, if the second ends it
+        compared = min(self._enough(k), selected)
         asked = min(compared * total / selected, total)
         visits = compared * dim * PRODUCT_NS + asked * SELECT_NS + nlist * dim * PRODUCT_NS
-        by_lists = 2 * CALL_NS + num_queries * visits
-        return "lists" if by_lists < subset and self.lists is not None else "subset"
+        by_lists = VISIT_NS + num_queries * visits
+        if by_lists < subset and self.lists is not None and self.lists.held(selection).num_lists:
+            return "lists"
+        return "subset"
 
     def _enough(self, k: int) -> float:
-        """Selected pictures to compare before asking whether more would bring anything new."""
+        """Selected pictures to compare before asking whether that is enough."""
         tuned = self._nprobe * len(self._ranker.vectors) / self._ranker.nlist
         return max(ENOUGH * tuned, 4.0 * k)
 
@@ -169,17 +175,23 @@ class Planner:
                 self._lists_known = True
             return self._lists
 
-    def _subset(self, queries: Floats, k: int, selection: Selection) -> tuple[Ids, Floats]:
-        return exact_top_k(queries, k, self._ranker.vectors.iter_rows(selection.rows))
+    def _of_live(self, selection: Selection) -> Selection:
+        """The selected pictures that may be results at all; found once a selection."""
+        live = self._ranker.live
+        if live is None:
+            return selection
+        found = self._alive.get(selection)
+        if found is None:
+            self._alive[selection] = found = selection.both(live)
+        return found
 
     def _scan(self, queries: Floats, k: int, selection: Selection) -> tuple[Ids, Floats]:
         found = [
-            part.search(queries, self._ranker.num_wanted(k), nprobe=1, selector=selection.selector)[
-                1
-            ]
+            part.search(queries, self._ranker.num_wanted(k), nprobe=1, selector=selection.selector)
             for part in self._parts
         ]
-        return self._ranker.rank(queries, np.concatenate(found, axis=1), k)
+        scores, ids = (np.concatenate(columns, axis=1) for columns in zip(*found, strict=True))
+        return self._ranker.rank(queries, ids, scores, k)
 
     def _by_lists(
         self, queries_QD: Floats, k: int, selection: Selection
@@ -193,13 +205,13 @@ class Planner:
         while len(waiting):
             width = min(width, len(selection))
             query_bytes = 4 * self._ranker.vectors.dim * width * len(self._parts)
-            step = min(MAX_CANDIDATE_BYTES // query_bytes, MAX_ORDERED // len(lists.centroids))
+            step = max(1, min(MAX_CANDIDATE_BYTES // query_bytes, MAX_ORDERED // lists.num_lists))
             deeper = []
-            for start in range(0, len(waiting), max(step, 1)):
-                which = waiting[start : start + max(step, 1)]
-                visits = _Visits(self._parts, lists, queries_QD[which], width, selection)
-                proposed = visits.run(self._enough(k), k)
-                ids[which], scores[which] = self._ranker.rank(queries_QD[which], proposed, k)
+            for start in range(0, len(waiting), step):
+                which = waiting[start : start + step]
+                visits = Visits(lists, self._ranker.vectors, queries_QD[which], selection)
+                found, proposed = visits.run(width, self._enough(k), k)
+                ids[which], scores[which] = self._ranker.rank(queries_QD[which], proposed, found, k)
                 compared[which] = visits.compared
                 deeper.append(which[self._too_few(proposed, ids[which])])
             # With all proposed, the stored vectors have decided.
@@ -220,70 +232,3 @@ class Planner:
             bool,
         )
         return np.asarray(is_full & came_late, np.bool_)
-
-
-class _Visits:
-    """The rounds of some queries over the lists that hold selected pictures.
-
-    Attributes:
-        compared: selected pictures compared so far, [Q].
-    """
-
-    def __init__(
-        self,
-        parts: Sequence[Part],
-        lists: Lists,
-        queries_QD: Floats,
-        width: int,
-        selection: Selection,
-    ) -> None:
-        counts = lists.counts(selection)
-        num_queries = len(queries_QD)
-        self._parts = parts
-        self._queries = queries_QD
-        self._selection = selection
-        self._order, self._closeness = lists.nearest_first(queries_QD, np.flatnonzero(counts))
-        self._reached = np.cumsum(counts[self._order], axis=1)
-        self._begin = np.zeros(num_queries, np.intp)
-        self._ids = np.full((num_queries, width), NONE)
-        self._scores = np.full((num_queries, width), -np.inf, np.float32)
-        self.compared = np.zeros(num_queries, np.int64)
-
-    def run(self, enough: float, k: int) -> Ids:
-        """Visit until a round brings nothing new to the k best, or every list was visited.
-
-        Returns:
-            The best by FAISS's own scores, best first, int64 [Q, width]; -1 for none.
-        """
-        waiting = np.arange(len(self._queries))
-        self._round(waiting, enough, k)
-        target = enough
-        while len(waiting := waiting[self._begin[waiting] < self._order.shape[1]]):
-            target *= GROWTH
-            num_new = self._round(waiting, target, k)
-            is_short = self._ids[waiting, k - 1] == NONE
-            waiting = waiting[is_short | (num_new > NOTHING_NEW * k)]
-        return self._ids
-
-    def _round(self, which: NDArray[np.intp], target: float, k: int) -> NDArray[np.intp]:
-        """Visit lists until so many are compared; how many of each query's k best are new."""
-        begins, last = self._begin[which], self._order.shape[1]
-        ends = np.clip((self._reached[which] < target).sum(axis=1) + 1, begins + 1, last)
-        places = begins[:, None] + np.arange((ends - begins).max())
-        lists = self._order[which[:, None], np.minimum(places, last - 1)]
-        lists[places >= ends[:, None]] = -1
-        closeness = self._closeness[which[:, None], np.minimum(places, last - 1)]
-        queries, count = self._queries[which], self._ids.shape[1]
-        found = [
-            part.search_lists(queries, count, lists, closeness, self._selection.selector)
-            for part in self._parts
-        ]
-        ids = np.concatenate([self._ids[which], *(ids for _, ids in found)], axis=1)
-        scores = np.concatenate([self._scores[which], *(scores for scores, _ in found)], axis=1)
-        best = np.argsort(-scores, axis=1, kind="stable")[:, :count]
-        self._ids[which] = np.take_along_axis(ids, best, 1)
-        self._scores[which] = np.take_along_axis(scores, best, 1)
-        self._begin[which], self.compared[which] = ends, self._reached[which, ends - 1]
-        # The first ``count`` columns are those of the rounds before.
-        is_new = (best[:, :k] >= count) & (self._ids[which, :k] != NONE)
-        return np.asarray(is_new.sum(axis=1), np.intp)

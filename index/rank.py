@@ -1,7 +1,8 @@
 """The one way from queries to ranked ids, used by search and by the tuning that vouches for it.
 
-FAISS proposes candidates; exact cosines on the stored vectors decide. Where the lists visited
-cannot fill a query's answer, more are visited until they do.
+Where FAISS's codes are the stored vectors, its scores are their cosines. Short codes and graphs
+only propose, and cosines with the stored vectors decide. Where the lists visited cannot fill a
+query's answer, more are visited until they do.
 
 Shapes: Q queries, D embedding, K results, M candidates.
 """
@@ -9,18 +10,25 @@ Shapes: Q queries, D embedding, K results, M candidates.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from index.measure import exact_top_k
 from index.part import Part, ShelvedPart
-from index.vectors import Floats, Ids, StoredVectors
+from index.selection import Selection, not_any_of
+from index.vectors import Floats, Ids, VectorFile
 
-__all__ = ["Ranker"]
+__all__ = ["MAX_CANDIDATE_BYTES", "MAX_DROPPED", "NONE", "SPARE", "Ranker", "best_first"]
 
 SPARE = 8
-"""Candidates beyond k: FAISS sums in another order, so near ties may change places."""
+"""Candidates beyond k: which of equal ones FAISS keeps is chance, and with short codes which of
+nearly equal ones."""
+
+MAX_DROPPED = 64
+"""Excluded pictures that are searched for and dropped, which leaves FAISS's loops as they are."""
 
 MAX_CANDIDATE_BYTES = 1 << 23
 """Vectors of candidates re-ranked at once; bounds memory for many queries."""
@@ -32,36 +40,38 @@ NONE = np.int64(-1)
 
 @dataclass(frozen=True, slots=True)
 class Ranker:
-    """Searches all parts of an index version and ranks exactly.
+    """Searches all parts of an index version and ranks exactly. Thread-safe.
 
     Args:
         parts: the FAISS files.
         vectors: the stored vectors of the same rows.
         refine: candidates a result that each part proposes; more make up for codes that are short.
+        live: the rows that may be results at all; None for all of them, which costs nothing.
+
+    Attributes:
+        lossy: whether FAISS's codes only propose: visiting all may miss a neighbour.
+        nlist: lists of a part; visiting as many is exact search. Where codes are lossy no number of
+            lists is: one more than there are then stands for a scan of the stored vectors.
     """
 
     parts: Sequence[Part | ShelvedPart]
-    vectors: StoredVectors
+    vectors: VectorFile
     refine: int = 1
+    live: Selection | None = None
+    lossy: bool = field(init=False)
+    nlist: int = field(init=False)
 
-    @property
-    def nlist(self) -> int:
-        """Lists of a part; visiting as many is exact search.
-
-        Where codes are lossy no number of lists is: one more than there are then stands for a scan
-        of the stored vectors.
-        """
-        return max(part.nlist for part in self.parts) + self.lossy
-
-    @property
-    def lossy(self) -> bool:
-        """Whether FAISS's codes only propose: visiting all of them may miss a neighbour."""
-        return any(part.lossy for part in self.parts)
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "lossy", any(part.lossy for part in self.parts))
+        most = max((part.nlist for part in self.parts), default=1)
+        object.__setattr__(self, "nlist", most + self.lossy)
 
     def num_available(self, exclude: Ids | None) -> int:
         """Rows that may be results when ``exclude``, without repetition, may not."""
-        excluded = 0 if exclude is None else int(self.vectors.contains(exclude).sum())
-        return len(self.vectors) - excluded
+        rows = self.vectors if self.live is None else self.live
+        if exclude is None or not len(exclude):
+            return len(rows)
+        return len(rows) - int(rows.contains(exclude).sum())
 
     def top(
         self, queries_QD: Floats, k: int, *, nprobe: int, exclude: Ids | None = None
@@ -72,71 +82,141 @@ class Ranker:
             queries_QD: unit vectors float32, C-contiguous.
             k: at least 1.
             nprobe: lists to visit in every part at first.
-            exclude: ids that are no results, without repetition.
+            exclude: ids that are no results, rising, without repetition.
 
         Returns:
             ids int64 [Q, K'] and scores float32 [Q, K'], best first, equal scores by id: inner
             products with the stored vectors, which rounding may take a hair over 1.
             K' = min(k, number of rows that are not excluded). Never an id of -1.
         """
+        exclude = exclude if exclude is not None and len(exclude) else None
         k = min(k, self.num_available(exclude))
         if not k or not len(queries_QD):
             return np.empty((len(queries_QD), k), np.int64), np.empty((len(queries_QD), k), "f4")
-        query_bytes = 4 * self.vectors.dim * self.num_wanted(k) * len(self.parts)
+        ask = self._ask(k, exclude)
+        query_bytes = 4 * self.vectors.dim * ask.width * len(self.parts)
         step = max(1, MAX_CANDIDATE_BYTES // query_bytes)
+        if len(queries_QD) <= step:
+            return self._top_block(queries_QD, ask, nprobe)
         blocks = [
-            self._top_block(queries_QD[start : start + step], k, nprobe, exclude)
+            self._top_block(queries_QD[start : start + step], ask, nprobe)
             for start in range(0, len(queries_QD), step)
         ]
         return np.concatenate([b[0] for b in blocks]), np.concatenate([b[1] for b in blocks])
 
-    def _top_block(
-        self, queries: Floats, k: int, nprobe: int, exclude: Ids | None
-    ) -> tuple[Ids, Floats]:
-        candidates = self._candidates(queries, self.num_wanted(k), nprobe, exclude)
-        short = (candidates != NONE).sum(axis=1) < k
-        while short.any():
+    def _ask(self, k: int, exclude: Ids | None) -> _Ask:
+        """What to ask of the parts, so that k results are left."""
+        live = None if self.live is None else self.live.selector
+        if exclude is None:
+            return _Ask(k, self.num_wanted(k), live, None)
+        if len(exclude) <= MAX_DROPPED:
+            return _Ask(k, self.num_wanted(k) + len(exclude), live, exclude)
+        return _Ask(k, self.num_wanted(k), not_any_of(exclude, len(self.vectors), live), exclude)
+
+    def _top_block(self, queries: Floats, ask: _Ask, nprobe: int) -> tuple[Ids, Floats]:
+        scores, ids = self._candidates(queries, ask, nprobe)
+        while ids.min() == NONE and (short := (ids != NONE).sum(axis=1) < ask.k).any():
             assert nprobe < self.nlist, "visiting all lists must fill every answer"
             nprobe = min(4 * nprobe, self.nlist)
-            candidates[short] = self._candidates(
-                queries[short], self.num_wanted(k), nprobe, exclude
-            )
-            short = (candidates != NONE).sum(axis=1) < k
-        return self.rank(queries, candidates, k)
+            scores[short], ids[short] = self._candidates(queries[short], ask, nprobe)
+        return self.rank(queries, ids, scores, ask.k)
 
-    def rank(self, queries_QD: Floats, candidates_QM: Ids, k: int) -> tuple[Ids, Floats]:
-        """The k best of the candidates by exact cosine, equal ones by id; -1 and -inf are none."""
-        scores = self._cosines(queries_QD, candidates_QM)
-        order = np.lexsort((candidates_QM, -scores), axis=-1)[:, :k]
-        return np.take_along_axis(candidates_QM, order, 1), np.take_along_axis(scores, order, 1)
+    def rank(
+        self, queries_QD: Floats, ids_QM: Ids, scores_QM: Floats, k: int
+    ) -> tuple[Ids, Floats]:
+        """The k best of some candidates by exact cosine, equal ones by id.
+
+        Args:
+            queries_QD: unit vectors float32.
+            ids_QM: the candidates; -1 is none, with a score below all others.
+            scores_QM: FAISS's scores of them, which are the cosines unless codes are lossy.
+            k: results a query.
+        """
+        if self.lossy:
+            ids_QM = np.sort(ids_QM, axis=1)  # in the order of the file, and equal ones by id
+            scores_QM = self._cosines(queries_QD, ids_QM)
+        return best_first(ids_QM, scores_QM, k)
 
     def num_wanted(self, k: int) -> int:
         """Candidates that each part proposes for k results."""
         return k * self.refine + SPARE
 
-    def _candidates(self, queries: Floats, count: int, nprobe: int, exclude: Ids | None) -> Ids:
+    def _candidates(self, queries: Floats, ask: _Ask, nprobe: int) -> tuple[Floats, Ids]:
+        """FAISS's scores and ids [Q, M]; what is excluded, or missing, is -1."""
         if self.lossy and nprobe >= self.nlist:
-            return self._scan(queries, count, exclude)
-        found = [part.search(queries, count, nprobe=nprobe, exclude=exclude) for part in self.parts]
-        return np.concatenate([ids for _, ids in found], axis=1)
+            return self._scan(queries, ask)
+        found = [
+            part.search(queries, ask.width, nprobe=nprobe, selector=ask.selector)
+            for part in self.parts
+        ]
+        scores, ids = found[0]
+        if len(found) > 1:
+            scores, ids = (np.concatenate(columns, axis=1) for columns in zip(*found, strict=True))
+        if ask.exclude is not None:
+            dropped = _is_any_of(ids, ask.exclude)
+            ids[dropped], scores[dropped] = NONE, -np.inf
+        return scores, ids
 
-    def _scan(self, queries: Floats, count: int, exclude: Ids | None) -> Ids:
+    def _scan(self, queries: Floats, ask: _Ask) -> tuple[Floats, Ids]:
         """What is nearest by the stored vectors alone, as wide as what the parts propose."""
+        live = self.live
 
         def allowed() -> Iterator[tuple[Ids, Floats]]:
             for ids, vectors in self.vectors.iter_batches(SCAN_ROWS):
-                keep = slice(None) if exclude is None else ~np.isin(ids, exclude)
-                yield ids[keep], vectors[keep]
+                keep = np.ones(len(ids), bool) if live is None else live.contains(ids)
+                if ask.exclude is not None:
+                    keep &= ~_is_any_of(ids, ask.exclude)
+                yield (ids, vectors) if keep.all() else (ids[keep], vectors[keep])
 
-        width = sum(min(count, part.num_rows) for part in self.parts)
-        found, _ = exact_top_k(queries, min(count, width), allowed())
-        wide = np.full((len(queries), width), NONE)
-        wide[:, : found.shape[1]] = found
-        return wide
+        width = sum(min(ask.width, part.num_rows) for part in self.parts)
+        found, cosines = exact_top_k(queries, min(ask.width, width), allowed())
+        ids = np.full((len(queries), width), NONE)
+        scores = np.full((len(queries), width), -np.inf, np.float32)
+        ids[:, : found.shape[1]], scores[:, : found.shape[1]] = found, cosines
+        return scores, ids
 
-    def _cosines(self, queries_QD: Floats, candidates_QM: Ids) -> Floats:
-        scores = np.full(candidates_QM.shape, -np.inf, np.float32)
-        query, place = np.nonzero(candidates_QM != NONE)
-        vectors = self.vectors.gather(self.vectors.rows_of(candidates_QM[query, place]))
-        scores[query, place] = np.einsum("md,md->m", queries_QD[query], vectors)
+    def _cosines(self, queries_QD: Floats, ids_QM: Ids) -> Floats:
+        is_none = ids_QM == NONE
+        some = np.where(is_none, self.vectors.ids[0], ids_QM) if is_none.any() else ids_QM
+        rows = self.vectors.rows_of(some.reshape(-1))
+        vectors = self.vectors.gather(rows).reshape(*ids_QM.shape, -1)
+        # Each cosine is a sum of its own, the same whatever else is asked.
+        scores: Floats = np.vecdot(vectors, queries_QD[:, None])
+        scores[is_none] = -np.inf
         return scores
+
+
+@dataclass(frozen=True, slots=True)
+class _Ask:
+    """What is asked of every part.
+
+    Args:
+        k: results to be left.
+        width: candidates a part.
+        selector: FAISS's selector of ids; None for all.
+        exclude: ids that are no results, should a part propose them.
+    """
+
+    k: int
+    width: int
+    selector: Any
+    exclude: Ids | None
+
+
+def best_first(ids_QM: Ids, scores_QM: Floats, k: int) -> tuple[Ids, Floats]:
+    """The k best of each row, equal scores by id.
+
+    >>> ids, scores = np.array([[7, -1, 4, 9]]), np.array([[0.5, -np.inf, 0.5, 0.6]], np.float32)
+    >>> best_first(ids, scores, 3)[0].tolist()
+    [[9, 4, 7]]
+    """
+    if (scores_QM[:, 1:] < scores_QM[:, :-1]).all():  # as FAISS leaves a part without equal scores
+        return ids_QM[:, :k], scores_QM[:, :k]
+    order = np.lexsort((ids_QM, -scores_QM), axis=-1)[:, :k]
+    return np.take_along_axis(ids_QM, order, 1), np.take_along_axis(scores_QM, order, 1)
+
+
+def _is_any_of(ids: Ids, some: Ids) -> NDArray[np.bool_]:
+    """Which of the ids are among some rising ones, of which there is one at least."""
+    places = np.minimum(np.searchsorted(some, ids), len(some) - 1)
+    return np.asarray(some[places] == ids, np.bool_)

@@ -10,6 +10,7 @@ Shapes: Q queries, D embedding, K results, N corpus rows, M ids.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,10 +27,14 @@ from index.planner import Plan
 from index.ranking import Ranking
 from index.reach import Matches, within_reach
 from index.selection import Selection
-from index.vectors import Floats, Ids, unit
+from index.vectors import Floats, Ids
 from index.versions import open_current, while_current
 
 __all__ = ["EncoderMismatchError", "Hits", "Searcher", "require_same_encoder"]
+
+NO_IDS: Ids = np.empty(0, np.int64)
+NO_FLAGS: frozenset[str] = frozenset()
+SHORT = frozenset({"short"})
 
 
 class EncoderMismatchError(ValueError):
@@ -181,7 +186,7 @@ class Searcher:
         if isinstance(k, bool) or not isinstance(k, int | np.integer) or k < 1:
             raise ValueError(f"k is {k!r}; ask for at least 1 result")
         queries = self._checked(queries_QD)
-        exclude = np.unique(np.asarray([] if exclude_ids is None else exclude_ids, np.int64))
+        exclude = NO_IDS if exclude_ids is None else np.unique(np.asarray(exclude_ids, np.int64))
         if self._threads is not None:
             faiss.omp_set_num_threads(self._threads)  # OpenMP keeps it per calling thread
 
@@ -199,10 +204,10 @@ class Searcher:
             ids, scores, plan = nearest(int(k))
         else:
             ids, scores, plan = ranking.answer(int(k), nearest, self.vectors_of)
-        flags = frozenset({"short"}) if ids.shape[1] < k else frozenset[str]()
+        flags = SHORT if ids.shape[1] < k else NO_FLAGS
         return Hits(
             ids=ids,
-            scores=np.clip(scores, -1, 1),
+            scores=np.minimum(np.maximum(scores, -1), 1),
             flags=flags,
             num_searched=plan.num_selected,
             plan=plan,
@@ -296,10 +301,10 @@ class Searcher:
                 f"queries of shape {list(queries.shape)}; index {self.id[:12]} needs "
                 f"[Q, {self.dim}]. Embed the query with the encoder of the index."
             )
-        norms = np.linalg.norm(queries, axis=1, keepdims=True)
-        if not np.isfinite(norms).all() or not (norms > 0).all():
+        norms = np.sqrt(np.vecdot(queries, queries))
+        if not all(0 < norm < math.inf for norm in norms.tolist()):  # NaN is neither
             raise ValueError(
                 "a query vector is zero or not finite, so no cosine is defined. "
                 "Check the picture and the encoder that made it."
             )
-        return unit(queries / norms)
+        return np.ascontiguousarray(queries / norms[:, None], np.float32)

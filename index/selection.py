@@ -14,22 +14,12 @@ from numpy.typing import NDArray
 
 from index.vectors import Ids, locate
 
-__all__ = ["Selection", "selector_of"]
+__all__ = ["Selection", "not_any_of", "selector_of"]
 
 faiss: Any = faiss_library  # its type stubs do not know selectors made of arrays
 
 MAX_BITS_PER_ID = 64
 """A bitmap as long as the highest id; where ids lie thinner than this, FAISS's hash set instead."""
-
-
-def selector_of(ids_M: Ids, num_all: int) -> Any:
-    """FAISS's selector of some of ``num_all`` ids, int64 and rising."""
-    highest = int(ids_M[-1]) if len(ids_M) else 0
-    if highest > MAX_BITS_PER_ID * num_all + 1024:
-        return faiss.IDSelectorBatch(ids_M)
-    bits = np.zeros(highest + 1, np.uint8)
-    bits[ids_M] = 1
-    return faiss.IDSelectorBitmap(np.packbits(bits, bitorder="little"))
 
 
 class Selection:
@@ -79,6 +69,10 @@ class Selection:
             return self
         return Selection(self._all_ids, self.rows[~np.isin(self.ids, excluded)])
 
+    def both(self, other: Selection) -> Selection:
+        """The pictures that are in this selection and in another one of the same version."""
+        return Selection(self._all_ids, self.rows[other.contains(self.ids)])
+
     def contains(self, ids: Ids) -> NDArray[np.bool_]:
         """Which of the ids are selected."""
         return locate(self.ids, ids)[1]
@@ -87,3 +81,25 @@ class Selection:
     def selector(self) -> Any:
         """FAISS's selector of these ids; searches may share it."""
         return selector_of(self.ids, len(self._all_ids))
+
+
+def not_any_of(exclude: Ids, num_rows: int, live: Any = None) -> Any:
+    """FAISS's selector of all ids but some.
+
+    Args:
+        exclude: int64 ids, rising; those that the index does not have do no harm.
+        num_rows: pictures of the index.
+        live: FAISS's selector of the ids among which to leave them out; None for all.
+    """
+    others = faiss.IDSelectorNot(selector_of(exclude[exclude >= 0], num_rows))
+    return others if live is None else faiss.IDSelectorAnd(others, live)
+
+
+def selector_of(ids_M: Ids, num_rows: int) -> Any:
+    """FAISS's selector of some ids, int64 and rising, of an index of so many rows."""
+    highest = int(ids_M[-1]) if len(ids_M) else 0
+    if highest > MAX_BITS_PER_ID * num_rows + 1024:
+        return faiss.IDSelectorBatch(ids_M)
+    bits = np.zeros(highest + 1, np.uint8)
+    bits[ids_M] = 1
+    return faiss.IDSelectorBitmap(np.packbits(bits, bitorder="little"))

@@ -145,14 +145,16 @@ def remove_pictures(folder: Folder, ids: Ids) -> Updated:
         CorruptArtifactError: the one in service is damaged.
     """
     with sole_writer(folder, CHANGING):
-        version, door = open_current(folder, verify="sizes")
-        before = Standing(folder, version, door)
+        before = Standing.in_service(folder)
         _require_changeable(before)
         vectors = _living(before)
         wanted = np.unique(np.asarray(ids, np.int64))
         here = wanted[vectors.contains(wanted)]
         if not len(here):
-            return Updated(version=version, door=door, action="reused", why="none of them is in it")
+            unknown = "none of them is in it"
+            return Updated(
+                version=before.name, door=dict(before.door), action="reused", why=unknown
+            )
         if len(here) == len(vectors):
             raise ValueError(
                 f"{folder}: all {len(vectors):,} pictures are to be removed, and an index needs "
@@ -244,7 +246,7 @@ def _living(before: Standing) -> StoredVectors:
 
 def _in_service(folder: Folder) -> Standing | None:
     try:
-        return Standing(folder, *open_current(folder, verify="sizes"))
+        return Standing.in_service(folder)
     except MissingArtifactError:
         return None
     except ArtifactError as error:  # damaged: to be replaced

@@ -36,6 +36,7 @@ __all__ = [
     "locate",
     "require_ids",
     "unit",
+    "widen",
 ]
 
 Ids = NDArray[np.int64]
@@ -52,6 +53,14 @@ MAX_ID = 2**63 - 2
 
 GATHER_ROWS = 4096
 """Rows that are gathered as float16 at once."""
+
+WIDENED_AT_ONCE = 1 << 16
+"""Numbers that stay in the processor's cache between the steps of widening them."""
+
+SIGN_AND_FIELDS = np.int32(-0x7000_2000)
+"""The sign of a float32, and where the 15 other bits of a float16 come to lie."""
+
+EXPONENTS_APART = np.float32(2.0 ** (127 - 15))
 
 
 class VectorSource(Protocol):
@@ -117,6 +126,27 @@ def unit(vectors_ND: NDArray[np.floating]) -> Floats:
     vectors = np.asarray(vectors_ND, dtype=np.float32)
     norms: Floats = np.linalg.norm(vectors, axis=1, keepdims=True).astype(np.float32)
     return vectors / norms
+
+
+def widen(stored_ND: Float16s, *, out: Floats | None = None) -> Floats:
+    """The same finite numbers as float32, which every float16 is exactly; into ``out`` if given.
+
+    A float32 with the same fields, moved to where it has them, is too small by a factor that is
+    the difference of both exponents' zeros. numpy's own cast takes four times as long.
+
+    >>> widen(np.array([[0.5, -65504.0]], np.float16)).tolist()
+    [[0.5, -65504.0]]
+    """
+    found = np.empty(stored_ND.shape, np.float32) if out is None else out
+    step = max(1, WIDENED_AT_ONCE // max(1, found.shape[1]))
+    for start in range(0, len(found), step):
+        here = found[start : start + step]
+        bits = here.view(np.int32)
+        np.copyto(bits, stored_ND[start : start + step].view(np.int16))  # the sign goes all the way
+        bits <<= 13
+        bits &= SIGN_AND_FIELDS
+        here *= EXPONENTS_APART
+    return found
 
 
 def require_ids(ids_N: Ids, *, after: int = -1) -> None:
@@ -245,30 +275,21 @@ class VectorFile:
         Raises:
             KeyError: an id is not in this file.
         """
-        rows, found = locate(self.ids, ids_M)
+        rows, found = self._locate(ids_M)
         if not found.all():
             raise KeyError(f"picture {int(ids_M[~found][0])} has no vector in this index")
         return rows
 
     def contains(self, ids_M: Ids) -> NDArray[np.bool_]:
         """Which of the ids are in this file, bool [M]."""
-        return locate(self.ids, ids_M)[1]
+        return self._locate(ids_M)[1]
 
     def gather(self, rows_M: NDArray[np.intp]) -> Floats:
         """The vectors of the given rows as float32 [M, D], in their order."""
         vectors = np.empty((len(rows_M), self.dim), np.float32)
         for start in range(0, len(rows_M), GATHER_ROWS):
             here = slice(start, start + GATHER_ROWS)
-            blocks, places = np.divmod(rows_M[here], BATCH_ROWS)
-            if not self._mapped:
-                vectors[here] = self._read_rows(blocks, places)
-            elif self._stacked is None:
-                vectors[here] = [self._blocks[b][p] for b, p in zip(blocks, places, strict=True)]
-            else:
-                short = blocks == len(self._stacked)
-                vectors[here] = self._stacked[np.where(short, 0, blocks), places]
-                if short.any():
-                    vectors[here][short] = self._blocks[-1][places[short]]
+            widen(self._stored(rows_M[here]), out=vectors[here])
         return vectors
 
     def iter_rows(
@@ -290,7 +311,7 @@ class VectorFile:
             stop: row before which to end; None for the last.
         """
         for ids, stored in self.iter_stored(batch_rows, start=start, stop=stop):
-            yield ids, stored.astype(np.float32)
+            yield ids, widen(stored)
 
     def iter_stored(
         self, batch_rows: int = BATCH_ROWS, *, start: int = 0, stop: int | None = None
@@ -305,6 +326,32 @@ class VectorFile:
                 self._read(self._blocks[block][first:last]),
             )
             start += last - first
+
+    def _locate(self, ids_M: Ids) -> tuple[NDArray[np.intp], NDArray[np.bool_]]:
+        """Where each id is or would be, and whether it is there."""
+        if self._without_gaps:
+            rows = ids_M - self.ids[0]
+            return rows, (rows >= 0) & (rows < len(self.ids))
+        return locate(self.ids, ids_M)
+
+    @functools.cached_property
+    def _without_gaps(self) -> bool:
+        """Whether ids are consecutive, so that a row follows from its id alone."""
+        return len(self) > 0 and int(self.ids[-1] - self.ids[0]) == len(self) - 1
+
+    def _stored(self, rows_M: NDArray[np.intp]) -> Float16s:
+        """Copies of the given rows."""
+        blocks, places = np.divmod(rows_M, BATCH_ROWS)
+        if not self._mapped:
+            return self._read_rows(blocks, places)
+        if self._stacked is None:
+            return np.stack([self._blocks[b][p] for b, p in zip(blocks, places, strict=True)])
+        is_last = blocks == len(self._stacked)  # the last block, if it is shorter than the others
+        if not is_last.any():
+            return np.asarray(self._stacked[blocks, places], np.float16)
+        rows: Float16s = self._stacked[np.where(is_last, 0, blocks), places]
+        rows[is_last] = self._blocks[-1][places[is_last]]
+        return rows
 
     def _byte(self, view: NDArray[Any]) -> int:
         """Where in the file a view of the map begins."""

@@ -25,6 +25,7 @@ from index.artifact import (
     require_whole,
 )
 from index.lock import sole_writer
+from index.vectors import VECTORS
 
 __all__ = [
     "BUILDING",
@@ -89,18 +90,30 @@ class Standing:
     name: str
     door: Mapping[str, Any]
 
+    @classmethod
+    def in_service(cls, index: Folder) -> Standing:
+        """The version in service; all that a change reads and writes anew is verified in full.
+
+        Of its base, vectors and FAISS parts, which stay as they are, sizes are.
+
+        Raises:
+            MissingArtifactError: no index has been published here.
+            CorruptArtifactError: ``CURRENT`` or its version is damaged.
+        """
+        standing = cls(index, *open_current(index, verify="sizes"))
+        door = standing.door
+        base = {VECTORS, *(part["file"] for part in door["parts"])}
+        standing.require_whole(*(name for name in door["files"] if name not in base))
+        return standing
+
     @property
     def folder(self) -> Folder:
         """The version's own folder."""
         return self.index / self.name
 
-    def require_whole(self, *names: str | None) -> None:
-        """Read files in full whose content goes into another version; None is no file.
-
-        Raises:
-            CorruptArtifactError: one is damaged.
-        """
-        require_whole(self.folder, self.door, [name for name in names if name is not None])
+    def require_whole(self, *names: str) -> None:
+        """Read files in full; ``CorruptArtifactError`` if one is damaged."""
+        require_whole(self.folder, self.door, names)
 
 
 def check_version(name: str) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from index import planner
+from index import planner, subset
 from index.artifact import Folder
 from index.build import build_index
 from index.choose import IndexConfig
@@ -35,6 +35,7 @@ def way(request: Any, monkeypatch: pytest.MonkeyPatch) -> str:
     """The planner's own choice, and lists whenever there are some, as in a corpus of millions."""
     if request.param == "lists":
         monkeypatch.setattr(planner, "GATHER_NS", 1e9)
+        monkeypatch.setattr(subset, "KEPT_BYTES", 0)
     return str(request.param)
 
 

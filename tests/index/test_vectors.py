@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from index import vectors as vectors_module
-from index.vectors import VectorFile, VectorWriter, require_ids, unit
+from index.vectors import VectorFile, VectorWriter, require_ids, unit, widen
 
 
 def write(path, ids, rows, piece, *, mapped=True):
@@ -94,3 +94,27 @@ def test_a_file_that_was_cut_while_it_is_open_is_an_error_and_no_answer(tmp_path
     os.truncate(tmp_path / "v", 2000)
     with pytest.raises(OSError, match=r"vectors\.arrow ends before its rows do\. Build the index"):
         file.gather(np.arange(64))
+
+
+@pytest.mark.parametrize("dim", [1, 8, 12, 64])
+def test_every_float16_widens_to_the_same_number(dim):
+    everything = np.arange(2**16, dtype=np.uint16).view(np.float16)
+    rows = np.resize(everything[np.isfinite(everything)], (1024, dim))
+    found = widen(rows)
+    assert found.dtype == np.float32
+    np.testing.assert_array_equal(found.view(np.uint32), rows.astype(np.float32).view(np.uint32))
+    into = np.full((3, dim), np.nan, np.float32)
+    assert widen(rows[6:0:-2], out=into) is into  # rows that do not lie side by side
+    np.testing.assert_array_equal(into, rows[6:0:-2])
+    assert widen(rows[:0]).shape == (0, dim)
+
+
+@pytest.mark.parametrize("first", [0, 7])
+def test_ids_without_gaps_are_found_as_others_are(tmp_path, first):
+    ids = np.arange(first, first + 50)
+    file = write(tmp_path / "v.arrow", ids, np.zeros((50, 2), np.float16), 50)
+    asked = np.array([first, first + 49, first + 50, first - 1, -(2**63), 2**63 - 1])
+    assert file.contains(asked).tolist() == [True, True, False, False, False, False]
+    assert file.rows_of(ids[::-1]).tolist() == list(range(49, -1, -1))
+    with pytest.raises(KeyError, match=f"picture {first + 50} "):
+        file.rows_of(asked[:3])

@@ -1,0 +1,145 @@
+"""Tables of the index's benchmarks, and whether their goals are reached.
+
+Speed and memory are judged against the fastest peer: of our kinds that have its speed the one
+with the least memory, or else the fastest.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from benchmarks.rounds import Spread, ratio, spread, values
+from benchmarks.tables import judged, number, ranged, table
+
+__all__ = ["curves_section", "filters_section"]
+
+Result = dict[str, Any]
+Rounds = list[dict[str, Any]]
+
+OWN = "lookalike "
+GRAPHS = ("hnswlib", "usearch", "voyager", "chroma", "FAISS hnsw")
+MEMORY_SHARE = 0.6
+JUDGED = (0.95, 0.99)
+
+
+def filters_section(result: Result) -> list[str]:
+    """Recall and time by what is selected."""
+    settings, rounds = result["settings"], result["rounds"]
+    rows, recalls, times = [], [], []
+    unfiltered = spread(values(rounds, "lookalike", "unfiltered ms"))
+    for kind in settings["kinds"]:
+        for share in settings["shares"]:
+            case, cells = f"{kind} {share:g}", []
+            for name in rounds[0]:
+                recall, taken = (
+                    spread(values(rounds, name, f"{case} {what}")) for what in ("recall", "ms")
+                )
+                cells.append(f"{recall.median:.3f}, {number(taken.median)} ms")
+            recalls.append(spread(values(rounds, "lookalike", f"{case} recall")))
+            times.append(spread(values(rounds, "lookalike", f"{case} ms")).median)
+            rows.append([f"{kind}, {100 * share:g} %", *cells])
+    times_unfiltered = max(times) / unfiltered.median
+    slowest = Spread(
+        median=times_unfiltered, low=times_unfiltered, high=times_unfiltered, n=len(rounds)
+    )
+    lowest = min(recalls, key=lambda found: found.median)
+    return [
+        f"recall@{settings['k']} and median time of a query in one thread, over "
+        f"{settings['pictures']:,} x {settings['dim']} vectors in {settings['clusters']} clusters, "
+        f"{settings['nlist']} lists, {settings['nprobe']} visited without a filter "
+        f"({settings['recall']}); {settings['queries']} queries, seed {settings['seed']}. FAISS "
+        "visits as many lists and skips what its IDSelectorBitmap does not select. Selected are "
+        "pictures drawn at random, of some clusters alone, or of one side of space.\n",
+        table(["selected", *rounds[0]], rows),
+        judged("lowest recall", lowest, 0.95),
+        judged("slowest median, times unfiltered", slowest, 2.0, at_least=False),
+        "",
+    ]  # fmt: skip
+
+
+def curves_section(result: Result) -> list[str]:
+    """Speed at several recalls, memory and building, of each index."""
+    settings, rounds = result["settings"], result["rounds"]
+    rows = []
+    for name in rounds[0]:
+        cells = [spread([_speed_at(one[name], recall) for one in rounds]) for recall in RECALLS]
+        size = spread(values(rounds, name, "disk_bytes_per_vector"))
+        rows.append(
+            [
+                name,
+                *(ranged(speeds) if speeds.low else "not reached" for speeds in cells),
+                ranged(spread(values(rounds, name, "grown_mb"))),
+                number(size.median),
+                ranged(spread(values(rounds, name, "build_s"))),
+                ranged(spread(values(rounds, name, "peak_mb"))),
+            ]
+        )
+    return [
+        f"Single queries a second on one core, at recall@{settings['k']} of at least so much: "
+        f"{settings['vectors']:,} unit vectors of {settings['dim']} dimensions in "
+        f"{settings['clusters']:,} clusters (noise {settings['noise']:g}), {settings['queries']:,} "
+        f"new queries from the same, seed {settings['seed']}. FAISS as its factory makes it, "
+        "others with their own defaults for building. Memory is what a fresh process grew by, "
+        "mapped pages too; bytes on disk a vector hold everything. Building uses all cores; "
+        "its peak has the pages of the vectors' file in it, and lookalike's seconds the search for "
+        "settings and their check.\n",
+        table(
+            ["", *(f"at {r}" for r in RECALLS), "memory MB", "bytes on disk", "build s", "peak MB"],
+            rows,
+        ),
+        *(line for recall in JUDGED for line in _verdicts(rounds, recall)),
+        "",
+    ]
+
+
+RECALLS = (0.9, 0.95, 0.99)
+
+
+def _verdicts(rounds: Rounds, recall: float) -> list[str]:
+    """Goals at one recall."""
+    speeds = {
+        name: spread([_speed_at(one[name], recall) for one in rounds]).median for name in rounds[0]
+    }
+    peers = [name for name in speeds if not name.startswith(OWN)]
+    best = max(peers, key=speeds.__getitem__, default="")
+    graphs = [name for name in peers if name.startswith(GRAPHS)]
+    if not speeds.get(best) or not graphs:
+        return []
+    ours = _judged_kind(rounds, speeds, best)
+    faster = [
+        _speed_at(one[ours], recall) / _speed_at(one[best], recall)
+        for one in rounds
+        if _speed_at(one[best], recall)
+    ]
+    quickest = min(graphs, key=lambda name: spread(values(rounds, name, "build_s")).median)
+    at = f"at {recall:g}, {ours}"
+    return [
+        judged(f"{at}: queries a second, times {best}'s", spread(faster), 1.0),
+        judged(
+            f"{at}: memory, times {best}'s",
+            ratio(rounds, ours, best, "grown_mb"),
+            MEMORY_SHARE,
+            at_least=False,
+        ),
+        judged(
+            f"{at}: seconds to build, times {quickest}'s",
+            ratio(rounds, ours, quickest, "build_s"),
+            1.0,
+            at_least=False,
+        ),
+    ]
+
+
+def _judged_kind(rounds: Rounds, speeds: dict[str, float], best: str) -> str:
+    memory = {name: spread(values(rounds, name, "grown_mb")).median for name in speeds}
+    own = [name for name in speeds if name.startswith(OWN)]
+    as_fast = [name for name in own if speeds[name] >= speeds[best]]
+    if as_fast:
+        return min(as_fast, key=memory.__getitem__)
+    return max(own, key=speeds.__getitem__)
+
+
+def _speed_at(measured: dict[str, Any], recall: float) -> float:
+    """Queries a second of the fastest setting that reaches a recall; 0 where none does."""
+    good = [point for point in measured["curve"] if point["recall"] >= recall]
+    return max((float(point["queries_per_s"]) for point in good), default=0.0)

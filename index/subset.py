@@ -1,0 +1,76 @@
+"""Exact search of a selection: every selected picture is compared.
+
+Shapes: Q queries, D embedding, K results, M rows selected.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+
+import numpy as np
+
+from index.choose import exact_recipe
+from index.measure import exact_top_k
+from index.part import Part, train_template
+from index.rank import SPARE, best_first
+from index.selection import Selection
+from index.vectors import Floats, Ids, VectorFile
+
+__all__ = ["Subsets"]
+
+KEPT_BYTES = 1 << 22
+"""Vectors of one selection that are kept side by side; larger ones are fetched for each search."""
+
+MAX_KEPT = 8
+"""Selections whose vectors are kept."""
+
+
+class Subsets:
+    """Compares with all of a selection; keeps the vectors of small ones used last. Thread-safe.
+
+    Args:
+        vectors: the stored vectors.
+    """
+
+    def __init__(self, vectors: VectorFile) -> None:
+        self._vectors = vectors
+        self._template = train_template(
+            exact_recipe("a selection"), vectors.dim, np.empty((0, vectors.dim), np.float32)
+        )
+        self._kept: OrderedDict[Selection, Part] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def keeps(self, num_rows: int) -> bool:
+        """Whether a selection of so many is small enough to be kept."""
+        return 2 * self._vectors.dim * num_rows <= KEPT_BYTES
+
+    def top(self, queries_QD: Floats, k: int, selection: Selection) -> tuple[Ids, Floats]:
+        """The k nearest of the selected pictures.
+
+        Args:
+            queries_QD: unit vectors float32, C-contiguous.
+            k: at most as many as are selected.
+            selection: not empty.
+
+        Returns:
+            ids int64 [Q, k] and cosines float32 [Q, k], best first, equal ones by id.
+        """
+        if not self.keeps(len(selection)):
+            return exact_top_k(queries_QD, k, self._vectors.iter_rows(selection.rows))
+        scores, ids = self._part_of(selection).search(queries_QD, k + SPARE, nprobe=1)
+        return best_first(ids, scores, k)
+
+    def _part_of(self, selection: Selection) -> Part:
+        with self._lock:
+            part = self._kept.get(selection)
+            if part is not None:
+                self._kept.move_to_end(selection)
+                return part
+        # Two threads may both do it: the same comes of it, and neither waits for the other.
+        part = Part.fill(self._template, self._vectors.iter_rows(selection.rows))
+        with self._lock:
+            self._kept[selection] = part
+            while len(self._kept) > MAX_KEPT:
+                self._kept.popitem(last=False)
+        return part
