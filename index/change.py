@@ -32,7 +32,18 @@ from index.tune import CERTAIN, Tuned, judge
 from index.vectors import VECTORS, Float16s, Floats, Ids, StoredVectors, VectorFile, VectorWriter
 from index.versions import Standing, new_version
 
-__all__ = ["Change", "change_version", "removed_ids", "trained_state"]
+__all__ = [
+    "DOOR_OWN",
+    "LAYERED_SCHEMA",
+    "REMOVED",
+    "Change",
+    "change_version",
+    "drawn",
+    "list_sizes",
+    "open_parts",
+    "removed_ids",
+    "trained_state",
+]
 
 DELTA, DELTA_PART, DEAD, REMOVED = "delta.arrow", "delta.faiss", "dead.arrow", "removed.arrow"
 DOOR_OWN = ("kind", "schema_version", "created_at", "files", "door_sha256")
@@ -223,7 +234,8 @@ class _Changing:
         """The mean vector, from that before and the rows that moved."""
         before = self._before
         total = np.array(self._door["mean"], np.float64) * len(before)
-        total -= before.gather(before.rows_of(self._departed)).sum(axis=0, dtype=np.float64)
+        for _, vectors in before.iter_rows(before.rows_of(self._departed)):
+            total -= vectors.sum(axis=0, dtype=np.float64)
         total += self._change.vectors.sum(axis=0, dtype=np.float64)
         return [float(x) for x in total / len(after.vectors)]
 
@@ -235,7 +247,7 @@ class _Changing:
         num_dead = layers["dead"]["rows"] if layers["dead"] else 0
         num_delta = layers["delta"]["rows"] if layers["delta"] else 0
         came = self._sample(layers, "delta")
-        sizes = _list_sizes(parts) - _spread(part, self._sample(layers, "dead"), num_dead)
+        sizes = list_sizes(parts) - _spread(part, self._sample(layers, "dead"), num_dead)
         uneven = imbalance(np.maximum(0, sizes) + _spread(part, came, num_delta))
         return Drift(
             dead_share=round(num_dead / len(self._base), 4),
@@ -255,7 +267,7 @@ class _Changing:
         path = self._new.local_path(stated["file"])
         file = VectorFile(path) if kind == "delta" else self._base
         rows = np.arange(len(file)) if kind == "delta" else file.rows_of(read_ids(path))
-        return file.gather(_drawn(rows, self._config.seed))
+        return file.gather(drawn(rows, self._config.seed))
 
 
 def trained_state(
@@ -272,13 +284,13 @@ def trained_state(
     if "trained" in door:
         return dict(door["trained"])
     parts = open_parts(folder, door)
-    rows = _drawn(np.arange(len(vectors)), door["config"]["seed"])
+    rows = drawn(np.arange(len(vectors)), door["config"]["seed"])
     return {
         "version": folder.path.rpartition("/")[2],
         "rows": door["rows"],
         "nprobe": door["parameters"]["nprobe"],
         "query_rate": query_rate(queries, door["rows"]),
-        "imbalance": imbalance(_list_sizes(parts)),
+        "imbalance": imbalance(list_sizes(parts)),
         "code_errors": code_errors(parts[0], vectors.gather(rows)),
     }
 
@@ -288,7 +300,8 @@ def open_parts(folder: Folder, door: Mapping[str, Any]) -> list[Part]:
     return [Part.open(folder.local_path(part["file"])) for part in door["parts"]]
 
 
-def _list_sizes(parts: Sequence[Part]) -> NDArray[np.float64]:
+def list_sizes(parts: Sequence[Part]) -> NDArray[np.float64]:
+    """Rows in each list, over all parts."""
     sizes: NDArray[np.float64] = np.sum([part.list_sizes() for part in parts], axis=0, dtype="f8")
     return sizes
 
@@ -299,8 +312,8 @@ def _spread(part: Part, sample_ND: Floats, count: int) -> NDArray[np.float64]:
     return np.asarray(found * (count / max(1, len(sample_ND))), np.float64)
 
 
-def _drawn(rows: NDArray[np.intp], seed: int) -> NDArray[np.intp]:
-    """The rows, or a random sample of many, rising."""
+def drawn(rows: NDArray[np.intp], seed: int) -> NDArray[np.intp]:
+    """Some rows, or a random sample of many, rising: by as many drift is told."""
     if len(rows) <= DRIFT_SAMPLE:
         return rows
     return np.sort(np.random.default_rng(seed).choice(rows, DRIFT_SAMPLE, replace=False))

@@ -19,9 +19,17 @@ import numpy as np
 from index.artifact import FileRecord, Folder, digest, library_versions, publish
 from index.build import Leave, VectorSet, require_unit
 from index.card import PAGE, card_page, measured, write_page
-from index.change import DOOR_OWN, LAYERED_SCHEMA, REMOVED, trained_state
+from index.change import (
+    DOOR_OWN,
+    LAYERED_SCHEMA,
+    REMOVED,
+    drawn,
+    list_sizes,
+    open_parts,
+    trained_state,
+)
 from index.choose import IndexConfig, Recipe
-from index.drift import Drift, delta_bound
+from index.drift import Drift, delta_bound, imbalance, worse_by
 from index.fill import FillParts, plan_parts, save_template
 from index.id_file import write_ids
 from index.layers import open_ranker
@@ -249,13 +257,17 @@ class _Folding:
         )
         own = {name: record["sha256"] for name, record in self._files.items()}
         parents = {**source.parents, "embeddings_id": source.id}
+        stated = [{"file": part.path.name, "rows": part.num_rows} for part in candidate.parts]
+        parts = open_parts(self._new, {"parts": stated})
+        sample = candidate.vectors.gather(drawn(np.arange(rows), self._config.seed))
+        uneven = imbalance(list_sizes(parts))
         drift = Drift(
             dead_share=0.0,
             delta_rows=0,
             delta_bound=delta_bound(rows),
             growth=round(rows / trained["rows"], 3),
-            code_error=None,
-            imbalance=None,
+            code_error=worse_by(trained["code_errors"], parts[0], sample),
+            imbalance=round(uneven / trained["imbalance"], 3) if parts[0].has_lists else None,
             effort=round(judgement.nprobe / trained["nprobe"], 3),
         )
         return {
@@ -263,7 +275,7 @@ class _Folding:
             "parents": parents,
             "rows": rows,
             "versions": library_versions("faiss-cpu", "pyarrow", "numpy"),
-            "parts": [{"file": part.path.name, "rows": part.num_rows} for part in candidate.parts],
+            "parts": stated,
             "parameters": {**door["parameters"], "nprobe": judgement.nprobe},
             **measured(judgement, self._config, population=door["recall"]["population"]),
             "trained": trained,

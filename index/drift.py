@@ -1,7 +1,8 @@
 """How far a version has moved from what it was trained on, and what that calls for.
 
 Two remedies: to *compact*, which folds the delta into the parts and drops dead rows, with lists and
-codes as they are; and to *retrain*, which builds anew.
+codes as they are; and to *retrain*, which builds anew. Until then answers are right: the delta is
+compared in full, and as many lists are visited as the target recall takes.
 
 Shapes: N rows, D embedding, L lists.
 """
@@ -31,8 +32,8 @@ MAX_CODE_ERROR = 1.1
 """How much worse lists and codes may fit what came than what they were trained on."""
 MAX_IMBALANCE = 2.0
 """How much more uneven the lists may become than they were when trained."""
-MAX_EFFORT = 1.0
-"""Effort that the target recall takes, as a multiple of that when trained."""
+MAX_EFFORT = 2.0
+"""Effort that the target recall may take, as a multiple of that when trained."""
 MIN_ROWS = 100
 """From fewer rows nothing is told about how codes fit."""
 Z95 = 1.96

@@ -310,8 +310,10 @@ def _follow(
         return None, f"it was trained for {trained:,} rows, and there are {len(wanted.ids):,}"
     done = _changed(store, before, wanted, found, fill)
     put_in_service(before.index, done.version, done.door)
-    if done.drift is not None and done.drift.remedy == "retrain":
-        return None, f"{done.version} is in service, and {done.drift.why}"
+    # A change can wait: its delta is exact. What had to be compacted is done for good.
+    drift = done.drift
+    if done.action == "compacted" and drift is not None and drift.remedy == "retrain":
+        return None, f"{done.version} is in service, and {drift.why}"
     return done, None
 
 

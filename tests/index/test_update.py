@@ -143,27 +143,39 @@ def test_an_index_that_outgrew_its_training_is_built_anew(folder, grow):
     assert (done.action, done.why) == ("built", "it was trained for 300 rows, and there are 620")
 
 
-def test_pictures_unlike_those_it_was_trained_on_are_served_at_once_and_trained_on_then(
+def test_pictures_unlike_those_it_was_trained_on_are_served_at_once_and_trained_on_by_compact(
     folder, grow
 ):
     grow(1200)
     rng = np.random.default_rng(0)
     strange = np.concatenate([grow.corpus[:1200], rng.normal(size=(150, 8))])
     done = grow(strange)
+    assert (done.action, done.drift.remedy) == ("changed", "retrain")
+    assert done.drift.why.startswith("it fits what came at least")
+    trained = compact_index(folder)
+    assert (trained.action, trained.why, trained.drift) == ("built", done.drift.why, None)
+    assert len(Searcher.open(folder)) == 1350
+
+
+def test_what_has_to_be_compacted_and_fits_badly_is_trained_anew(folder, grow, monkeypatch):
+    grow(1200)
+    monkeypatch.setattr(drift, "DELTA_ROWS", 50)
+    strange = np.random.default_rng(0).normal(size=(900, 8))
+    done = grow(np.concatenate([grow.corpus[:1200], strange]))
     assert done.action == "built"
     assert done.why.startswith("v000002 is in service, and it fits what came at least")
-    assert open_door(folder / "v000002", "index")["drift"]["remedy"] == "retrain"
-    assert (done.version, done.drift) == ("v000003", None)
+    assert open_door(folder / "v000002", "index")["change"] == {
+        "from": "v000001",
+        "compacted": True,
+    }
 
 
 def test_copies_that_crowd_one_list_are_noticed(folder, grow):
     grow(1200)
     crowd = np.repeat(grow.corpus[7:8], 600, axis=0)
-    door = grow(np.concatenate([grow.corpus[:1200], crowd])).door
-    uneven = open_door(folder / "v000002", "index")["drift"]
-    assert uneven["imbalance"] > 2
-    assert "times as uneven" in uneven["why"]
-    assert door["rows"] == 1800
+    done = grow(np.concatenate([grow.corpus[:1200], crowd]))
+    assert done.drift.imbalance > 2
+    assert "times as uneven" in done.drift.why
 
 
 def test_removals_say_when_to_compact_and_compact_trains_where_it_should(folder, grow):
@@ -193,7 +205,7 @@ def test_removals_say_when_to_compact_and_compact_trains_where_it_should(folder,
         ({"growth": 2.1}, "retrain", "it has 2.1 times the rows that it was trained for"),
         ({"code_error": 1.2}, "retrain", "it fits what came at least 20% worse"),
         ({"imbalance": 2.5}, "retrain", "its lists are 2.5 times as uneven"),
-        ({"effort": 1.5, "dead_share": 0.3}, "retrain", "the target recall takes 1.5 times the"),
+        ({"effort": 2.5, "dead_share": 0.3}, "retrain", "the target recall takes 2.5 times the"),
     ],
 )
 def test_each_kind_of_drift_calls_for_its_remedy(changes, remedy, why):
@@ -204,7 +216,7 @@ def test_each_kind_of_drift_calls_for_its_remedy(changes, remedy, why):
         "growth": 2.0,
         "code_error": None,
         "imbalance": 2.0,
-        "effort": 1.0,
+        "effort": 2.0,
     }
     found = Drift(**(calm | changes))
     assert (found.remedy, found.why[: len(why)]) == (remedy, why)
