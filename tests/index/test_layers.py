@@ -112,7 +112,8 @@ def test_the_graph_and_outliers_are_of_what_is_alive(searcher):
     streamed = [np.concatenate(column) for column in zip(*graph.iter_pieces(), strict=True)]
     np.testing.assert_array_equal(streamed[0], ids)
     assert np.isin(streamed[1], ids).all()
-    assert (streamed[2] >= truth - 1e-4).mean() > 0.95
+    # A stored vector is of unit norm up to float16's rounding; as a query it is made exactly so.
+    assert (streamed[2] >= truth - 1e-3).mean() > 0.95
     assert set(outlier_table(graph)["id"].to_pylist()) == set(ids.tolist())
 
 
@@ -134,13 +135,14 @@ def test_the_map_has_a_place_for_each_that_is_alive(searcher):
 
 def test_variety_is_chosen_from_both_layers(searcher):
     ids, vectors = all_of(searcher)
-    query = unit(vectors[-1:] + 0.1)
+    query = unit(vectors[ids == 310 * 3 + 5])
     scores = vectors @ query[0]
     pool = np.lexsort((ids, -scores))[:50]
     chosen = pool[diverse(scores[pool], vectors[pool], 8, 0.5)]
     found = searcher.search(query, 8, exact=True, ranking=Ranking(diversity=0.5))
     assert found.ids[0].tolist() == ids[chosen].tolist()
-    assert (found.ids[0] > 300 * 3).any()
+    assert (found.ids[0] >= 300 * 3 + 5).any()
+    assert (found.ids[0] < 300 * 3 + 5).any()
 
 
 def test_more_than_there_are_is_a_short_answer_of_all(searcher):

@@ -45,6 +45,12 @@ def inode(folder, version, name="vectors.arrow"):
     return folder.local_path(f"{version}/{name}").stat().st_ino
 
 
+def centroids(folder):
+    """Of the lists of the version in service."""
+    searcher = Searcher.open(folder)
+    return searcher._ranker.parts[0].coarse.centroids()
+
+
 def test_a_change_shares_the_base_and_writes_what_differs(folder, grow):
     assert (grow(600).action, grow(600).action) == ("built", "reused")
     done = grow(640)
@@ -124,13 +130,13 @@ def test_another_question_or_setting_is_a_build(folder, grow, make_store):
 def test_a_long_delta_or_many_dead_rows_are_compacted_without_training(folder, grow, monkeypatch):
     grow(600)
     monkeypatch.setattr(drift, "DELTA_ROWS", 50)
-    before = Searcher.open(folder)._ranker.parts[0].coarse.centroids()
+    before = centroids(folder)
     done = grow(660)
     assert (done.action, done.why) == ("compacted", "60 rows are too many for a delta")
     assert grow(670).action == "changed"
     done = grow(540)
     assert (done.action, done.why) == ("compacted", "130 of 660 rows would be dead")
-    np.testing.assert_array_equal(Searcher.open(folder)._ranker.parts[0].coarse.centroids(), before)
+    np.testing.assert_array_equal(centroids(folder), before)
     assert (len(Searcher.open(folder)), done.door["delta"], done.door["dead"]) == (540, None, None)
     assert done.door["trained"]["rows"] == 600
     assert done.door["parts"] == [{"file": "part-ivf-00000.faiss", "rows": 540}]
