@@ -93,7 +93,14 @@ def held(folder):
     return tuple(searcher.ids.tolist())
 
 
-@pytest.mark.parametrize("change", ["update", "remove", "compact"])
+@pytest.mark.parametrize(
+    "change",
+    [
+        "update",
+        pytest.param("remove", marks=pytest.mark.slow),
+        pytest.param("compact", marks=pytest.mark.slow),
+    ],
+)
 def test_a_change_killed_at_any_change_of_the_disk_is_done_in_full_or_not_at_all(
     layered, tmp_path, change
 ):

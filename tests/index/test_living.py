@@ -184,7 +184,7 @@ def library(tmp_path, publish_store):
 
 
 @pytest.mark.parametrize("kind", ["exact", "ivf", "pq", "ivf-pq", "hnsw"])
-@pytest.mark.parametrize("seed", range(2))
+@pytest.mark.parametrize("seed", [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_after_any_steps_an_index_answers_as_brute_force_over_what_is_alive(library, kind, seed):
     made = library(kind, seed=seed)
     names = list(STEPS)
