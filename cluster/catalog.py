@@ -121,6 +121,19 @@ class Catalog:
         return self.table if pc.all(is_ok).as_py() else self.table.filter(is_ok)
 
     @cached_property
+    def named(self) -> pa.Table:
+        """``table`` with a column ``name``, each file's own unless the source has one."""
+        table = self.table
+        names = pc.replace_substring_regex(table["uri"], pattern="^.*/", replacement="")
+        return table if "name" in table.column_names else table.append_column("name", names)
+
+    @property
+    def gone(self) -> np.ndarray:
+        """int64 ids of pictures whose file is not there any more, or was replaced."""
+        is_gone = pc.is_in(self.table["status"], pa.array(GONE))
+        return np.asarray(self.table["id"].filter(is_gone).to_numpy())
+
+    @cached_property
     def _ids(self) -> np.ndarray:
         return np.asarray(self.table["id"].to_numpy())
 

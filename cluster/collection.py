@@ -13,7 +13,6 @@ from typing import cast
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from cluster.catalog import Catalog, CatalogRow, open_corpus
 from cluster.query import Example, SearchQuery
@@ -71,8 +70,13 @@ class Collection:
         self._lock = threading.Lock()
 
     @classmethod
-    def open(cls, workspace: Workspace, name: str) -> Collection:
+    def open(cls, workspace: Workspace, name: str, *, like: Collection | None = None) -> Collection:
         """Open the current version of an index.
+
+        Args:
+            workspace: where it lies.
+            name: of the index.
+            like: an open version; files and encoder that are the same are not read again.
 
         Raises:
             MissingArtifactError: there is no such index.
@@ -84,7 +88,13 @@ class Collection:
             door="CURRENT",
             make="lookalike index --corpus CORPUS --encoder ENCODER",
         )
-        return cls(workspace, name, Searcher.open(folder))
+        if like is None:
+            return cls(workspace, name, Searcher.open(folder))
+        collection = cls(workspace, name, Searcher.open(folder, like=like.searcher))
+        if collection.encoder_id == like.encoder_id and "encoder" in vars(like):
+            # Also where another encoder has its name by now: these vectors still are of this one.
+            collection.encoder = like.encoder
+        return collection
 
     def prepare(self) -> None:
         """Open now what is opened at its first use: catalog, encoder and thumbnails.
@@ -115,8 +125,12 @@ class Collection:
 
     @cached_property
     def encoder(self) -> Encoder:
-        """The encoder that the index was made with; ``EncoderMismatchError`` if it was replaced."""
-        encoder = self._workspace.open_encoder(self.encoder_name)
+        """The encoder that the index was made with, also if another has its name since.
+
+        Raises:
+            EncoderMismatchError: it was replaced twice, or deleted.
+        """
+        encoder = self._workspace.open_encoder(self.encoder_name, encoder_id=self.encoder_id)
         self.searcher.require_encoder(encoder.encoder_id, self.searcher.layer)
         return encoder
 
@@ -260,21 +274,14 @@ class Collection:
         with self._lock:
             known = self._selections.get(key)
         if known is None:
-            shown = [name for name in self._metadata.column_names if name not in hidden]
-            ids = matching(self._metadata.select(shown), where, ["id"])["id"].to_numpy()
+            shown = [name for name in self.catalog.named.column_names if name not in hidden]
+            ids = matching(self.catalog.named.select(shown), where, ["id"])["id"].to_numpy()
             known = self.searcher.select(ids)
             with self._lock:
                 while len(self._selections) >= MAX_SELECTIONS:
                     del self._selections[next(iter(self._selections))]
                 self._selections[key] = known
         return known
-
-    @cached_property
-    def _metadata(self) -> pa.Table:
-        """The catalog's table, with each file's own name."""
-        table = self.catalog.table
-        names = pc.replace_substring_regex(table["uri"], pattern="^.*/", replacement="")
-        return table if "name" in table.column_names else table.append_column("name", names)
 
     @cached_property
     def duplicates(self) -> DuplicateGroups:
@@ -288,7 +295,7 @@ class Collection:
             KeyError: the catalog has no such column.
         """
         table = hits.to_arrow()
-        rows = self._metadata.take(self.catalog.positions(table["id"].to_numpy()))
+        rows = self.catalog.named.take(self.catalog.positions(table["id"].to_numpy()))
         for name in columns:
             table = table.append_column(name, rows[name])
         return table

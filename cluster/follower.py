@@ -14,7 +14,7 @@ import time
 
 from cluster.collection import Collection
 from cluster.workspace import Workspace
-from index.versions import CURRENT, pointer_to
+from index.versions import CURRENT, pointer_to, while_current
 
 __all__ = ["Follower"]
 
@@ -105,7 +105,7 @@ class Follower:
     def _exchange(self, serving: Collection, wanted: bytes) -> None:
         started_s = time.monotonic()
         try:
-            collection = self._open()
+            collection = self._open(like=serving)
             collection.prepare()
         except Exception as error:  # noqa: BLE001 - whatever it is, the old version answers on
             now = time.monotonic()
@@ -124,16 +124,8 @@ class Follower:
             logger.warning("index %s: %s", self._name, problem)
         self.problem = problem
 
-    def _open(self) -> Collection:
-        """Open the version in service, and again if another one took its place meanwhile."""
-        while True:
-            before = self._current()
-            try:
-                return Collection.open(self._workspace, self._name)
-            except (ValueError, OSError):
-                # What was collected while it was read is no damage.
-                if self._current() == before:
-                    raise
-
-    def _current(self) -> bytes:
-        return self._folder.read_bytes(CURRENT) if self._folder.exists(CURRENT) else b""
+    def _open(self, like: Collection | None = None) -> Collection:
+        """Open the version in service; what it shares with ``like`` is taken over from there."""
+        return while_current(
+            self._folder, lambda: Collection.open(self._workspace, self._name, like=like)
+        )

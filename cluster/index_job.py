@@ -1,8 +1,10 @@
 """index: make an embedding set searchable, at a recall that is measured.
 
-1. Open the embedding set of corpus and encoder. 2. Let `index.build` train, fill and measure those
-indexes that suit its size, and keep the best; parts may be filled by Ray's tasks. 3. It publishes
-a new version beside the old and moves ``CURRENT``.
+1. Open the embedding set of corpus and encoder. 2. Let `index.update` see how the version in
+service differs: a few pictures that came, went or changed become a version that shares its files.
+Else `index.build` trains, fills and measures those indexes that suit the size, and keeps the best;
+parts may be filled by Ray's tasks. 3. The new version lies beside the old; once it answers its own
+queries, ``CURRENT`` moves.
 """
 
 from __future__ import annotations
@@ -14,17 +16,21 @@ from typing import Annotated, Any
 
 import tyro
 
+from cluster.catalog import open_corpus
+from cluster.changes import report_of
 from cluster.context import Context
 from cluster.part_tasks import part_filler
-from cluster.workspace import check_name
+from cluster.workspace import Workspace, check_name
 from index.artifact import CorruptArtifactError, Folder, MissingArtifactError
-from index.build import PAGE, build_index
 from index.choose import IndexConfig
 from index.embeddings import EmbeddingStore
+from index.id_file import NO_IDS
 from index.search import require_same_encoder
+from index.update import Instructions, update_index
+from index.vectors import Ids
 from index.versions import open_current
 
-__all__ = ["IndexJobConfig", "index_embeddings"]
+__all__ = ["IndexJobConfig", "gone_pictures", "index_embeddings"]
 
 logger = logging.getLogger(__name__)
 
@@ -47,6 +53,10 @@ class IndexJobConfig:
     queries: str | None = None
     """Embedding set of pictures such as will be asked, to measure recall on; held-out pictures of
     the corpus itself unless given."""
+    rebuild: bool = False
+    """Build anew, even where a few changes would do; the old version answers meanwhile."""
+    new_encoder: bool = False
+    """Let the index go over to another encoder or embedding set than it was made with."""
     build: Annotated[IndexConfig, tyro.conf.arg(name="")] = field(default_factory=IndexConfig)
     """Which index, and how it is tuned."""
 
@@ -71,13 +81,16 @@ class IndexJobConfig:
 
 
 def index_embeddings(config: IndexJobConfig, context: Context) -> dict[str, Any]:
-    """Build a version of the index, or find the one that these embeddings have already.
+    """Have the index hold what the embedding set does, by the least that it takes.
+
+    Pictures that are gone by the newest scan are left out, embedded or not.
 
     Raises:
         MissingArtifactError: there is no such embedding set.
         CorruptArtifactError: one of its files is damaged.
         ValueError: the set is of another corpus or encoder; the index's name is in use for another.
-        EncoderMismatchError: the queries are of another encoder or layer.
+        EncoderMismatchError: the queries are of another encoder or layer; the encoder in the
+            workspace is not the one that the set was embedded with.
     """
     workspace = context.workspace
     make = f"lookalike embed --corpus {config.corpus} --encoder {config.encoder}"
@@ -89,24 +102,66 @@ def index_embeddings(config: IndexJobConfig, context: Context) -> dict[str, Any]
     _require_asked_for(config, store, make)
     _require_same_lineage(config, folder, store.parents)
     queries = None if config.queries is None else _queries(config, context, store)
-    door = build_index(store, folder, config.build, queries=queries, fill=part_filler(context))
+    _require_encoder(workspace, store, make)
+    done = update_index(
+        store,
+        folder,
+        config.build,
+        queries=queries,
+        fill=part_filler(context),
+        told=Instructions(
+            gone=gone_pictures(workspace, store.parents),
+            rebuild=config.rebuild,
+            say=context.say,
+        ),
+    )
+    door = done.door
     return {
-        "index": config.index_name,
-        "version": door["version"],
-        "reused": door["reused"],
-        "rows": door["rows"],
+        **report_of(done, config.index_name, folder),
+        "reused": done.action == "reused",
         "dim": door["dim"],
         "recipe": door["recipe"],
         "parameters": door["parameters"],
-        "recall": door["recall"],
         "latency_ms": door["latency_ms"],
         "bytes_per_vector": door["bytes_per_vector"],
         "service_bytes_per_vector": door["service_bytes_per_vector"],
         "candidates": door["candidates"],
         "left_out": door["left_out"],
-        "card": f"{folder}/{door['version']}/{PAGE}",
-        "path": str(folder),
     }
+
+
+def gone_pictures(workspace: Workspace, parents: Mapping[str, str]) -> Ids:
+    """Ids of pictures whose file is gone by the newest scan of the corpus, if it is still there.
+
+    Args:
+        workspace: where the corpus lies.
+        parents: of the embedding set.
+    """
+    try:
+        catalog = open_corpus(workspace, parents["corpus"])
+    except MissingArtifactError:
+        return NO_IDS
+    return catalog.gone if catalog.uid == parents["corpus_uid"] else NO_IDS
+
+
+def _require_encoder(workspace: Workspace, store: EmbeddingStore, make: str) -> None:
+    """An index is not put in service whose queries the workspace's encoder could not make.
+
+    Raises:
+        EncoderMismatchError: the encoder of that name is another by now.
+    """
+    name = store.parents["encoder"]
+    try:
+        encoder_id = workspace.encoder_id(name)
+    except MissingArtifactError as error:
+        logger.info("pictures cannot be searched with: %s", error)
+        return
+    require_same_encoder(
+        f"embedding set {store.parents['embeddings']}",
+        (store.encoder_id, store.layer),
+        (encoder_id, store.layer),
+        f"Encoder {name!r} was trained anew since; embed again first: {make}",
+    )
 
 
 def _queries(config: IndexJobConfig, context: Context, store: EmbeddingStore) -> EmbeddingStore:
@@ -147,11 +202,13 @@ def _require_same_lineage(
         logger.info("no index in service yet: %s", error)
         return
     was = door["parents"]
-    other = [what for part, what in LINEAGE.items() if was[part] != parents[part]]
+    fixed = {"corpus_uid": "corpus"} if config.new_encoder else LINEAGE
+    other = [what for part, what in fixed.items() if was[part] != parents[part]]
     if other:
         raise ValueError(
             f"index {config.index_name!r}: is that of embedding set {was['embeddings']!r}, corpus "
             f"{was['corpus']!r} and encoder {was['encoder']!r}. Embedding set "
             f"{parents['embeddings']!r} is of another {' and '.join(other)}, and would change what "
-            f"the name means to those who use it. Choose another --name, or delete {folder}."
+            f"the name means to those who use it. Choose another --name; or, if it is the same "
+            "corpus and the index is to go over to it, give --new-encoder."
         )

@@ -92,14 +92,29 @@ def _show_index(report: dict[str, Any], console: Console) -> None:
     console.print(table)
     for one in report["left_out"]:
         console.print(Text(f"{one['kind']} was left out: {one['why']}."), soft_wrap=True)
-    again = ", built before" if report["reused"] else ""
-    recipe, recall = report["recipe"], report["recall"]
-    for line in (
-        f"index {report['index']} {report['version']}{again}: {report['rows']:,} vectors",
-        f"{recipe['factory']}: {recipe['why']}",
+    console.print(Text(f"{report['recipe']['factory']}: {report['recipe']['why']}"), soft_wrap=True)
+    _show_changed(report, console)
+
+
+def _show_changed(report: dict[str, Any], console: Console) -> None:
+    recall = report["recall"]
+    layers = ""
+    if report["delta_rows"] or report["dead_rows"]:
+        layers = (
+            f", {report['delta_rows']:,} of them in the delta; {report['dead_rows']:,} dead ones "
+            "are passed over"
+        )
+    lines = [
+        f"index {report['index']} {report['version']}, {report['action']}: {report['why']}",
+        f"{report['rows']:,} vectors{layers}",
         f"{recall['text']}. The queries are {recall['population']}.",
         f"card: {report['card']}",
-    ):
+    ]
+    if report["removed"]:
+        lines.insert(2, f"{report['removed']:,} stay out, since they were removed by hand")
+    if report["advice"]:
+        lines.append(report["advice"])
+    for line in lines:
         console.print(Text(line), soft_wrap=True)
 
 
@@ -118,10 +133,11 @@ def _version_line(one: dict[str, Any]) -> str:
     if one["damage"]:
         return f"{start}, cannot be used: {one['damage']}"
     recall = one["recall"]
+    shared = f" ({one['shared_bytes']:,} shared)" if one["shared_bytes"] else ""
     interval = f"{recall['value']:.3f} ({recall['low']:.3f} to {recall['high']:.3f})"
     return (
         f"{start}: {one['rows']:,} vectors, {one['recipe']}, recall@{recall['k']} {interval}, "
-        f"{one['bytes']:,} bytes, encoder {one['encoder']}, built {one['created_at']}"
+        f"{one['bytes']:,} bytes{shared}, encoder {one['encoder']}, built {one['created_at']}"
     )
 
 
@@ -180,10 +196,12 @@ def _show_demo(report: dict[str, Any], console: Console) -> None:
 
 
 SHOWN: dict[str, Callable[[dict[str, Any], Console], None]] = {
+    "compact": _show_changed,
     "demo": _show_demo,
     "doctor": _show_doctor,
     "evaluate": _show_evaluate,
     "index": _show_index,
+    "remove": _show_changed,
     "search": _show_search,
     "verify": _show_verify,
     "versions": _show_versions,

@@ -57,6 +57,20 @@ VERBS = {
         "VersionsConfig",
         "show_versions",
     ),
+    "remove": Verb(
+        "have pictures be no results of an index, or take that back",
+        "cluster.remove_job",
+        "RemoveConfig",
+        "remove",
+        uses_ray=True,
+    ),
+    "compact": Verb(
+        "fold what was added to an index into its parts, and drop what was removed",
+        "cluster.compact_job",
+        "CompactConfig",
+        "compact",
+        uses_ray=True,
+    ),
     "graph": Verb(
         "find neighbours, near-duplicates, outliers and a map of an index",
         "cluster.graph_job",

@@ -83,7 +83,7 @@ def show_versions(config: VersionsConfig, context: Context) -> dict[str, Any]:
     return {
         "index": config.index,
         "in_service": next((one.name for one in versions if one.in_service), None),
-        "versions": [_described(one) for one in versions],
+        "versions": [_described(one, folder) for one in versions],
         "checked": "every byte" if config.full else "sizes of files",
         "removed": removed,
         "path": str(folder),
@@ -108,7 +108,7 @@ def _roll_back(folder: Folder, name: str, context: Context) -> None:
         )
 
 
-def _described(version: Version) -> dict[str, Any]:
+def _described(version: Version, folder: Folder) -> dict[str, Any]:
     door = version.door
     card: dict[str, Any] = {}
     if door is not None:
@@ -119,6 +119,11 @@ def _described(version: Version) -> dict[str, Any]:
             "recipe": door["recipe"]["factory"],
             "recall": {name: recall[name] for name in ("k", "value", "low", "high")},
             "bytes": sum(file["bytes"] for file in door["files"].values()),
+            "shared_bytes": sum(
+                file["bytes"]
+                for name, file in door["files"].items()
+                if (folder / version.name).local_path(name).stat().st_nlink > 1
+            ),
             "encoder": door["parents"]["encoder"],
             "encoder_id": door["parents"]["encoder_id"],
         }

@@ -6,6 +6,7 @@ classifiers/NAME  predictions/NAME  evaluations/NAME  labels.db``
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 from collections.abc import Mapping
@@ -13,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from index.artifact import Folder, MissingArtifactError, open_door, publish
+from index.artifact import ArtifactError, Folder, MissingArtifactError, open_door, publish
 
 if TYPE_CHECKING:
     from encoders.encoder import Encoder
@@ -32,6 +33,8 @@ Kind = Literal[
     "evaluations",
 ]
 
+OLDER = "card-"
+"""Start of the names of cards whose encoder lost its name to another."""
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
 
@@ -110,20 +113,37 @@ class Workspace:
             )
         return folder
 
-    def open_encoder(self, name: str) -> Encoder:
-        """Load a published encoder, its weights checked against its identity."""
+    def open_encoder(self, name: str, *, encoder_id: str | None = None) -> Encoder:
+        """Load a published encoder, its weights checked against its identity.
+
+        Args:
+            name: of the encoder.
+            encoder_id: the one that vectors were made with, which may be that before the newest of
+                the name; unless given, the newest.
+        """
         from encoders.card import load_encoder
 
         folder = self.require(
             "encoders", name, door="card.json", make=f"lookalike pretrain RECIPE --name {name}"
         )
-        body = open_door(folder, "encoder", door="card.json")
+        older = "" if encoder_id is None else _older_card(encoder_id)
+        door = older if older and folder.exists(older) else "card.json"
+        body = open_door(folder, "encoder", door=door)
         return load_encoder(body, {file: folder.read_bytes(file) for file in body["files"]})
+
+    def encoder_id(self, name: str) -> str:
+        """Identity of a published encoder, by its card alone."""
+        folder = self.require(
+            "encoders", name, door="card.json", make=f"lookalike pretrain RECIPE --name {name}"
+        )
+        return str(open_door(folder, "encoder", door="card.json", verify="sizes")["id"])
 
     def publish_encoder(
         self, name: str, encoder: Encoder, facts: Mapping[str, Any]
     ) -> dict[str, Any]:
         """Publish an encoder under a name; returns its card.
+
+        The one before it is kept: indexes in service are searched with it until they go over.
 
         Args:
             name: of the encoder.
@@ -133,12 +153,41 @@ class Workspace:
         from encoders.card import encoder_body, encoder_files
 
         folder = self.folder("encoders", name).make()
+        kept = _keep_card(folder, encoder.encoder_id)
         files = encoder_files(encoder)
         for file, data in files.items():
             folder.write_atomic(file, data)
         body = {"parents": {}, "rows": {}, **encoder_body(encoder), **facts}
         card = publish(folder, "encoder", body, list(files), door="card.json")
-        for file in set(folder.names()) - set(files):
-            if file.endswith(".safetensors"):
+        for file in set(folder.names()) - set(files) - kept:
+            if file.endswith(".safetensors") or file.startswith(OLDER):
                 folder.remove(file)
         return card
+
+
+def _older_card(encoder_id: str) -> str:
+    """Name of the card of an encoder that another has taken the name of."""
+    return f"{OLDER}{encoder_id[:12]}.json"
+
+
+def _keep_card(folder: Folder, encoder_id: str) -> set[str]:
+    """Set the newest card aside for an encoder that takes its name; what is to be kept for it."""
+    try:
+        before = open_door(folder, "encoder", door="card.json", verify="sizes")
+    except ArtifactError:  # none, or a damaged one, which nobody can use
+        return set()
+    if before["id"] == encoder_id:
+        return {name for name in folder.names() if name.startswith(OLDER)} | _older_files(folder)
+    name = _older_card(before["id"])
+    folder.write_atomic(name, folder.read_bytes("card.json"))
+    return {name, *before["files"]}
+
+
+def _older_files(folder: Folder) -> set[str]:
+    """Files of the encoders that were set aside."""
+    found: set[str] = set()
+    for name in folder.names():
+        if name.startswith(OLDER):
+            with contextlib.suppress(ArtifactError):
+                found |= set(open_door(folder, "encoder", door=name, verify="sizes")["files"])
+    return found

@@ -17,12 +17,9 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import importlib.metadata
 import json
-import os
 import tempfile
-import uuid
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -30,6 +27,8 @@ from typing import Any, Literal, NoReturn, TypedDict
 
 from pyarrow import fs as pafs
 
+from index.durable import TEMPORARY, link_durably, require_inside, write_durably
+from index.identity import digest, library_versions
 from index.uri import open_uri
 
 __all__ = [
@@ -40,21 +39,27 @@ __all__ = [
     "Folder",
     "MissingArtifactError",
     "NewerSchemaError",
+    "Proven",
     "Verify",
     "digest",
     "library_versions",
     "open_door",
+    "proven_files",
     "publish",
     "require_inside",
+    "require_whole",
     "write_json",
 ]
 
 SCHEMA_VERSION = 1
+"""What is written, unless a body says that it needs a newer reader."""
+NEWEST_SCHEMA = 2
 CHUNK_BYTES = 1 << 20
-TEMPORARY = ".tmp-"
-"""Start of the names of files that are being written; what a kill leaves is cleared later."""
 
 Verify = Literal["full", "sizes"]
+
+Proven = tuple[int, int, str]
+"""A file that was read and found whole: its device, its number there, its sha256."""
 
 
 class FileRecord(TypedDict):
@@ -163,6 +168,10 @@ class Folder:
             if name.startswith(prefix):
                 self.remove(name)
 
+    def link(self, name: str, source: Folder) -> None:
+        """Take over a file of another local folder under its name; where links fail, by a copy."""
+        link_durably(source.local_path(require_inside(name)), self.local_path(name))
+
     def write_atomic(self, name: str, data: bytes) -> None:
         """Write a whole file so that a reader sees the old content or the new, never a part."""
         self.write_with(name, lambda path: Path(path).write_bytes(data))
@@ -198,7 +207,7 @@ class Folder:
 
     def _write(self, write: Callable[[str], object], name_it: Callable[[Path], str]) -> str:
         if self.is_local:
-            return _write_durably(Path(self.path), write, name_it)
+            return write_durably(Path(self.path), write, name_it)
         with tempfile.TemporaryDirectory() as scratch:
             path = Path(scratch) / "file"
             write(str(path))
@@ -213,66 +222,6 @@ class Folder:
         with source.open("rb") as data, self.fs.open_output_stream(target) as stream:
             while piece := data.read(CHUNK_BYTES):
                 stream.write(piece)
-
-
-def _write_durably(
-    folder: Path, write: Callable[[str], object], name_it: Callable[[Path], str]
-) -> str:
-    folder.mkdir(parents=True, exist_ok=True)
-    temporary = folder / f"{TEMPORARY}{uuid.uuid4().hex}"
-    try:
-        write(str(temporary))
-        with temporary.open("rb") as written:
-            os.fsync(written.fileno())
-        name = require_inside(name_it(temporary))
-        target = folder / name
-        target.parent.mkdir(parents=True, exist_ok=True)
-        temporary.replace(target)
-    finally:
-        temporary.unlink(missing_ok=True)
-    directory = os.open(target.parent, os.O_RDONLY)
-    try:
-        os.fsync(directory)
-    finally:
-        os.close(directory)
-    return name
-
-
-def require_inside(name: str) -> str:
-    """The name itself, if it stays inside its folder: relative, no ``..``, no empty part.
-
-    >>> require_inside("shards/00000-abc.parquet")
-    'shards/00000-abc.parquet'
-
-    Raises:
-        ValueError: it would lead elsewhere.
-    """
-    unsafe = "\0" in name or "\\" in name
-    if unsafe or any(part in {"", ".", ".."} for part in name.split("/")):
-        raise ValueError(
-            f"{name!r} cannot name something inside a folder. "
-            "Use a relative name without '..', backslashes or empty parts."
-        )
-    return name
-
-
-def digest(value: object) -> str:
-    """Hex sha256 of a value's canonical JSON: sorted keys, no spaces, no NaN.
-
-    >>> digest({"b": 1, "a": [2]}) == digest({"a": [2], "b": 1})
-    True
-    """
-    text = json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
-    return hashlib.sha256(text.encode()).hexdigest()
-
-
-def library_versions(*names: str) -> dict[str, str]:
-    """Installed versions of lookalike and of the named distributions."""
-    versions = {}
-    for name in ("lookalike", *names):
-        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            versions[name] = importlib.metadata.version(name)
-    return versions
 
 
 def write_json(folder: Folder, name: str, value: Mapping[str, Any]) -> None:
@@ -294,7 +243,7 @@ def publish(
         folder: where the files already lie.
         kind: what it is, such as ``corpus``; also the door's name unless ``door`` gives another.
         body: JSON values of this kind; by convention ``id``, ``config``, ``parents``, ``rows``,
-            ``versions``.
+            ``versions``; ``schema_version`` where older readers would read it wrong.
         files: names of the artefact's files, relative to the folder; a mapping gives what
             ``write_hashed`` returned, so that they are not read again.
         door: file name of the door.
@@ -330,7 +279,12 @@ def _record(
 
 
 def open_door(
-    folder: Folder, kind: str, *, verify: Verify = "full", door: str | None = None
+    folder: Folder,
+    kind: str,
+    *,
+    verify: Verify = "full",
+    door: str | None = None,
+    proven: Collection[Proven] = (),
 ) -> dict[str, Any]:
     """Read an artefact's door and check that the folder holds what was published.
 
@@ -339,6 +293,7 @@ def open_door(
         kind: what it has to be.
         verify: ``full`` compares every file's sha256; ``sizes`` only that it has its size.
         door: file name of the door, if it is not ``KIND.json``.
+        proven: files that need not be read again, from `proven_files`.
 
     Raises:
         MissingArtifactError: there is no door.
@@ -350,8 +305,45 @@ def open_door(
         raise MissingArtifactError(f"{folder}: no {kind} is published here ({name} is missing)")
     content = _parse_door(folder, name, kind)
     for file_name, expected in content["files"].items():
-        _check_file(folder, require_inside(file_name), expected, verify)
+        known = proven and _proven(folder, file_name, expected) in proven
+        _check_file(folder, require_inside(file_name), expected, "sizes" if known else verify)
     return content
+
+
+def require_whole(folder: Folder, content: Mapping[str, Any], names: Iterable[str]) -> None:
+    """Read some of an artefact's files in full before their content goes into another.
+
+    Args:
+        folder: the artefact's folder.
+        content: its door.
+        names: of files that the door names.
+
+    Raises:
+        CorruptArtifactError: one is damaged.
+    """
+    for name in names:
+        _check_file(folder, require_inside(name), content["files"][name], "full")
+
+
+def proven_files(folder: Folder, content: Mapping[str, Any]) -> frozenset[Proven]:
+    """The files of an artefact that was just verified in full, for whoever opens one that has some.
+
+    Args:
+        folder: the artefact's folder.
+        content: its door.
+    """
+    found = (_proven(folder, name, expected) for name, expected in content["files"].items())
+    return frozenset(each for each in found if each is not None)
+
+
+def _proven(folder: Folder, name: str, expected: Mapping[str, Any]) -> Proven | None:
+    if not folder.is_local:
+        return None
+    try:
+        status = folder.local_path(require_inside(name)).stat()
+    except FileNotFoundError:
+        return None
+    return status.st_dev, status.st_ino, expected["sha256"]
 
 
 def _parse_door(folder: Folder, name: str, kind: str) -> dict[str, Any]:
@@ -363,9 +355,9 @@ def _parse_door(folder: Folder, name: str, kind: str) -> dict[str, Any]:
         raise CorruptArtifactError(
             f"{where}: not a readable {kind} ({error}). Restore it from a backup or make it again."
         ) from error
-    if isinstance(version, int) and version > SCHEMA_VERSION:
+    if isinstance(version, int) and version > NEWEST_SCHEMA:
         raise NewerSchemaError(
-            f"{where}: schema {version} is newer than {SCHEMA_VERSION}, "
+            f"{where}: schema {version} is newer than {NEWEST_SCHEMA}, "
             "the newest this version knows. Upgrade lookalike."
         )
     if digest(content) != stated or content.get("kind") != kind:

@@ -6,12 +6,13 @@ same build again finds its version and does nothing.
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import time
 from collections.abc import Iterator
-from dataclasses import asdict
-from pathlib import Path
-from typing import Any
+from dataclasses import asdict, dataclass
+from functools import partial
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -23,52 +24,120 @@ from index.artifact import (
     digest,
     library_versions,
     open_door,
+    proven_files,
     publish,
 )
 from index.budget import give_back
-from index.card import card, card_page
+from index.card import PAGE, card, card_page, write_page
 from index.choose import IndexConfig, candidates
 from index.contest import Contest, Outcome
-from index.embeddings import EmbeddingStore
 from index.fill import FillParts, fill_here
+from index.id_file import NO_IDS, write_ids
 from index.lock import sole_writer
 from index.queries import (
+    QUERIES,
+    Askable,
     QuerySet,
     draw_samples,
     make_queries,
     queries_key,
     shared_queries,
 )
-from index.vectors import VECTORS, Float16s, VectorFile, VectorWriter
-from index.versions import (
-    finished_version,
-    new_version,
-    open_current,
-    remove_others,
-    set_current,
-    version_names,
-)
+from index.service import put_in_service
+from index.vectors import VECTORS, Float16s, Floats, Ids, VectorFile, VectorWriter, locate
+from index.versions import BUILDING, finished_version, new_version, version_names
 
-__all__ = ["PAGE", "build_index"]
+__all__ = [
+    "NOTHING_LEFT_OUT",
+    "PAGE",
+    "Build",
+    "Leave",
+    "VectorSet",
+    "build_id",
+    "build_index",
+    "require_unit",
+]
 
 logger = logging.getLogger(__name__)
 
-QUERIES = "queries.arrow"
-PAGE = "card.md"
-"""What the card says, for people."""
+REMOVED = "removed.arrow"
 NORM_TOLERANCE = 1e-2
 """Vectors are of unit norm up to float16's rounding, which is a tenth of this."""
 
 
+class VectorSet(Protocol):
+    """What an index is built of: an `EmbeddingStore`, or what is alive in a version."""
+
+    @property
+    def folder(self) -> Folder:
+        """Where it lies, for messages."""
+
+    @property
+    def id(self) -> str:
+        """Identity of the embedding set."""
+
+    @property
+    def parents(self) -> dict[str, str]:
+        """What that was made from."""
+
+    @property
+    def layer(self) -> str:
+        """Layer of the encoder."""
+
+    @property
+    def dim(self) -> int:
+        """D."""
+
+    @property
+    def num_rows(self) -> int:
+        """Vectors that `iter_stored` gives."""
+
+    @property
+    def mean(self) -> Floats:
+        """Their mean, float32 [D]."""
+
+    def iter_stored(self) -> Iterator[tuple[Ids, Float16s]]:
+        """Stream ids, rising, and unit vectors float16 [n, D]."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Leave:
+    """Pictures of an embedding set that an index is not to have.
+
+    Args:
+        removed: ids left out by hand, rising; the version keeps the list.
+        gone: ids whose file is not there any more, rising.
+    """
+
+    removed: Ids
+    gone: Ids
+
+    @property
+    def ids(self) -> Ids:
+        """All of them, rising."""
+        return np.union1d(self.removed, self.gone)
+
+    @property
+    def digest(self) -> str | None:
+        """What tells them apart; None for none."""
+        return hashlib.sha256(self.ids.tobytes()).hexdigest() if len(self.ids) else None
+
+
+NOTHING_LEFT_OUT = Leave(removed=NO_IDS, gone=NO_IDS)
+
+
 def build_index(
-    store: EmbeddingStore,
+    store: VectorSet,
     folder: Folder,
     config: IndexConfig,
     *,
-    queries: EmbeddingStore | None = None,
+    queries: Askable | None = None,
     fill: FillParts = fill_here,
+    leave: Leave = NOTHING_LEFT_OUT,
 ) -> dict[str, Any]:
     """Build the index of an embedding set, or find it built.
+
+    The version in service stays in service until the new one has answered some of its own queries.
 
     Args:
         store: the embedding set.
@@ -77,6 +146,7 @@ def build_index(
         queries: an embedding set of the pictures that will be asked; recall is measured on a
             sample of it. Without it, on held-out pictures of the corpus.
         fill: does the jobs of parts; where, changes no byte.
+        leave: pictures of the set that are to be left out.
 
     Returns:
         The door of the version now in service, with ``version`` and ``reused``.
@@ -90,70 +160,94 @@ def build_index(
     Cost: one pass to copy the vectors, one for exact answers to the held-out queries, and one for
     each candidate (`index.choose`). Memory: ``config.memory``, or one part and the training sample.
     """
-    for given in (store, *([] if queries is None else [queries])):
-        if not given.num_rows:
+    build = Build(store, folder, config, queries, fill, leave)
+    with sole_writer(folder, BUILDING):
+        return build.find() or build.publish()
+
+
+def _require_enough(store: VectorSet, config: IndexConfig, queries: Askable | None) -> None:
+    """Check that there is something to index and to ask, and the least memory that it takes."""
+    sizes = [(store.num_rows, store.folder)]
+    if queries is not None:
+        sizes.append((queries.num_rows, queries.folder))
+    for num_rows, place in sizes:
+        if not num_rows:
             raise ValueError(
-                f"{given.folder}: no picture could be embedded, so there is nothing to index. "
+                f"{place}: no picture could be embedded, so there is nothing to index. "
                 "Look at the report of the embed job for the reasons."
             )
     config.budget(store.dim).require_enough(store.num_rows)
-    asked = None if queries is None else queries.id
-    identity = {
+
+
+def build_id(store: VectorSet, config: IndexConfig, queries: Askable | None, leave: Leave) -> str:
+    """The identity of what a build makes; see `build_index`."""
+    identity: dict[str, Any] = {
         "embeddings_id": store.id,
-        "queries_id": asked,
+        "queries_id": None if queries is None else queries.id,
         "parents": store.parents,
         "config": asdict(config),
     }
-    index_id = digest(identity)
-    with sole_writer(folder, "building this index"):
-        finished = finished_version(folder, index_id)
-        if finished is None:
-            build = _Build(store, folder, config, queries, fill)
-            version, door = build.run(new_version(folder), index_id)
-        else:
-            version, door = finished
-        before = _version_in_service(folder)
-        if before != version:
-            set_current(folder, version, door)
-            if before is not None:
-                remove_others(folder, keep={version, before})
-    return {**door, "version": version, "reused": finished is not None}
+    if leave.digest is not None:
+        identity["left_out"] = leave.digest
+    return digest(identity)
 
 
-def _version_in_service(folder: Folder) -> str | None:
-    try:
-        return open_current(folder, verify="sizes")[0]
-    except ValueError as error:  # absent or damaged: either way to be replaced
-        logger.info("no usable index in service: %s", error)
-        return None
-
-
-class _Build:
-    """One build of one version."""
+class Build:
+    """One build of one version; see `build_index` for the arguments and what is raised."""
 
     def __init__(
         self,
-        store: EmbeddingStore,
+        store: VectorSet,
         folder: Folder,
         config: IndexConfig,
-        asked: EmbeddingStore | None,
+        asked: Askable | None,
         fill: FillParts,
+        leave: Leave,
     ) -> None:
+        _require_enough(store, config, asked)
         self._store = store
         self._folder = folder
         self._config = config
         self._asked = asked
         self._fill = fill
+        self._leave = leave
+        self._mean: Any = store.mean
         self._budget = config.budget(store.dim)
 
-    def run(self, version: str, index_id: str) -> tuple[str, dict[str, Any]]:
+    @property
+    def id(self) -> str:
+        """Identity of what it makes."""
+        return build_id(self._store, self._config, self._asked, self._leave)
+
+    def find(self) -> dict[str, Any] | None:
+        """Put a finished version of the same in service, if there is one. Call as `sole_writer`."""
+        finished = finished_version(self._folder, self.id)
+        if finished is None:
+            return None
+        version, door = finished
+        whole = proven_files(self._folder / version, door)
+        put_in_service(self._folder, version, door, proven=whole)
+        return {**door, "version": version, "reused": True}
+
+    def publish(self) -> dict[str, Any]:
+        """Build a version and put it in service. Call as `sole_writer`."""
+        version, door = self._run(new_version(self._folder), self.id)
+        put_in_service(self._folder, version, door)
+        return {**door, "version": version, "reused": False}
+
+    def _run(self, version: str, index_id: str) -> tuple[str, dict[str, Any]]:
         """Write all files of the version, and last its door."""
         start = time.perf_counter()
         folder, store, config = self._folder / version, self._store, self._config
         field = candidates(store.num_rows, store.dim, config)
-        files = {VECTORS: folder.write_hashed(VECTORS, lambda path: _copy_vectors(store, path))}
+        files = {VECTORS: folder.write_hashed(VECTORS, self._copy_vectors)}
         give_back()
         vectors = VectorFile(folder.local_path(VECTORS), mapped=self._budget.mapped)
+        if len(self._leave.ids):
+            field = candidates(len(vectors), store.dim, config)
+        if len(self._leave.removed):
+            write = partial(write_ids, ids=self._leave.removed)
+            files[REMOVED] = folder.write_hashed(REMOVED, write)
         queries = self._queries(vectors)
         files[QUERIES] = folder.write_hashed(QUERIES, queries.write)
         give_back()
@@ -175,13 +269,38 @@ class _Build:
         files |= outcome.winner.files
         body = self._body(outcome, index_id, files, time.perf_counter() - start)
         page = card_page(version, body)
-        files[PAGE] = folder.write_hashed(PAGE, lambda path: _write_text(path, page))
+        files[PAGE] = folder.write_hashed(PAGE, partial(write_page, text=page))
         return version, publish(folder, "index", body, files)
+
+    def _copy_vectors(self, path: str) -> None:
+        store, leave, num_read = self._store, self._leave.ids, 0
+        total = np.zeros(store.dim)
+        with VectorWriter(path, store.dim) as writer:
+            for ids, vectors in store.iter_stored():
+                num_read += len(ids)
+                require_unit(store, ids, vectors)
+                if not len(leave):
+                    writer.add(ids, vectors)
+                    continue
+                stay = ~locate(leave, ids)[1]
+                writer.add(ids[stay], vectors[stay])
+                total += vectors[stay].sum(axis=0, dtype=np.float64)
+        if num_read != store.num_rows:
+            raise CorruptArtifactError(
+                f"{store.folder}: {num_read} vectors, published with {store.num_rows}. "
+                "Embed the corpus again."
+            )
+        if not writer.num_rows:
+            raise ValueError(
+                f"{store.folder}: all of its {num_read} pictures are left out, so there is nothing "
+                "to index. Take some back: lookalike remove --index NAME --restore"
+            )
+        if len(leave):
+            self._mean = total / writer.num_rows
 
     def _queries(self, vectors: VectorFile) -> QuerySet:
         """Exact answers cost a pass over the corpus: those of an older version are taken over."""
-        key = queries_key(self._store, self._config, self._asked)
-        shared = shared_queries(self._folder, _doors(self._folder), key)
+        shared = shared_queries(self._folder, _doors(self._folder), self._queries_key)
         if shared is not None:
             return shared
         block_rows = self._budget.block_rows
@@ -195,8 +314,9 @@ class _Build:
         self, outcome: Outcome, index_id: str, files: dict[str, FileRecord], took_s: float
     ) -> dict[str, Any]:
         store, config = self._store, self._config
-        rows = store.num_rows
         parts = outcome.winner.candidate.parts
+        rows = sum(part.num_rows for part in parts)
+        removed = len(self._leave.removed)
         return {
             "id": index_id,
             "config": asdict(config),
@@ -207,17 +327,30 @@ class _Build:
             "rows": rows,
             "versions": library_versions("faiss-cpu", "pyarrow", "numpy"),
             "parts": [{"file": part.path.name, "rows": part.num_rows} for part in parts],
+            **(
+                {"schema_version": 2, "removed": {"file": REMOVED, "rows": removed}}
+                if removed
+                else {}
+            ),
             **card(outcome, config, dim=store.dim, rows=rows, population=self._population),
             "queries": {
                 "file": QUERIES,
-                "key": queries_key(store, config, self._asked),
+                "key": self._queries_key,
                 "embeddings_id": None if self._asked is None else self._asked.id,
+                "embeddings": None
+                if self._asked is None
+                else self._asked.parents.get("embeddings"),
             },
             "bytes_per_vector": round(sum(file["bytes"] for file in files.values()) / rows, 1),
             "build_s": round(outcome.winner.build_s, 3),
             "tune_s": round(took_s - outcome.winner.build_s, 3),
-            "mean": [float(x) for x in store.mean],
+            "mean": [float(x) for x in self._mean],
         }
+
+    @property
+    def _queries_key(self) -> str:
+        leave = self._leave.digest
+        return queries_key(self._store.id, self._config, self._asked, left_out=leave)
 
     @property
     def _population(self) -> str:
@@ -235,19 +368,7 @@ def _doors(folder: Folder) -> Iterator[tuple[str, dict[str, Any]]]:
             logger.info("%s: nothing to share: %s", name, error)
 
 
-def _copy_vectors(store: EmbeddingStore, path: str) -> None:
-    with VectorWriter(path, store.dim) as writer:
-        for ids, vectors in store.iter_stored():
-            _require_unit(store, ids, vectors)
-            writer.add(ids, vectors)
-    if writer.num_rows != store.num_rows:
-        raise CorruptArtifactError(
-            f"{store.folder}: {writer.num_rows} vectors, published with {store.num_rows}. "
-            "Embed the corpus again."
-        )
-
-
-def _require_unit(store: EmbeddingStore, ids: Any, vectors_ND: Float16s) -> None:
+def require_unit(store: VectorSet, ids: Any, vectors_ND: Float16s) -> None:
     """FAISS drops rows that are not finite without a word, and zero has no cosine."""
     norms = np.linalg.norm(vectors_ND.astype(np.float32), axis=1)
     bad = ~(np.abs(norms - 1) <= NORM_TOLERANCE)  # so that NaN is bad as well
@@ -257,7 +378,3 @@ def _require_unit(store: EmbeddingStore, ids: Any, vectors_ND: Float16s) -> None
             f"{store.folder}: the vector of picture {int(ids[first])} has norm {norms[first]}, and "
             "has to be of norm 1, finite and not zero. Embed the corpus again."
         )
-
-
-def _write_text(path: str, text: str) -> None:
-    Path(path).write_text(text, encoding="utf-8")

@@ -5,15 +5,19 @@ The door ``index.json`` has it for programs, ``card.md`` beside it for people.
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import faiss
 
 from index.choose import IndexConfig
 from index.contest import Contender, Outcome
-from index.tune import Latency
+from index.tune import Judgement, Latency
 
-__all__ = ["card", "card_page"]
+__all__ = ["PAGE", "card", "card_page", "measured", "write_page"]
+
+PAGE = "card.md"
+"""What the card says, for people."""
 
 
 def card(
@@ -29,8 +33,7 @@ def card(
         population: what the queries are a sample of.
     """
     winner, judged = outcome.winner, outcome.judgement
-    recipe, recall = winner.recipe, judged.recall
-    held_out = f"recall@{config.k} {recall}, against exact search on held-out queries"
+    recipe = winner.recipe
     return {
         "recipe": {
             "factory": recipe.factory(dim),
@@ -42,6 +45,24 @@ def card(
             "nprobe": judged.nprobe,
             "refine": winner.tuned.refine,
         },
+        **measured(judged, config, population=population),
+        "service_bytes_per_vector": round(winner.service_bytes / rows, 1),
+        "tried": winner.tuned.tried,
+        "candidates": [_candidate(one, outcome, dim=dim, rows=rows) for one in outcome.contenders],
+        "left_out": [{"kind": one.kind, "why": one.why} for one in outcome.left_out],
+    }
+
+
+def measured(judged: Judgement, config: IndexConfig, *, population: str) -> dict[str, Any]:
+    """Recall and latency as JSON values for a door.
+
+    Args:
+        judged: what the judging half says.
+        config: what was to be achieved.
+        population: what the queries are a sample of.
+    """
+    recall = judged.recall
+    return {
         "recall": {
             "k": config.k,
             "value": recall.value,
@@ -51,14 +72,15 @@ def card(
             "target": config.target_recall,
             "population": population,
             "looks": judged.looks,
-            "text": held_out,
+            "text": f"recall@{config.k} {recall}, against exact search on held-out queries",
         },
         "latency_ms": {**_latency(judged.latency), "threads": 1, "simd": _simd_level()},
-        "service_bytes_per_vector": round(winner.service_bytes / rows, 1),
-        "tried": winner.tuned.tried,
-        "candidates": [_candidate(one, outcome, dim=dim, rows=rows) for one in outcome.contenders],
-        "left_out": [{"kind": one.kind, "why": one.why} for one in outcome.left_out],
     }
+
+
+def write_page(path: str, text: str) -> None:
+    """Write a page of `card_page`."""
+    Path(path).write_text(text, encoding="utf-8")
 
 
 def _candidate(one: Contender, outcome: Outcome, *, dim: int, rows: int) -> dict[str, Any]:
@@ -113,6 +135,7 @@ def card_page(name: str, body: dict[str, Any]) -> str:
         f"- {body['service_bytes_per_vector']} bytes a vector in service, "
         f"{body['bytes_per_vector']} on disk.",
         f"- Built in {body['build_s']} s, tuned and measured in {body['tune_s']} s.",
+        *_changes(body),
         "",
         "| candidate | recall by the choosing half | p50 ms | p95 ms | p99 ms | queries/s "
         "| bytes a vector | build s | |",
@@ -134,6 +157,23 @@ def card_page(name: str, body: dict[str, Any]) -> str:
             "which is faster."
         )
     return "\n".join(lines) + "\n"
+
+
+def _changes(body: dict[str, Any]) -> list[str]:
+    """What became of it since it was trained."""
+    if "trained" not in body:
+        return []
+    delta, dead = (body.get(layer) for layer in ("delta", "dead"))
+    drift, trained = body["drift"], body["trained"]
+    lines = [
+        f"- Lists and codes are those of {trained['version']}, trained for {trained['rows']} "
+        f"vectors. Since then {delta['rows'] if delta else 0} vectors in the delta came, and "
+        f"{dead['rows'] if dead else 0} are dead. Recall and times were measured on what is alive "
+        "now; the candidates below, when it was built."
+    ]
+    if drift["remedy"]:
+        lines.append(f"- Time to {drift['remedy']}: {drift['why']}.")
+    return lines
 
 
 def _row(one: dict[str, Any]) -> str:

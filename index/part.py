@@ -20,6 +20,7 @@ from typing import Any
 
 import faiss as faiss_library
 import numpy as np
+from numpy.typing import NDArray
 
 from index.choose import HNSW_LINKS, Recipe
 from index.coarse import Coarse, put_centroids
@@ -28,6 +29,7 @@ from index.vectors import Floats, Ids
 __all__ = [
     "Part",
     "ShelvedPart",
+    "emptied",
     "hnsw_seconds",
     "one_thread",
     "read_faiss",
@@ -222,6 +224,40 @@ class Part:
             size = int(lists.list_size(number))
             yield faiss.rev_swig_ptr(lists.get_ids(number), size).copy() if size else NO_IDS
 
+    @property
+    def has_lists(self) -> bool:
+        """Whether it is divided into several lists."""
+        return self._is_ivf and self.nlist > 1
+
+    def list_sizes(self) -> NDArray[np.int64]:
+        """Rows in each inverted list, [nlist]; of one list where there are none."""
+        if not self._is_ivf:
+            return np.array([self.num_rows])
+        lists = self._faiss.invlists
+        return np.array([lists.list_size(number) for number in range(self.nlist)], np.int64)
+
+    def lists_of(self, vectors_ND: Floats) -> Ids:
+        """The list that each vector lies in or would lie in, int64 [N]."""
+        if self.coarse is None:
+            return np.zeros(len(vectors_ND), np.int64)
+        found = self.coarse.nearest(np.ascontiguousarray(vectors_ND), 1)[1][:, 0]
+        return np.maximum(found, 0)  # -1 where the cells looked through were empty
+
+    def misfits(self, vectors_ND: Floats) -> list[Floats]:
+        """Squared distances [N] of vectors to what stands for them, where that was trained.
+
+        To the centroid of their list, if there are several, and to what short codes say.
+        """
+        found = []
+        if self.coarse is not None and self.has_lists:
+            nearest = self.coarse.centroids()[self.lists_of(vectors_ND)]
+            found.append(((vectors_ND - nearest) ** 2).sum(axis=1))
+        if isinstance(self._faiss, faiss.IndexIVFPQFastScan):
+            codec = self._faiss.pq
+            said = codec.decode(codec.compute_codes(np.ascontiguousarray(vectors_ND)))
+            found.append(((vectors_ND - said) ** 2).sum(axis=1))
+        return found
+
     def _num_stored(self) -> int:
         if not self._is_ivf:
             return int(self._faiss.id_map.size())
@@ -245,7 +281,21 @@ class ShelvedPart:
         self, queries_QD: Floats, k: int, *, nprobe: int, selector: Any = None
     ) -> tuple[Floats, Ids]:
         """As `Part.search`."""
-        return Part.open(self.path).search(queries_QD, k, nprobe=nprobe, selector=selector)
+        return self.open().search(queries_QD, k, nprobe=nprobe, selector=selector)
+
+    def open(self) -> Part:
+        """The part, in memory for as long as it is held."""
+        return Part.open(self.path)
+
+
+def emptied(path: Path) -> Any:
+    """What a part's file was trained to, without its rows: a template for other parts.
+
+    Memory: that of the part.
+    """
+    template = read_faiss(path)
+    template.reset()
+    return template
 
 
 def hnsw_seconds(sample_ND: Floats, num_rows: int) -> float:

@@ -12,9 +12,10 @@ Shapes: Q queries, D embedding, K true results, M rows.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -22,11 +23,14 @@ from numpy.typing import NDArray
 
 from index.artifact import Folder, digest
 from index.choose import IndexConfig
-from index.embeddings import EmbeddingStore
 from index.measure import exact_top_k
-from index.vectors import Floats, Ids, VectorFile, unit
+from index.vectors import Floats, Ids, StoredVectors, VectorFile, unit
 
 __all__ = [
+    "FOREIGN",
+    "MIN_CORPUS_SHARE",
+    "QUERIES",
+    "Askable",
     "QuerySet",
     "Samples",
     "draw_rows",
@@ -36,6 +40,8 @@ __all__ = [
     "shared_queries",
 ]
 
+QUERIES = "queries.arrow"
+"""Name of their file in an index version."""
 DRAW_BLOCK = 65_536
 HASH_ROWS = 4096
 MIN_CORPUS_SHARE = 4
@@ -183,23 +189,54 @@ def _contents(vectors: VectorFile, rows: NDArray[np.intp]) -> Iterable[bytes]:
             yield hashlib.sha256(row.tobytes()).digest()
 
 
-def queries_key(store: EmbeddingStore, config: IndexConfig, asked: EmbeddingStore | None) -> str:
-    """What the queries and their answers follow from; versions with the same share them."""
-    return digest(
-        {
-            "embeddings_id": store.id,
-            "queries_id": None if asked is None else asked.id,
-            "num_queries": config.num_queries,
-            "k": config.k,
-            "seed": config.seed,
-        }
-    )
+class Askable(Protocol):
+    """Where queries from outside the corpus come from: an embedding set, or those of a version."""
+
+    @property
+    def folder(self) -> Folder:
+        """Where they lie, for messages."""
+
+    @property
+    def id(self) -> str:
+        """Identity of the set."""
+
+    @property
+    def parents(self) -> dict[str, str]:
+        """What it was made from; ``embeddings`` is its name."""
+
+    @property
+    def num_rows(self) -> int:
+        """Vectors in it."""
+
+    def iter_batches(self) -> Iterator[tuple[Ids, Floats]]:
+        """Stream ids and unit vectors float32 [n, D]."""
+
+
+def queries_key(
+    embeddings_id: str, config: IndexConfig, asked: Askable | None, *, left_out: str | None = None
+) -> str:
+    """What the queries and their answers follow from; versions with the same share them.
+
+    Args:
+        embeddings_id: of the corpus.
+        config: how many, and how many results each.
+        asked: where they come from, if not from the corpus.
+        left_out: a digest of the pictures of it that are not in the index, if there are any.
+    """
+    facts: dict[str, object] = {
+        "embeddings_id": embeddings_id,
+        "queries_id": None if asked is None else asked.id,
+        "num_queries": config.num_queries,
+        "k": config.k,
+        "seed": config.seed,
+    }
+    return digest(facts if left_out is None else {**facts, "left_out": left_out})
 
 
 def make_queries(
-    vectors: VectorFile,
+    vectors: StoredVectors,
     config: IndexConfig,
-    asked: EmbeddingStore | None,
+    asked: Askable | None,
     *,
     block_rows: int,
 ) -> QuerySet:
@@ -234,7 +271,7 @@ def make_queries(
     )
 
 
-def _drawn_from(asked: EmbeddingStore, config: IndexConfig) -> Floats:
+def _drawn_from(asked: Askable, config: IndexConfig) -> Floats:
     count = min(config.num_queries, asked.num_rows)
     rows = draw_rows(asked.num_rows, count, np.random.default_rng(config.seed))
     found, start = [], 0

@@ -21,15 +21,14 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import ArrayLike
 
-from index.artifact import Folder, Verify
-from index.part import Part
-from index.planner import Plan, Planner
-from index.rank import Ranker
+from index.artifact import Folder, Proven, Verify, proven_files
+from index.layers import open_layers
+from index.planner import Plan
 from index.ranking import Ranking
 from index.reach import Matches, within_reach
 from index.selection import Selection
-from index.vectors import Floats, Ids, VectorFile
-from index.versions import open_current
+from index.vectors import Floats, Ids
+from index.versions import open_current, while_current
 
 __all__ = ["EncoderMismatchError", "Hits", "Searcher", "require_same_encoder"]
 
@@ -99,14 +98,14 @@ class Searcher:
         layer: the layer of it.
         door: the whole card, with recall and its interval.
         mean: mean vector float32 [D] of the corpus.
-        ids: all picture ids int64 [N], rising.
+        ids: all picture ids int64 [N], rising; without those that were removed.
+        proven: its files, if all were verified when it was opened.
     """
 
     def __init__(
         self, folder: Folder, version: str, door: dict[str, Any], *, threads: int | None = None
     ) -> None:
-        vectors = VectorFile(folder.local_path("vectors.arrow"))
-        parts = [Part.open(folder.local_path(part["file"])) for part in door["parts"]]
+        opened = open_layers(folder, door)
         self.folder = folder
         self.version = version
         self.door = door
@@ -116,17 +115,21 @@ class Searcher:
         self.layer: str = door["layer"]
         self.dim: int = door["dim"]
         self.mean: Floats = np.array(door["mean"], np.float32)
-        self.ids = vectors.ids
-        self._vectors = vectors
-        # Versions written before there were short codes name no such number.
-        self._ranker = Ranker(parts, vectors, refine=door["parameters"].get("refine", 1))
+        self.ids = opened.vectors.ids
+        self._vectors = opened.vectors
+        self._ranker, self._planner = opened.ranker, opened.planner
         self._nprobe: int = door["parameters"]["nprobe"]
-        self._planner = Planner(self._ranker, parts, self._nprobe)
         self._threads = threads
+        self.proven: frozenset[Proven] = frozenset()
 
     @classmethod
     def open(
-        cls, folder: Folder | str | Path, *, verify: Verify = "full", threads: int | None = None
+        cls,
+        folder: Folder | str | Path,
+        *,
+        verify: Verify = "full",
+        threads: int | None = None,
+        like: Searcher | None = None,
     ) -> Searcher:
         """Open the version in service and pin it.
 
@@ -134,14 +137,23 @@ class Searcher:
             folder: the index's folder, on a local or shared disk.
             verify: see ``artifact.open_door``.
             threads: FAISS threads a search may use; None leaves the process's setting.
+            like: an open version whose files, where this one shares them, are not read again.
 
         Raises:
             MissingArtifactError: no index is published here.
             CorruptArtifactError: a file is not what was published.
         """
         folder = folder if isinstance(folder, Folder) else Folder.at(folder)
-        version, door = open_current(folder, verify=verify)
-        return cls(folder / version, version, door, threads=threads)
+        known = frozenset() if like is None else like.proven
+
+        def open_it() -> Searcher:
+            version, door = open_current(folder, verify=verify, proven=known)
+            searcher = cls(folder / version, version, door, threads=threads)
+            if verify == "full":
+                searcher.proven = proven_files(searcher.folder, door)
+            return searcher
+
+        return while_current(folder, open_it)
 
     def __len__(self) -> int:
         return len(self.ids)

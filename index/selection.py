@@ -12,7 +12,7 @@ import faiss as faiss_library
 import numpy as np
 from numpy.typing import NDArray
 
-from index.vectors import Ids
+from index.vectors import Ids, locate
 
 __all__ = ["Selection", "not_any_of", "selector_of"]
 
@@ -44,9 +44,7 @@ class Selection:
             wanted: int64 ids; unknown ones are left out, as a corpus grows after its index.
         """
         wanted = np.unique(np.asarray(wanted, np.int64))
-        rows = np.searchsorted(all_ids_N, wanted)
-        known = rows < len(all_ids_N)
-        known[known] = all_ids_N[rows[known]] == wanted[known]
+        rows, known = locate(all_ids_N, wanted)
         return cls(all_ids_N, rows[known])
 
     def __len__(self) -> int:
@@ -77,10 +75,7 @@ class Selection:
 
     def contains(self, ids: Ids) -> NDArray[np.bool_]:
         """Which of the ids are selected."""
-        places = np.searchsorted(self.ids, ids)
-        found = places < len(self)
-        found[found] = self.ids[places[found]] == ids[found]
-        return found
+        return locate(self.ids, ids)[1]
 
     @cached_property
     def selector(self) -> Any:

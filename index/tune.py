@@ -14,18 +14,30 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from index.choose import Recipe
+from index.choose import Kind, Recipe
 from index.measure import TIE, Proportion, recall_at_k
-from index.part import Part, ShelvedPart, one_thread
+from index.part import ShelvedPart, one_thread
 from index.queries import QuerySet
 from index.rank import Ranker
 from index.vectors import Floats, Ids, VectorFile
 
-__all__ = ["Candidate", "Judgement", "Latency", "Tuned", "judge", "tune"]
+__all__ = [
+    "LATENCY_QUERIES",
+    "Candidate",
+    "Judgement",
+    "Latency",
+    "Searches",
+    "Tuned",
+    "efforts",
+    "judge",
+    "time_each",
+    "tune",
+]
 
 REFINES = (4, 16, 64)
 """Candidates a result where codes are 4-bit: more candidates, or more lists, reach the target."""
@@ -67,9 +79,41 @@ class Candidate:
 
     def ladder(self) -> list[int]:
         """Efforts to try, rising; without a lossy recipe's exact one."""
-        nlist = max(part.nlist for part in self.parts)
-        least = FIRST_EFFORT if self.recipe.kind == "hnsw" else 1
-        return [step for step in _ladder(nlist) if step >= least]
+        return efforts(self.recipe.kind, max(part.nlist for part in self.parts))
+
+    def latency(self, queries: QuerySet, nprobe: int, refine: int) -> Latency | None:
+        """Time single queries on one thread: part after part, as a search goes through them."""
+        return _latency(self, queries, nprobe, refine)
+
+
+class Searches(Protocol):
+    """What ranks; see `Ranker`."""
+
+    @property
+    def nlist(self) -> int:
+        """The effort that is exact search."""
+
+    def top(
+        self, queries_QD: Floats, k: int, *, nprobe: int, exclude: Ids | None = None
+    ) -> tuple[Ids, Floats]:
+        """The k nearest rows of every query."""
+
+
+class Judged(Protocol):
+    """What `judge` looks at: a `Candidate`, or a version in service."""
+
+    @property
+    def most(self) -> int:
+        """The effort that is exact search."""
+
+    def ranker(self, refine: int) -> Searches:
+        """What searches it."""
+
+    def ladder(self) -> list[int]:
+        """Efforts to try, rising."""
+
+    def latency(self, queries: QuerySet, nprobe: int, refine: int) -> Latency | None:
+        """Time single queries on one thread."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -173,12 +217,22 @@ def tune(candidate: Candidate, choosing: QuerySet, target: float) -> Tuned:
     )
 
 
-def judge(candidate: Candidate, tuned: Tuned, judging: QuerySet, target: float) -> Judgement:
-    """Raise the effort until the judging half's lower bound reaches the target, or is exact."""
+def judge(
+    candidate: Judged, tuned: Tuned, judging: QuerySet, target: float, *, looked: int = 0
+) -> Judgement:
+    """Raise the effort until the judging half's lower bound reaches the target, or is exact.
+
+    Args:
+        candidate: what is judged.
+        tuned: its setting; the first to be looked at.
+        judging: the queries that judge.
+        target: of the lower bound.
+        looked: settings that these queries were shown before this one.
+    """
     if not judging.k:
         return Judgement(nprobe=tuned.nprobe, recall=CERTAIN, looks=0, latency=tuned.latency)
     steps = [nprobe for nprobe in candidate.ladder() if tuned.nprobe <= nprobe < candidate.most]
-    recall, nprobe, looks = CERTAIN, candidate.most, 0
+    recall, nprobe, looks = CERTAIN, candidate.most, looked
     for nprobe in [*steps, candidate.most]:
         hits, n = _hits(candidate, judging, nprobe, tuned.refine)
         wrong = FIRST_LOOK if looks == 0 else OTHER_LOOKS / 2**looks
@@ -190,7 +244,7 @@ def judge(candidate: Candidate, tuned: Tuned, judging: QuerySet, target: float) 
         recall = Proportion(value=1.0, low=1.0, high=1.0, n=recall.n)
     latency = tuned.latency
     if nprobe != tuned.nprobe:
-        latency = _latency(candidate, judging, nprobe, tuned.refine)
+        latency = candidate.latency(judging, nprobe, tuned.refine)
     return Judgement(nprobe=nprobe, recall=recall, looks=looks, latency=latency)
 
 
@@ -216,17 +270,18 @@ def _least_effort(
     return reached
 
 
-def _ladder(nlist: int) -> list[int]:
-    """1, 2, 3, 4, 6, 8, 12, ... up to and with nlist."""
+def efforts(kind: Kind, nlist: int) -> list[int]:
+    """1, 2, 3, 4, 6, 8, 12, ... up to and with nlist; a graph's begin at 16."""
     steps = {1, nlist}
     power = 2
     while power < nlist:
         steps |= {power, min(power * 3 // 2, nlist)}
         power *= 2
-    return sorted(steps)
+    least = FIRST_EFFORT if kind == "hnsw" else 1
+    return sorted(step for step in steps if step >= least)
 
 
-def _hits(candidate: Candidate, queries: QuerySet, nprobe: int, refine: int) -> tuple[float, int]:
+def _hits(candidate: Judged, queries: QuerySet, nprobe: int, refine: int) -> tuple[float, int]:
     """Sum of recall@k over the queries, and how many there are."""
     ranker = candidate.ranker(refine)
     found = _scores_without_self(ranker, queries.vectors, queries.ids, queries.k, nprobe)
@@ -234,7 +289,7 @@ def _hits(candidate: Candidate, queries: QuerySet, nprobe: int, refine: int) -> 
 
 
 def _scores_without_self(
-    ranker: Ranker, queries: Floats, query_ids: Ids, k: int, nprobe: int
+    ranker: Searches, queries: Floats, query_ids: Ids, k: int, nprobe: int
 ) -> Floats:
     """Exact cosines of the k best results that are not the query itself, dropped by id."""
     ids, scores = ranker.top(queries, k + 1, nprobe=nprobe)
@@ -243,7 +298,6 @@ def _scores_without_self(
 
 
 def _latency(candidate: Candidate, queries: QuerySet, nprobe: int, refine: int) -> Latency | None:
-    """Time single queries on one thread: part after part, as a search goes through them."""
     asked = queries.first(LATENCY_QUERIES).vectors
     k = max(1, queries.k)
     if not len(asked):
@@ -253,15 +307,15 @@ def _latency(candidate: Candidate, queries: QuerySet, nprobe: int, refine: int) 
     groups = [candidate.parts] if exact_scan else [[part] for part in candidate.parts]
     with one_thread():
         for group in groups:
-            parts = group if exact_scan else [Part.open(part.path) for part in group]
+            parts = group if exact_scan else [part.open() for part in group]
             ranker = Ranker(parts, candidate.vectors, refine=refine)
             most = min(k, sum(part.num_rows for part in parts))
-            seconds = _time_each(ranker, asked[: len(total)], most, nprobe)
+            seconds = time_each(ranker, asked[: len(total)], most, nprobe)
             total = total[: len(seconds)] + seconds
     return Latency.of(total)
 
 
-def _time_each(ranker: Ranker, queries: Floats, k: int, nprobe: int) -> NDArray[np.float64]:
+def time_each(ranker: Searches, queries: Floats, k: int, nprobe: int) -> NDArray[np.float64]:
     """Seconds of each query by itself, after all have been asked once, so that pages are mapped."""
     nprobe = min(nprobe, ranker.nlist)
     ranker.top(queries[:MIN_TIMED], k, nprobe=nprobe)

@@ -29,9 +29,11 @@ __all__ = [
     "Float16s",
     "Floats",
     "Ids",
+    "StoredVectors",
     "VectorFile",
     "VectorSource",
     "VectorWriter",
+    "locate",
     "require_ids",
     "unit",
     "widen",
@@ -74,6 +76,45 @@ class VectorSource(Protocol):
 
     def iter_batches(self, batch_rows: int = ...) -> Iterator[tuple[Ids, Floats]]:
         """Stream ids [n] and unit vectors float32 [n, D]."""
+
+
+class StoredVectors(Protocol):
+    """The vectors of an index by id and by row: of a `VectorFile`, or of what is alive of some."""
+
+    @property
+    def dim(self) -> int:
+        """D."""
+
+    @property
+    def ids(self) -> Ids:
+        """All ids int64 [N], rising."""
+
+    def __len__(self) -> int: ...
+
+    def rows_of(self, ids_M: Ids) -> NDArray[np.intp]:
+        """The row of every id; ``KeyError`` names one that is not there."""
+
+    def contains(self, ids_M: Ids) -> NDArray[np.bool_]:
+        """Which of the ids are there, bool [M]."""
+
+    def gather(self, rows_M: NDArray[np.intp]) -> Floats:
+        """The vectors of the given rows as float32 [M, D], in their order."""
+
+    def iter_rows(
+        self, rows_M: NDArray[np.intp], batch_rows: int = ...
+    ) -> Iterator[tuple[Ids, Floats]]:
+        """Stream ids [n] and vectors float32 [n, D] of some rows, in their order."""
+
+    def iter_batches(self, batch_rows: int = ...) -> Iterator[tuple[Ids, Floats]]:
+        """Stream ids [n] and vectors float32 [n, D] of all rows, in id order."""
+
+
+def locate(all_ids_N: Ids, wanted_M: Ids) -> tuple[NDArray[np.intp], NDArray[np.bool_]]:
+    """Where in rising ids each of some is or would be, and whether it is there."""
+    rows = np.searchsorted(all_ids_N, wanted_M)
+    found = rows < len(all_ids_N)
+    found[found] = all_ids_N[rows[found]] == wanted_M[found]
+    return rows, found
 
 
 def unit(vectors_ND: NDArray[np.floating]) -> Floats:
@@ -291,10 +332,7 @@ class VectorFile:
         if self._without_gaps:
             rows = ids_M - self.ids[0]
             return rows, (rows >= 0) & (rows < len(self.ids))
-        rows = np.searchsorted(self.ids, ids_M)
-        found = rows < len(self.ids)
-        found[found] = self.ids[rows[found]] == ids_M[found]
-        return rows, found
+        return locate(self.ids, ids_M)
 
     @functools.cached_property
     def _without_gaps(self) -> bool:

@@ -10,23 +10,29 @@ from __future__ import annotations
 import contextlib
 import re
 import shutil
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from index.artifact import (
     ArtifactError,
     CorruptArtifactError,
     Folder,
     MissingArtifactError,
+    Proven,
     Verify,
     open_door,
+    require_whole,
 )
 from index.lock import sole_writer
+from index.vectors import VECTORS
 
 __all__ = [
+    "BUILDING",
+    "CHANGING",
     "CURRENT",
     "KEPT",
+    "Standing",
     "Version",
     "check_version",
     "collect",
@@ -39,11 +45,15 @@ __all__ = [
     "roll_back",
     "set_current",
     "version_names",
+    "while_current",
 ]
+
+T = TypeVar("T")
 
 CURRENT = "CURRENT"
 KEPT = 2
 """Versions that a build leaves: the one that it puts in service, and the one before."""
+BUILDING = "building this index"
 CHANGING = "building or changing this index"
 VERSION = re.compile(r"v\d{6}")
 POINTER = re.compile(rf"({VERSION.pattern}) ([0-9a-f]{{16}})\n")
@@ -66,6 +76,46 @@ class Version:
     damage: str | None
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Standing:
+    """A finished version, from which another is made.
+
+    Args:
+        index: the index's folder.
+        name: of the version.
+        door: its door.
+    """
+
+    index: Folder
+    name: str
+    door: Mapping[str, Any]
+
+    @classmethod
+    def in_service(cls, index: Folder) -> Standing:
+        """The version in service; all that a change reads and writes anew is verified in full.
+
+        Of its base, vectors and FAISS parts, which stay as they are, sizes are.
+
+        Raises:
+            MissingArtifactError: no index has been published here.
+            CorruptArtifactError: ``CURRENT`` or its version is damaged.
+        """
+        standing = cls(index, *open_current(index, verify="sizes"))
+        door = standing.door
+        base = {VECTORS, *(part["file"] for part in door["parts"])}
+        standing.require_whole(*(name for name in door["files"] if name not in base))
+        return standing
+
+    @property
+    def folder(self) -> Folder:
+        """The version's own folder."""
+        return self.index / self.name
+
+    def require_whole(self, *names: str) -> None:
+        """Read files in full; ``CorruptArtifactError`` if one is damaged."""
+        require_whole(self.folder, self.door, names)
+
+
 def check_version(name: str) -> str:
     """Return ``name`` if it is that of a version; ``ValueError`` otherwise.
 
@@ -80,8 +130,10 @@ def check_version(name: str) -> str:
     return name
 
 
-def open_current(folder: Folder, *, verify: Verify = "full") -> tuple[str, dict[str, Any]]:
-    """Name and door of the version in service.
+def open_current(
+    folder: Folder, *, verify: Verify = "full", proven: Collection[Proven] = ()
+) -> tuple[str, dict[str, Any]]:
+    """Name and door of the version in service; for the arguments see ``artifact.open_door``.
 
     Raises:
         MissingArtifactError: no index has been published here.
@@ -94,7 +146,7 @@ def open_current(folder: Folder, *, verify: Verify = "full") -> tuple[str, dict[
     match = POINTER.fullmatch(folder.read_bytes(CURRENT).decode(errors="replace"))
     door = None
     if match and folder.exists(f"{match[1]}/index.json"):
-        door = open_door(folder / match[1], "index", verify=verify)
+        door = open_door(folder / match[1], "index", verify=verify, proven=proven)
     if match is None or door is None or door["door_sha256"][:16] != match[2]:
         raise CorruptArtifactError(
             f"{folder}/{CURRENT}: does not name a version of this index. Build the index again, or "
@@ -102,6 +154,27 @@ def open_current(folder: Folder, *, verify: Verify = "full") -> tuple[str, dict[
             "VERSION. Finished versions are kept."
         )
     return match[1], door
+
+
+def while_current(folder: Folder, open_it: Callable[[], T]) -> T:
+    """Open what ``CURRENT`` names, and again if another took its place meanwhile.
+
+    What was deleted while it was opened, since two changes had followed, is no damage.
+
+    Raises:
+        ValueError, OSError: as ``open_it`` does, of a version that still is in service.
+    """
+    while True:
+        before = _pointer(folder)
+        try:
+            return open_it()
+        except (ValueError, OSError):
+            if _pointer(folder) == before:
+                raise
+
+
+def _pointer(folder: Folder) -> bytes:
+    return folder.read_bytes(CURRENT) if folder.exists(CURRENT) else b""
 
 
 def set_current(folder: Folder, version: str, door: Mapping[str, Any]) -> None:
@@ -154,7 +227,7 @@ def list_versions(folder: Folder, *, verify: Verify = "sizes") -> list[Version]:
         folder: the index's folder.
         verify: ``full`` reads every file; ``sizes`` finds missing and cut ones only.
     """
-    current = folder.read_bytes(CURRENT) if folder.exists(CURRENT) else b""
+    current = _pointer(folder)
     found = []
     for name in version_names(folder):
         door, damage = None, None

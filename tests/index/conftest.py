@@ -23,9 +23,10 @@ def sorted_clusters(num_rows, dim, *, classes=20, noise=0.6, seed=0):
     return vectors.astype(np.float32), codes
 
 
-def write_store(folder, vectors, *, shard_rows=500, parents=PARENTS, layer="backbone"):
-    """Publish vectors as an embedding set of several shards; ids are 5, 8, 11, ..."""
-    ids = np.arange(len(vectors), dtype=np.int64) * 3 + 5
+def write_store(folder, vectors, *, ids=None, shard_rows=500, parents=PARENTS, layer="backbone"):
+    """Publish vectors as an embedding set of several shards; ids are 5, 8, 11, ... unless given."""
+    if ids is None:
+        ids = np.arange(len(vectors), dtype=np.int64) * 3 + 5
     records = []
     for number, start in enumerate(range(0, len(vectors), shard_rows)):
         rows = slice(start, start + shard_rows)

@@ -153,10 +153,10 @@ def test_nobody_waits_while_another_version_is_opened(
     opened = []
     really_open = Collection.open
 
-    def open_slowly(where: Workspace, name: str) -> Collection:
+    def open_slowly(where: Workspace, name: str, **options: Any) -> Collection:
         opened.append(name)
         assert go_on.wait(timeout=30)
-        return really_open(where, name)
+        return really_open(where, name, **options)
 
     monkeypatch.setattr(Collection, "open", open_slowly)
     roll_back(folder, "v000001")
@@ -251,13 +251,13 @@ def test_a_version_collected_while_it_was_opened_is_no_problem(
     really_open = Collection.open
     calls = []
 
-    def open_too_late(where: Workspace, name: str) -> Collection:
+    def open_too_late(where: Workspace, name: str, **options: Any) -> Collection:
         calls.append(name)
         if len(calls) == 1:
             roll_back(folder, "v000003")
             shutil.rmtree(folder.local_path("v000001"))
             raise FileNotFoundError("v000001/vectors.arrow")
-        return really_open(where, name)
+        return really_open(where, name, **options)
 
     monkeypatch.setattr(Collection, "open", open_too_late)
     roll_back(folder, "v000001")

@@ -1,0 +1,329 @@
+"""Change an index: pictures that came, went or were replaced make a new version beside the old.
+
+The new version takes over the files that stay by links (`Folder.link`): vectors and FAISS parts of
+the last build, its *base*. Beside them lie its own: the *delta*, all rows that came since, compared
+in full by every search; the ids of rows of the base that are *dead*; the queries. So a version
+never changes, one rename puts it in service, readers keep theirs, and a rollback undoes it.
+
+Shapes: D embedding, A arrived rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from index.artifact import FileRecord, Folder, digest, library_versions, publish
+from index.card import PAGE, card_page, measured, write_page
+from index.choose import IndexConfig, exact_recipe
+from index.drift import Drift, code_errors, delta_bound, imbalance, worse_by
+from index.id_file import NO_IDS, read_ids, write_ids
+from index.layers import LayeredRanker, open_ranker
+from index.live_queries import InService, Moved, follow_queries, query_rate
+from index.part import Part, train_template
+from index.queries import QUERIES, QuerySet
+from index.rank import Ranker
+from index.tune import CERTAIN, Tuned, judge
+from index.vectors import VECTORS, Float16s, Floats, Ids, StoredVectors, VectorFile, VectorWriter
+from index.versions import Standing, new_version
+
+__all__ = [
+    "DOOR_OWN",
+    "LAYERED_SCHEMA",
+    "REMOVED",
+    "Change",
+    "change_version",
+    "drawn",
+    "list_sizes",
+    "open_parts",
+    "removed_ids",
+    "trained_state",
+]
+
+DELTA, DELTA_PART, DEAD, REMOVED = "delta.arrow", "delta.faiss", "dead.arrow", "removed.arrow"
+DOOR_OWN = ("kind", "schema_version", "created_at", "files", "door_sha256")
+LAYERED_SCHEMA = 2
+"""A reader that knows only schema 1 would search the base alone, dead rows included."""
+DRIFT_SAMPLE = 2048
+
+Searched = Ranker | LayeredRanker
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Change:
+    """What a version is to differ in from the one in service.
+
+    Args:
+        gone: living ids int64 that are to be no results any more, rising.
+        ids: ids int64 [A] that are to have these vectors, living or not, rising.
+        vectors: unit vectors float16 [A, D].
+        removed: all ids that are left out by hand from now on, rising.
+        parents: of the embedding set that it follows; None to stay with the old one's.
+    """
+
+    gone: Ids
+    ids: Ids
+    vectors: Float16s
+    removed: Ids
+    parents: Mapping[str, str] | None = None
+
+
+def removed_ids(before: Standing) -> Ids:
+    """What was left out of a version by hand, and stays so whatever is embedded."""
+    stated = before.door.get("removed")
+    return read_ids(before.folder.local_path(stated["file"])) if stated else NO_IDS
+
+
+def change_version(before: Standing, change: Change) -> tuple[str, dict[str, Any]]:
+    """Publish a version that differs from another; it is not put in service. Call as `sole_writer`.
+
+    Args:
+        before: the one to differ from, as from `Standing.in_service`.
+        change: the difference.
+
+    Returns:
+        Name and door of the new version.
+
+    Cost: it writes the delta and the queries; measuring recall takes a pass over the stored vectors
+    if an exact answer lost a picture.
+    """
+    return _Changing(before, change).run()
+
+
+class _Changing:
+    """One change of one version."""
+
+    def __init__(self, before: Standing, change: Change) -> None:
+        door = before.door
+        self._old, self._version, self._door, self._change = (
+            before.folder,
+            before.name,
+            door,
+            change,
+        )
+        self._name = new_version(before.index)
+        self._new = (before.index / self._name).make()
+        self._config = IndexConfig(**door["config"])
+        self._sparing = self._config.memory is not None
+        self._base = VectorFile(self._old.local_path(VECTORS), mapped=not self._sparing)
+        self._before = open_ranker(self._old, door, sparing=self._sparing).vectors
+        self._files: dict[str, FileRecord] = {}
+        here = self._before.contains(change.ids)
+        self._departed = np.union1d(change.gone, change.ids[here])
+
+    def run(self) -> tuple[str, dict[str, Any]]:
+        """Write all files of the version, and last its door."""
+        door = self._door
+        for name in [VECTORS, *(part["file"] for part in door["parts"])]:
+            self._new.link(name, self._old)
+            self._files[name] = door["files"][name]
+        layers = self._write_layers()
+        body = {key: value for key, value in door.items() if key not in DOOR_OWN} | layers
+        after = open_ranker(self._new, body, sparing=self._sparing)
+        moved = Moved(departed=self._departed, arrived=self._change.ids)
+        old_queries = QuerySet.read(self._old.local_path(QUERIES))
+        trained = trained_state(self._old, door, self._before, old_queries)
+        queries = follow_queries(
+            old_queries, after.vectors, moved, trained["query_rate"], self._config
+        )
+        self._files[QUERIES] = self._new.write_hashed(QUERIES, queries.write)
+        body |= self._described(after, queries, body, trained)
+        page = card_page(self._name, body)
+        self._files[PAGE] = self._new.write_hashed(PAGE, partial(write_page, text=page))
+        return self._name, publish(self._new, "index", body, self._files)
+
+    def _write_layers(self) -> dict[str, Any]:
+        """Write delta, dead and removed ids; what the door says of them."""
+        change = self._change
+        again = self._as_in_base()
+        dead = np.union1d(self._dead_before(), self._departed[self._base.contains(self._departed)])
+        dead = np.setdiff1d(dead, change.ids[again], assume_unique=True)
+        ids, vectors = self._delta(change.ids[~again], change.vectors[~again])
+        found: dict[str, Any] = {"delta": None, "dead": None, "removed": None}
+        if len(ids):
+            found["delta"] = {"file": DELTA, "part": DELTA_PART, "rows": len(ids)}
+            self._files[DELTA] = self._new.write_hashed(DELTA, write_rows(ids, vectors))
+            template = train_template(exact_recipe(""), self._base.dim, np.empty((0, 1), "f4"))
+            part = Part.fill(template, [(ids, vectors.astype(np.float32))])
+            self._files[DELTA_PART] = self._new.write_hashed(DELTA_PART, part.write)
+        for kind, name, listed in (("dead", DEAD, dead), ("removed", REMOVED, change.removed)):
+            if len(listed):
+                found[kind] = {"file": name, "rows": len(listed)}
+                self._files[name] = self._new.write_hashed(name, partial(write_ids, ids=listed))
+        return found
+
+    def _dead_before(self) -> Ids:
+        dead = self._door.get("dead")
+        return read_ids(self._old.local_path(dead["file"])) if dead else NO_IDS
+
+    def _as_in_base(self) -> Any:
+        """Which of the ids come with just the vector that the base has of them."""
+        ids, vectors = self._change.ids, self._change.vectors
+        same = self._base.contains(ids)
+        stored = self._base.gather(self._base.rows_of(ids[same]))
+        same[same] = (stored == vectors[same].astype(np.float32)).all(axis=1)
+        return same
+
+    def _delta(self, ids: Ids, vectors: Float16s) -> tuple[Ids, Float16s]:
+        """What stays of the delta before, and these."""
+        stated = self._door.get("delta")
+        if stated:
+            before = VectorFile(self._old.local_path(stated["file"]))
+            stay = np.flatnonzero(~np.isin(before.ids, self._departed))
+            ids = np.concatenate([before.ids[stay], ids])
+            vectors = np.concatenate([before.gather(stay).astype(np.float16), vectors])
+        order = np.argsort(ids)
+        return ids[order], vectors[order]
+
+    def _described(
+        self, after: Searched, queries: QuerySet, layers: Mapping[str, Any], trained: dict[str, Any]
+    ) -> dict[str, Any]:
+        """The door's body beside the layers: identity, counts, recall and drift."""
+        door, config, change = self._door, self._config, self._change
+        judging = queries.half(judging=True)
+        looked = InService(after, door["recipe"]["kind"], after.lossy)
+        parameters = door["parameters"]
+        nprobe, refine = parameters["nprobe"], parameters.get("refine", 1)
+        tuned = Tuned(
+            nprobe=nprobe,
+            refine=refine,
+            exact=nprobe == looked.most,
+            recall=CERTAIN,
+            latency=looked.latency(judging, nprobe, refine),
+            tried=[],
+        )
+        looks = max(0, door["recall"]["looks"] - 1)
+        judgement = judge(looked, tuned, judging, config.target_recall, looked=looks)
+        parents = door["parents"] if change.parents is None else dict(change.parents)
+        parts_bytes = sum(
+            self._files[name]["bytes"] for name in self._files if name.endswith(".faiss")
+        )
+        rows = len(after.vectors)
+        own = {name: record["sha256"] for name, record in self._files.items()}
+        drift = self._drift(after, layers, judgement.nprobe, trained)
+        return {
+            "schema_version": LAYERED_SCHEMA,
+            "id": digest([door["id"], parents["embeddings_id"], own]),
+            "parents": parents,
+            "rows": rows,
+            "versions": library_versions("faiss-cpu", "pyarrow", "numpy"),
+            "parameters": {**parameters, "nprobe": judgement.nprobe},
+            **measured(judgement, config, population=door["recall"]["population"]),
+            "trained": trained,
+            "drift": drift.as_json(),
+            "change": {
+                "from": self._version,
+                "came": int((~self._before.contains(change.ids)).sum()),
+                "replaced": int(self._before.contains(change.ids).sum()),
+                "gone": len(change.gone),
+            },
+            "queries": {**door["queries"], "key": digest([door["queries"]["key"], own])},
+            "service_bytes_per_vector": round(parts_bytes / rows, 1),
+            "bytes_per_vector": round(
+                sum(record["bytes"] for record in self._files.values()) / rows, 1
+            ),
+            "mean": self._mean(after),
+        }
+
+    def _mean(self, after: Searched) -> list[float]:
+        """The mean vector, from that before and the rows that moved."""
+        before = self._before
+        total = np.array(self._door["mean"], np.float64) * len(before)
+        for _, vectors in before.iter_rows(before.rows_of(self._departed)):
+            total -= vectors.sum(axis=0, dtype=np.float64)
+        total += self._change.vectors.sum(axis=0, dtype=np.float64)
+        return [float(x) for x in total / len(after.vectors)]
+
+    def _drift(
+        self, after: Searched, layers: Mapping[str, Any], nprobe: int, trained: Mapping[str, Any]
+    ) -> Drift:
+        parts = open_parts(self._new, self._door)
+        part = parts[0]
+        num_dead = layers["dead"]["rows"] if layers["dead"] else 0
+        num_delta = layers["delta"]["rows"] if layers["delta"] else 0
+        came = self._sample(layers, "delta")
+        sizes = list_sizes(parts) - _spread(part, self._sample(layers, "dead"), num_dead)
+        uneven = imbalance(np.maximum(0, sizes) + _spread(part, came, num_delta))
+        return Drift(
+            dead_share=round(num_dead / len(self._base), 4),
+            delta_rows=num_delta,
+            delta_bound=delta_bound(len(self._base)),
+            growth=round(len(after.vectors) / trained["rows"], 3),
+            code_error=worse_by(trained["code_errors"], part, came),
+            imbalance=round(uneven / trained["imbalance"], 3) if part.has_lists else None,
+            effort=round(nprobe / trained["nprobe"], 3),
+        )
+
+    def _sample(self, layers: Mapping[str, Any], kind: str) -> Floats:
+        """Vectors of the delta, or of dead rows of the base; a random sample of many."""
+        stated = layers[kind]
+        if not stated:
+            return np.empty((0, self._base.dim), np.float32)
+        path = self._new.local_path(stated["file"])
+        file = VectorFile(path) if kind == "delta" else self._base
+        rows = np.arange(len(file)) if kind == "delta" else file.rows_of(read_ids(path))
+        return file.gather(drawn(rows, self._config.seed))
+
+
+def trained_state(
+    folder: Folder, door: Mapping[str, Any], vectors: StoredVectors, queries: QuerySet
+) -> dict[str, Any]:
+    """What drift is told against: how the last training left the index.
+
+    Args:
+        folder: of the version that is changed.
+        door: its door; one that was changed before states it.
+        vectors: what is alive of it.
+        queries: its queries.
+    """
+    if "trained" in door:
+        return dict(door["trained"])
+    parts = open_parts(folder, door)
+    rows = drawn(np.arange(len(vectors)), door["config"]["seed"])
+    return {
+        "version": folder.path.rpartition("/")[2],
+        "rows": door["rows"],
+        "nprobe": door["parameters"]["nprobe"],
+        "query_rate": query_rate(queries, door["rows"]),
+        "imbalance": imbalance(list_sizes(parts)),
+        "code_errors": code_errors(parts[0], vectors.gather(rows)),
+    }
+
+
+def open_parts(folder: Folder, door: Mapping[str, Any]) -> list[Part]:
+    """The FAISS parts of a version's base, dead rows included."""
+    return [Part.open(folder.local_path(part["file"])) for part in door["parts"]]
+
+
+def list_sizes(parts: Sequence[Part]) -> NDArray[np.float64]:
+    """Rows in each list, over all parts."""
+    sizes: NDArray[np.float64] = np.sum([part.list_sizes() for part in parts], axis=0, dtype="f8")
+    return sizes
+
+
+def _spread(part: Part, sample_ND: Floats, count: int) -> NDArray[np.float64]:
+    """How many of ``count`` rows each list would have, by a sample of them."""
+    found = np.bincount(part.lists_of(sample_ND), minlength=len(part.list_sizes()))
+    return np.asarray(found * (count / max(1, len(sample_ND))), np.float64)
+
+
+def drawn(rows: NDArray[np.intp], seed: int) -> NDArray[np.intp]:
+    """Some rows, or a random sample of many, rising: by as many drift is told."""
+    if len(rows) <= DRIFT_SAMPLE:
+        return rows
+    return np.sort(np.random.default_rng(seed).choice(rows, DRIFT_SAMPLE, replace=False))
+
+
+def write_rows(ids: Ids, vectors: Float16s) -> Callable[[str], None]:
+    """What writes ids and vectors as a file of `VectorWriter`."""
+
+    def write(path: str) -> None:
+        with VectorWriter(path, vectors.shape[1]) as writer:
+            writer.add(ids, vectors)
+
+    return write

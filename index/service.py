@@ -1,0 +1,119 @@
+"""Put a version in service once it has shown that it answers: the last step of builds and changes.
+
+It is opened as a reader opens it, its files verified but for those that the version in service has
+too, and asked some of the queries that it was judged by. Until it has answered them as its card
+says, the version before stays in service.
+
+Shapes: Q queries, K results.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from index.artifact import Folder, Proven, open_door, proven_files
+from index.layers import open_ranker
+from index.measure import recall_at_k
+from index.queries import QuerySet
+from index.versions import open_current, remove_others, set_current
+
+__all__ = ["ProbeError", "put_in_service", "require_answers"]
+
+logger = logging.getLogger(__name__)
+
+NUM_PROBES = 100
+SLACK = 0.1
+"""So far below the recall on all queries may it be on a hundred; chance alone never goes there."""
+
+
+class ProbeError(ValueError):
+    """A finished version does not answer its own queries; what was in service stays."""
+
+
+def put_in_service(
+    folder: Folder,
+    version: str,
+    door: Mapping[str, Any],
+    *,
+    proven: frozenset[Proven] = frozenset(),
+) -> None:
+    """Have a finished version answer from now on, and delete all but it and the one before.
+
+    Nothing is done if it is in service already. Call as `sole_writer`.
+
+    Args:
+        folder: the index's folder.
+        version: a finished version.
+        door: its door.
+        proven: files of it that were just verified.
+
+    Raises:
+        ProbeError: it does not answer as its card says.
+        CorruptArtifactError: a file of it is damaged.
+    """
+    before, shared = _in_service(folder)
+    if before == version:
+        return
+    require_answers(folder, version, proven=proven | shared)
+    set_current(folder, version, door)
+    if before is not None:
+        remove_others(folder, keep={version, before})
+
+
+def _in_service(folder: Folder) -> tuple[str | None, frozenset[Proven]]:
+    """The version in service, and its files: shared ones are as good or bad in a version after."""
+    try:
+        name, door = open_current(folder, verify="sizes")
+    except ValueError as error:  # absent or damaged: either way to be replaced
+        logger.info("no usable index in service: %s", error)
+        return None, frozenset()
+    return name, proven_files(folder / name, door)
+
+
+def require_answers(
+    folder: Folder, version: str, *, proven: frozenset[Proven] = frozenset()
+) -> None:
+    """Open a version as a reader does, and ask it some of its queries.
+
+    Args:
+        folder: the index's folder.
+        version: a finished version.
+        proven: files that need not be read.
+
+    Raises:
+        ProbeError: recall on them is far below the card's, or an answer is short or no cosine.
+        CorruptArtifactError: a file is damaged.
+
+    Cost: one pass over files that are not proven, and a hundred searches.
+    """
+    inside = folder / version
+    door = open_door(inside, "index", proven=proven)
+    stated = door.get("queries")
+    if not stated:  # versions from before have none
+        return
+    sparing = door["config"]["memory"] is not None
+    ranker = open_ranker(inside, door, sparing=sparing)
+    queries = QuerySet.read(inside.local_path(stated["file"])).half(judging=True)
+    queries = queries.first(NUM_PROBES)
+    if not queries.k or not len(queries.ids):
+        return
+    ids, scores = ranker.top(queries.vectors, queries.k + 1, nprobe=door["parameters"]["nprobe"])
+    scores = np.where(ids == queries.ids[:, None], -np.inf, scores)
+    scores = -np.sort(-scores, axis=1)[:, : queries.k]
+    lacking = queries.k - scores.shape[1]
+    if lacking > 0 or not np.isfinite(scores).all():
+        raise ProbeError(
+            f"{inside}: gives fewer results than there are pictures. The version before stays in "
+            "service. Build the index again: lookalike index --rebuild"
+        )
+    found = float(recall_at_k(scores, queries.true_scores).mean())
+    if found < door["recall"]["value"] - SLACK:
+        raise ProbeError(
+            f"{inside}: finds {found:.3f} of what it should on {len(queries.ids)} of its own "
+            f"queries, its card says {door['recall']['value']:.3f}. The version before stays in "
+            "service. Build the index again: lookalike index --rebuild"
+        )

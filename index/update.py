@@ -1,0 +1,352 @@
+"""Bring an index up to date: leave it, change it, compact it, or build it anew, and say why.
+
+* Nothing differs: the version in service stays.
+* Pictures came, went or were replaced: a changed version (`index.change`), in service at once.
+* That would leave too many dead rows, or too large a delta: a compacted one (`index.compact`).
+* Another encoder, other settings, or drift: a build (`index.build`). Until it has ended and answers
+  its own queries, what was in service stays.
+
+Shapes: N rows, D embedding.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+
+from index.artifact import ArtifactError, Folder, MissingArtifactError
+from index.build import Build, Leave, build_id
+from index.change import Change, change_version, removed_ids
+from index.choose import IndexConfig
+from index.compact import LiveQueries, LiveSet, fold
+from index.difference import Difference, Wanted, compare
+from index.drift import MAX_DEAD, MAX_GROWTH, Drift, delta_bound
+from index.embeddings import EmbeddingStore
+from index.fill import FillParts, fill_here
+from index.id_file import NO_IDS
+from index.layers import open_ranker
+from index.live_queries import Moved
+from index.lock import sole_writer
+from index.queries import QUERIES, QuerySet
+from index.service import put_in_service
+from index.vectors import Ids, StoredVectors
+from index.versions import CHANGING, Standing, finished_version, open_current
+
+__all__ = ["Instructions", "Updated", "compact_index", "remove_pictures", "update_index"]
+
+logger = logging.getLogger(__name__)
+
+Action = Literal["reused", "changed", "compacted", "built"]
+Say = Callable[[str], object]
+NO_MOVES = Moved(departed=NO_IDS, arrived=NO_IDS)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Updated:
+    """What was done to an index.
+
+    Args:
+        version: name of the version in service now.
+        door: its door.
+        action: what was done.
+        why: why that, in a sentence's part.
+    """
+
+    version: str
+    door: dict[str, Any]
+    action: Action
+    why: str
+
+    @property
+    def drift(self) -> Drift | None:
+        """How far the version is from its training; None right after it."""
+        stated = self.door.get("drift")
+        return Drift.from_json(stated) if stated else None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Instructions:
+    """What to heed when an index is brought up to date.
+
+    Args:
+        gone: ids whose file is not there any more, though they may still be embedded.
+        restored: ids that were removed by hand, and are to be back.
+        rebuild: build anew, whatever is there.
+        say: is told what is done before it takes long.
+    """
+
+    gone: Ids = field(default_factory=lambda: NO_IDS)
+    restored: Ids = field(default_factory=lambda: NO_IDS)
+    rebuild: bool = False
+    say: Say = logger.info
+
+
+def update_index(
+    store: EmbeddingStore,
+    folder: Folder,
+    config: IndexConfig,
+    *,
+    queries: EmbeddingStore | None = None,
+    fill: FillParts = fill_here,
+    told: Instructions = Instructions(),
+) -> Updated:
+    """Have an index hold just what an embedding set does, but for what was removed from it.
+
+    Args:
+        store: the embedding set.
+        folder: the index's folder, on a local or shared disk.
+        config: what the index has to achieve.
+        queries: as for `index.build.build_index`.
+        fill: does the jobs of parts.
+        told: what to heed.
+
+    Raises:
+        ValueError: as from `build_index`; another process is building or changing the index.
+        CorruptArtifactError: the embedding set's files are damaged.
+        OSError: the disk is full.
+
+    Cost: one pass over the embedding set to find what changed; then see `change_version`, `fold`
+    and `build_index`.
+    """
+    with sole_writer(folder, CHANGING):
+        before = _in_service(folder)
+        removed = NO_IDS if before is None else removed_ids(before)
+        wanted = Wanted.of(store, np.setdiff1d(removed, told.restored), told.gone)
+        why = "asked for" if told.rebuild else _why_anew(store, config, queries, before)
+        if before is not None and why is None:
+            done, why = _follow(store, before, wanted, queries, fill)
+            if done is not None:
+                return done
+        told.say(f"Building the index anew: {why}")
+        build = Build(store, folder, config, queries, fill, wanted.leave)
+        found = None if told.rebuild else build.find()
+        door = found or build.publish()
+    action: Action = "built" if found is None else "reused"
+    return Updated(version=door["version"], door=door, action=action, why=str(why))
+
+
+def remove_pictures(folder: Folder, ids: Ids) -> Updated:
+    """Have pictures be no results any more, from the next search on.
+
+    They stay out of later versions too, whatever the embedding set holds, until they are restored
+    (``restored`` of `update_index`).
+
+    Args:
+        folder: the index's folder.
+        ids: ids int64; those that the index does not have are passed over.
+
+    Raises:
+        ValueError: no picture would be left; another process is building or changing the index.
+        MissingArtifactError: no version is in service.
+        CorruptArtifactError: the one in service is damaged.
+    """
+    with sole_writer(folder, CHANGING):
+        before = Standing.in_service(folder)
+        _require_changeable(before)
+        vectors = _living(before)
+        wanted = np.unique(np.asarray(ids, np.int64))
+        here = wanted[vectors.contains(wanted)]
+        if not len(here):
+            unknown = "none of them is in it"
+            return Updated(
+                version=before.name, door=dict(before.door), action="reused", why=unknown
+            )
+        if len(here) == len(vectors):
+            raise ValueError(
+                f"{folder}: all {len(vectors):,} pictures are to be removed, and an index needs "
+                "one. To be rid of the index, delete its folder."
+            )
+        change = Change(
+            gone=here,
+            ids=NO_IDS,
+            vectors=np.empty((0, vectors.dim), np.float16),
+            removed=np.union1d(removed_ids(before), here),
+        )
+        name, made = change_version(before, change)
+        put_in_service(folder, name, made)
+    return Updated(version=name, door=made, action="changed", why=f"{len(here):,} removed")
+
+
+def compact_index(
+    folder: Folder, *, retrain: bool = False, fill: FillParts = fill_here, say: Say = logger.info
+) -> Updated:
+    """Fold an index's delta into its parts and drop dead rows; train anew where it has drifted.
+
+    Args:
+        folder: the index's folder.
+        retrain: build anew from its own vectors, drift or no drift.
+        fill: does the jobs of parts.
+        say: is told what is done before it takes long.
+
+    Raises:
+        MissingArtifactError: no version is in service.
+        CorruptArtifactError: the one in service is damaged.
+        ValueError: another process is building or changing the index.
+
+    Cost: see `fold`, or `build_index`.
+    """
+    with sole_writer(folder, CHANGING):
+        version, door = open_current(folder)
+        before = Standing(folder, version, door)
+        _require_changeable(before)
+        drift = Drift.from_json(door["drift"]) if door.get("drift") else None
+        source = LiveSet(before.folder, door, _living(before))
+        leave = Leave(removed=removed_ids(before), gone=NO_IDS)
+        drifted = drift is not None and drift.remedy == "retrain"
+        if not (retrain or drifted):
+            if not door.get("delta") and not door.get("dead"):
+                return Updated(
+                    version=version, door=door, action="reused", why="it is compact already"
+                )
+            say("Compacting: lists and codes stay as they are")
+            name, made = fold(before, source, leave, NO_MOVES, fill)
+            put_in_service(folder, name, made)
+            return Updated(version=name, door=made, action="compacted", why=_layers_of(door))
+        why = "asked for" if retrain or drift is None else drift.why
+        say(f"Training anew: {why}")
+        asked = None
+        if door["queries"]["embeddings_id"] is not None:
+            queries = QuerySet.read(before.folder.local_path(QUERIES))
+            asked = LiveQueries(before.folder, door, queries)
+        config = IndexConfig(**door["config"])
+        built = Build(source, folder, config, asked, fill, leave).publish()
+    return Updated(version=built["version"], door=built, action="built", why=why)
+
+
+def _require_changeable(before: Standing) -> None:
+    """Check that a version has the queries by which a change is measured.
+
+    Raises:
+        ValueError: it is of an older lookalike, which kept none.
+    """
+    if "queries" not in before.door:
+        raise ValueError(
+            f"{before.folder}: made by an older lookalike, and lacks the queries that a changed "
+            "version is measured by. Build it again: lookalike index --rebuild"
+        )
+
+
+def _layers_of(door: Mapping[str, Any]) -> str:
+    delta, dead = door.get("delta"), door.get("dead")
+    return (
+        f"{delta['rows'] if delta else 0:,} rows of the delta folded in, "
+        f"{dead['rows'] if dead else 0:,} dead ones dropped"
+    )
+
+
+def _living(before: Standing) -> StoredVectors:
+    """The stored vectors of what is alive in a version."""
+    sparing = before.door["config"]["memory"] is not None
+    return open_ranker(before.folder, before.door, sparing=sparing).vectors
+
+
+def _in_service(folder: Folder) -> Standing | None:
+    try:
+        return Standing.in_service(folder)
+    except MissingArtifactError:
+        return None
+    except ArtifactError as error:  # damaged: to be replaced
+        logger.info("no usable index in service: %s", error)
+        return None
+
+
+def _why_anew(
+    store: EmbeddingStore,
+    config: IndexConfig,
+    queries: EmbeddingStore | None,
+    before: Standing | None,
+) -> str | None:
+    """Why no change leads from the version in service to what is wanted; None if one does."""
+    if before is None:
+        return "no version is in service, or it is damaged"
+    door = before.door
+    parents = door["parents"]
+    asked = door.get("queries", {}).get("embeddings_id")
+    if "queries" not in door:
+        return "the version in service is of an older lookalike"
+    if (parents["encoder_id"], door["layer"], door["dim"]) != (
+        store.encoder_id,
+        store.layer,
+        store.dim,
+    ):
+        return "the vectors are of another encoder or layer"
+    if parents.get("corpus_uid") != store.parents.get("corpus_uid"):
+        return "the pictures are of another corpus"
+    if door["config"] != asdict(config):
+        return "its settings are others"
+    if asked != (None if queries is None else queries.id):
+        return "its recall was measured on other queries"
+    return None
+
+
+def _follow(
+    store: EmbeddingStore,
+    before: Standing,
+    wanted: Wanted,
+    queries: EmbeddingStore | None,
+    fill: FillParts,
+) -> tuple[Updated | None, str | None]:
+    """Reuse, change or compact the version in service; or say why it has to be built anew."""
+    door = before.door
+    vectors = _living(before)
+    same_set = door["parents"]["embeddings_id"] == store.id
+    found = compare(store, wanted, vectors, same_set=same_set)
+    same_list = np.array_equal(removed_ids(before), wanted.leave.removed)
+    if found.is_nothing and same_set and same_list:
+        nothing = "nothing changed"
+        return Updated(version=before.name, door=dict(door), action="reused", why=nothing), None
+    config = IndexConfig(**door["config"])
+    finished = finished_version(before.index, build_id(store, config, queries, wanted.leave))
+    trained = door.get("trained", {}).get("rows", door["rows"])
+    if finished is not None:
+        return None, f"{finished[0]} was built of the same"
+    if not len(wanted.ids):
+        return None, "nothing is left of it"
+    if len(wanted.ids) > MAX_GROWTH * trained:
+        return None, f"it was trained for {trained:,} rows, and there are {len(wanted.ids):,}"
+    done = _changed(store, before, wanted, found, fill)
+    put_in_service(before.index, done.version, done.door)
+    # A change can wait: its delta is exact. What had to be compacted is done for good.
+    drift = done.drift
+    if done.action == "compacted" and drift is not None and drift.remedy == "retrain":
+        return None, f"{done.version} is in service, and {drift.why}"
+    return done, None
+
+
+def _changed(
+    store: EmbeddingStore,
+    before: Standing,
+    wanted: Wanted,
+    found: Difference,
+    fill: FillParts,
+) -> Updated:
+    """Change the version in service, or compact it where that would leave too much in layers."""
+    dead = before.door.get("dead")
+    num_dead = (dead["rows"] if dead else 0) + len(found.gone) + len(found.replaced)
+    base_rows = sum(part["rows"] for part in before.door["parts"])
+    delta = before.door.get("delta")
+    num_delta = (delta["rows"] if delta else 0) + len(found.added) + len(found.replaced)
+    arrived = np.union1d(found.added, found.replaced)
+    too_long = found.vectors is None or num_delta > delta_bound(base_rows)
+    if found.vectors is None or too_long or num_dead > MAX_DEAD * base_rows:
+        why = (
+            f"{num_delta:,} rows are too many for a delta"
+            if too_long
+            else f"{num_dead:,} of {base_rows:,} rows would be dead"
+        )
+        moved = Moved(departed=np.union1d(found.gone, found.replaced), arrived=arrived)
+        name, door = fold(before, store, wanted.leave, moved, fill)
+        return Updated(version=name, door=door, action="compacted", why=why)
+    change = Change(
+        gone=found.gone,
+        ids=arrived,
+        vectors=found.vectors,
+        removed=wanted.leave.removed,
+        parents={**store.parents, "embeddings_id": store.id},
+    )
+    name, door = change_version(before, change)
+    return Updated(version=name, door=door, action="changed", why=found.summary)
