@@ -23,6 +23,7 @@ import os
 import tempfile
 import uuid
 from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -41,6 +42,7 @@ __all__ = [
     "MissingArtifactError",
     "NewerSchemaError",
     "Verify",
+    "check_file",
     "digest",
     "library_versions",
     "open_door",
@@ -210,6 +212,12 @@ class Folder:
         target = f"{self.path}/{name}"
         with contextlib.suppress(OSError):  # stores without folders refuse, and do not need them
             self.fs.create_dir(target.rpartition("/")[0], recursive=True)
+        # A stream that is left early still closes, which puts what was written so far. So no
+        # interrupt reaches it in this thread of its own, which is waited for.
+        with ThreadPoolExecutor(1) as alone:
+            alone.submit(self._copy, source, target).result()
+
+    def _copy(self, source: Path, target: str) -> None:
         with source.open("rb") as data, self.fs.open_output_stream(target) as stream:
             while piece := data.read(CHUNK_BYTES):
                 stream.write(piece)
@@ -350,7 +358,7 @@ def open_door(
         raise MissingArtifactError(f"{folder}: no {kind} is published here ({name} is missing)")
     content = _parse_door(folder, name, kind)
     for file_name, expected in content["files"].items():
-        _check_file(folder, require_inside(file_name), expected, verify)
+        check_file(folder, require_inside(file_name), expected, verify=verify)
     return content
 
 
@@ -381,7 +389,10 @@ def _refuse_constant(name: str) -> NoReturn:
     raise ValueError(f"{name} is no JSON number")
 
 
-def _check_file(folder: Folder, name: str, expected: Mapping[str, Any], verify: Verify) -> None:
+def check_file(
+    folder: Folder, name: str, expected: Mapping[str, Any], *, verify: Verify = "full"
+) -> None:
+    """Compare a file with its record in a door; ``CorruptArtifactError`` unless it is as stated."""
     size = folder.size_bytes(name)
     if size != expected["bytes"]:
         found = "missing" if size is None else f"{size} bytes"
