@@ -23,7 +23,6 @@ import os
 import tempfile
 import uuid
 from collections.abc import Callable, Iterable, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -31,7 +30,7 @@ from typing import Any, Literal, NoReturn, TypedDict
 
 from pyarrow import fs as pafs
 
-from index.uri import open_uri
+from index.uri import open_uri, put_file
 
 __all__ = [
     "TEMPORARY",
@@ -205,22 +204,8 @@ class Folder:
             path = Path(scratch) / "file"
             write(str(path))
             name = require_inside(name_it(path))
-            self._put(name, path)
+            put_file(self.fs, path, f"{self.path}/{name}")
         return name
-
-    def _put(self, name: str, source: Path) -> None:
-        target = f"{self.path}/{name}"
-        with contextlib.suppress(OSError):  # stores without folders refuse, and do not need them
-            self.fs.create_dir(target.rpartition("/")[0], recursive=True)
-        # A stream that is left early still closes, which puts what was written so far. So no
-        # interrupt reaches it in this thread of its own, which is waited for.
-        with ThreadPoolExecutor(1) as alone:
-            alone.submit(self._copy, source, target).result()
-
-    def _copy(self, source: Path, target: str) -> None:
-        with source.open("rb") as data, self.fs.open_output_stream(target) as stream:
-            while piece := data.read(CHUNK_BYTES):
-                stream.write(piece)
 
 
 def _write_durably(

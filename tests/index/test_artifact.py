@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pyarrow import fs as pafs
 
-from index import artifact
+from index import artifact, uri
 from index.artifact import (
     ArtifactError,
     CorruptArtifactError,
@@ -217,15 +217,15 @@ def test_what_interrupts_a_put_leaves_no_short_object(tmp_path, monkeypatch):
     """A stream that is left early still closes, and an object store then takes what it has."""
     folder = Folder(pafs.SubTreeFileSystem("/", pafs.LocalFileSystem()), str(tmp_path))
     folder.write_atomic("rows.bin", b"old")
-    monkeypatch.setattr(artifact, "CHUNK_BYTES", 2)
-    once = Folder._copy
+    monkeypatch.setattr(uri, "PIECE_BYTES", 2)
+    once = uri._copy
 
-    def interrupted(folder, source, target):
+    def interrupted(*arguments):
         os.kill(os.getpid(), signal.SIGINT)
         time.sleep(0.05)  # in which the interrupt reaches the thread that waits
-        once(folder, source, target)
+        once(*arguments)
 
-    monkeypatch.setattr(Folder, "_copy", interrupted)
+    monkeypatch.setattr(uri, "_copy", interrupted)
     with pytest.raises(KeyboardInterrupt):
         folder.write_atomic("rows.bin", b"new rows")
     for thread in set(threading.enumerate()) - {threading.current_thread()}:

@@ -26,7 +26,7 @@ CLASSIFY = """
     from index.labels import LabelSnapshot
     from index.predictions import write_predictions
 
-    def run(home, flip=False):
+    def classify(home, flip):
         store = EmbeddingStore.open(Folder.at(home) / "embeddings")
         ids, vectors = next(store.iter_batches())
         names = ["cat", "dog"][:: -1 if flip else 1]
@@ -39,8 +39,12 @@ CLASSIFY = """
         folder = Folder.at(home) / "predictions"
         write_predictions(folder, classifier, store, lambda ids: [f"/{i}.png" for i in ids])
 
-    def before(home):
-        run(home, flip=True)
+    def run(home):
+        classify(home, flip=False)
+"""
+BEFORE = """
+    def run(home):
+        classify(home, flip=True)
 """
 
 
@@ -62,7 +66,7 @@ def home(tmp_path: Path, publish_store: Any, clustered: Any, forge: Any) -> Path
     """Forty vectors, and a classifier of other labels with its predictions."""
     home = tmp_path / "home"
     publish_store(Folder.at(home / "embeddings"), clustered(40, 8, classes=2)[0])
-    ended = forge.run(CLASSIFY + "\n    run, before = before, run\n", home)
+    ended = forge.run(CLASSIFY + BEFORE, home)
     assert ended["ended"] == "done", ended
     return home
 
