@@ -68,7 +68,7 @@ def documented(config: type) -> Iterator[str]:
 def test_help_flows_whatever_lines_the_source_breaks_it_into(
     verb: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setenv("COLUMNS", "1200")
+    monkeypatch.setenv("COLUMNS", "4000")
     with pytest.raises(SystemExit):
         main([verb, "--help"])
     shown = capsys.readouterr().out

@@ -66,6 +66,7 @@ def home(tmp_path: Path, pictures: Any, make_png: Any, monkeypatch: pytest.Monke
     return tmp_path / "workspace"
 
 
+@pytest.mark.slow
 def test_a_killed_scan_leaves_the_corpus_as_it_was_and_is_gone_on_with(
     home: Path, forge: Any
 ) -> None:

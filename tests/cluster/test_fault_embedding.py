@@ -102,6 +102,7 @@ def answers(home: Path, verify: Any = "full") -> list[Any]:
 
 
 @pytest.mark.slow
+@pytest.mark.slow
 def test_whatever_is_killed_old_or_new_vectors_are_there_and_the_next_run_finishes(
     home: Path, forge: Any, embed_here: Any
 ) -> None:

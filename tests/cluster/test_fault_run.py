@@ -81,6 +81,7 @@ def encoder_id(home: Path) -> str:
     return Workspace.at(home).open_encoder("tiny").encoder_id
 
 
+@pytest.mark.slow
 def test_a_killed_run_keeps_a_state_a_checkpoint_and_an_encoder(home: Path, forge: Any) -> None:
     before = encoder_id(home)
     whole = shutil.copytree(home, home.with_name("whole"))
@@ -99,6 +100,7 @@ def test_a_killed_run_keeps_a_state_a_checkpoint_and_an_encoder(home: Path, forg
     assert forge.walk(TRAIN, home, check) > 25
 
 
+@pytest.mark.slow
 def test_a_killed_log_holds_whole_lines_and_is_gone_on_with(tmp_path: Path, forge: Any) -> None:
     home = tmp_path / "run"
     log = MetricsLog(Folder.at(home), resume_step=0)

@@ -71,6 +71,7 @@ def home(tmp_path: Path, publish_store: Any, clustered: Any, forge: Any) -> Path
     return home
 
 
+@pytest.mark.slow
 def test_whatever_is_killed_an_old_or_new_classifier_and_predictions_answer(
     home: Path, forge: Any
 ) -> None:

@@ -53,6 +53,7 @@ def answers(home: Path) -> list[Any]:
     return [pieces, DuplicateGroups.open(searcher).sizes(), open_map(searcher).to_pydict()]
 
 
+@pytest.mark.slow
 def test_whatever_is_killed_the_next_run_finds_the_same(
     version: Path, forge: Any, tmp_path: Path
 ) -> None:
