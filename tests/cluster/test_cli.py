@@ -64,7 +64,7 @@ def documented(config: type) -> Iterator[str]:
             yield below.value.value
 
 
-@pytest.mark.parametrize("verb", VERBS)
+@pytest.mark.parametrize("verb", sorted(set(VERBS) - {"pretrain"}))
 def test_help_flows_whatever_lines_the_source_breaks_it_into(
     verb: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -77,8 +77,6 @@ def test_help_flows_whatever_lines_the_source_breaks_it_into(
     # Those of settings that hold others are titles, or not shown.
     explained = [text for text in written if text[:20] in shown]
     assert len(explained) > len(written) // 2
-    # The longest are wrapped however wide the window is.
-    explained = [text for text in explained if len(text) < 160]
     for text in explained:
         assert text in shown, "in one line, which a narrower window wraps anew"
 
