@@ -176,6 +176,7 @@ def _parse(
     """Read the arguments; with ``others``, arguments that belong to nothing here are left alone."""
     import tyro
 
+    from cluster.help_text import flowing_help
     from cluster.where import StorageConfig, Where
 
     where_type = Where if VERBS[name].uses_ray else StorageConfig
@@ -201,6 +202,7 @@ def _parse(
         description=(config_type.__doc__ or "").strip(),
         args=arguments,
         config=(tyro.conf.AvoidSubcommands, tyro.conf.FlagCreatePairsOff),
+        registry=flowing_help(),
     )
     parsed: Any = read(return_unknown_args=True)[0] if others else read()
     config, place, options = parsed

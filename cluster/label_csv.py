@@ -2,6 +2,8 @@
 
 The header has ``label``, and ``file`` or ``id`` or both. A file is given as it was scanned,
 relative to here, or relative to the corpus' folder.
+
+Memory: what the CSV holds, and 5 bytes for each picture of the corpus.
 """
 
 from __future__ import annotations
@@ -10,11 +12,14 @@ import csv
 import hashlib
 import io
 import re
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 
-from cluster.catalog import Catalog
+from cluster.catalog import GONE, Catalog
 from index.artifact import digest
 from index.labels import LabelEvent
 
@@ -39,9 +44,10 @@ def read_label_csv(path: Path, user: str, catalog: Catalog) -> list[LabelEvent]:
         )
     data = path.read_bytes()
     content = hashlib.sha256(data).hexdigest()
-    pictures = _Pictures(catalog)
+    rows = _rows(path, _decoded(path, data))
+    pictures = _Pictures(catalog, {row["file"] for _, row in rows if row.get("file")})
     events = []
-    for line, row in _rows(path, _decoded(path, data)):
+    for line, row in rows:
         where = f"{path}, line {line}"
         picture, label = pictures.find(row, where), _label(row, where)
         identity = [catalog.uid, user, content, line, picture, label]
@@ -111,13 +117,24 @@ def _label(row: dict[str, str], where: str) -> str:
 
 
 class _Pictures:
-    """Finds the pictures of a corpus by id and by file."""
+    """Finds the pictures of a corpus by id and by file.
 
-    def __init__(self, catalog: Catalog) -> None:
+    Args:
+        catalog: the corpus.
+        files: all that will be asked for.
+    """
+
+    def __init__(self, catalog: Catalog, files: Iterable[str]) -> None:
         self._name = catalog.door["name"]
         self._folder = Path(catalog.door["config"]["folder"])
         self._ids = catalog.table["id"].to_numpy()
-        self._by_uri = {row.uri: row.id for row in catalog.by_uri()}
+        self._uris = {file: self._uris_of(file) for file in files}
+        self._by_uri = _living(catalog, {uri for uris in self._uris.values() for uri in uris})
+
+    def _uris_of(self, file: str) -> tuple[str, ...]:
+        """How a catalog may call a file, the likeliest first."""
+        path = Path(file)
+        return (file, str(path.absolute()), str(path.resolve()), str(self._folder / path))
 
     def find(self, row: dict[str, str], where: str) -> int:
         """The picture that a row names."""
@@ -149,11 +166,25 @@ class _Pictures:
         return int(text)
 
     def _of_file(self, text: str, where: str) -> int:
-        path = Path(text)
-        for uri in (text, str(path.absolute()), str(path.resolve()), str(self._folder / path)):
+        for uri in self._uris[text]:
             if uri in self._by_uri:
                 return self._by_uri[uri]
         raise ValueError(
             f"{where}: {text!r} is no picture of corpus {self._name!r}. Give paths as they were "
             f"scanned, or below {self._folder}; pictures that are new there need a scan first."
         )
+
+
+def _living(catalog: Catalog, uris: Iterable[str]) -> dict[str, int]:
+    """Ids of those pictures that were there at the last scan, by URI; one pass over all URIs."""
+    # A folder whose name is no UTF-8 is in no catalog.
+    wanted = pa.array([uri for uri in uris if uri.isascii() or _is_utf8(uri)], pa.string())
+    place = pc.index_in(catalog.table["uri"], value_set=wanted)
+    gone = pc.is_in(catalog.table["status"], value_set=pa.array(GONE))
+    there = pc.and_(pc.is_valid(place), pc.invert(gone))
+    found = wanted.take(place.filter(there).combine_chunks())
+    return dict(zip(found.to_pylist(), catalog.table["id"].filter(there).to_pylist(), strict=True))
+
+
+def _is_utf8(text: str) -> bool:
+    return text.encode(errors="replace").decode() == text

@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from cluster.catalog import Catalog
-from index.artifact import Folder, digest
+from index.artifact import CorruptArtifactError, Folder, digest
 
 __all__ = [
     "PLAN",
@@ -136,15 +136,23 @@ def write_plan(folder: Folder, shards: Sequence[Shard]) -> str:
                 writer.write_table(shard.table.combine_chunks().cast(PLAN_SCHEMA))
 
     # Of this driver alone: another's may be of the same shards, and end sooner.
-    name = f"{PLAN}{uuid.uuid4().hex[:12]}.arrow"
-    (folder / SHARD_FOLDER).write_with(name, write)
-    return name
+    name = f"{PLAN}{uuid.uuid4().hex[:12]}-{{sha256}}.arrow"
+    return (folder / SHARD_FOLDER).write_by_content(name, write)[0]
 
 
 class Plan:
-    """A plan that `write_plan` wrote, read a shard at a time."""
+    """A plan that `write_plan` wrote, read a shard at a time.
+
+    Raises:
+        CorruptArtifactError: it is not what was written.
+    """
 
     def __init__(self, folder: Folder, name: str) -> None:
+        home = folder / SHARD_FOLDER
+        if f"-{home.sha256(name)[:12]}." not in name:
+            raise CorruptArtifactError(
+                f"{home}/{name}: changed since this job wrote it (sha256 differs). Run it again."
+            )
         source = folder.fs.open_input_file(f"{folder.path}/{SHARD_FOLDER}/{name}")
         self._reader = pa.ipc.open_file(source)
         self._key = self._reader.schema.metadata[b"key"].decode()

@@ -7,12 +7,12 @@ for half a minute that a file has come to be, but not that it has changed.
 
 from __future__ import annotations
 
-import json
 import logging
 import threading
 from typing import Any
 
-from index.artifact import Folder, write_json
+from index.artifact import CorruptArtifactError, Folder
+from index.sealed import read_sealed, write_sealed
 
 __all__ = ["Pulse", "ask_to_stop", "forget_stop", "read_pulse", "stop_reason"]
 
@@ -26,12 +26,12 @@ STORE_BEAT_S = 5.0
 
 def ask_to_stop(folder: Folder, reason: str) -> None:
     """Ask the run in this folder to stop after the step under way, with a usable encoder."""
-    write_json(folder.make(), STOP, {"reason": reason})
+    write_sealed(folder.make(), STOP, {"reason": reason})
 
 
 def forget_stop(folder: Folder) -> None:
     """Take the wish back, before workers start."""
-    write_json(folder.make(), STOP, {"reason": None})
+    write_sealed(folder.make(), STOP, {"reason": None})
 
 
 def stop_reason(folder: Folder) -> str | None:
@@ -85,7 +85,8 @@ class Pulse:
             try:
                 self.stop_reason = self.stop_reason or stop_reason(self._folder)
                 if now is not None and now != written:
-                    write_json(self._folder, PULSE, {"step": now[0], "seconds": round(now[1], 3)})
+                    beat = {"step": now[0], "seconds": round(now[1], 3)}
+                    write_sealed(self._folder, PULSE, beat)
                     written = now
             except OSError as error:
                 logger.warning("%s: no pulse (%s)", self._folder, error)
@@ -94,7 +95,6 @@ class Pulse:
 def _read(folder: Folder, name: str) -> dict[str, Any]:
     """A file's JSON object; empty when it is absent or damaged."""
     try:
-        content = json.loads(folder.read_bytes(name))
-    except (FileNotFoundError, ValueError):
+        return read_sealed(folder, name, advice="It is written anew by the next run.")
+    except (FileNotFoundError, CorruptArtifactError):
         return {}
-    return content if isinstance(content, dict) else {}

@@ -1,17 +1,19 @@
 """A pretraining run's folder: its state, its numbers, its labels.
 
 ``run.json`` is rewritten atomically as the state changes; ``metrics.jsonl`` grows by one JSON
-object a line. Checkpoints: `cluster.checkpoints`.
+object a line. Both carry checksums. Checkpoints: `cluster.checkpoints`.
 """
 
 from __future__ import annotations
 
 import json
 import logging
+import zlib
 from collections.abc import Mapping
 from typing import Any, Protocol
 
-from index.artifact import CorruptArtifactError, Folder, write_json
+from index.artifact import CorruptArtifactError, Folder
+from index.sealed import read_sealed, write_sealed
 
 __all__ = [
     "MetricsLog",
@@ -24,6 +26,12 @@ __all__ = [
 logger = logging.getLogger(__name__)
 
 METRICS = "metrics.jsonl"
+CHECK = "check"
+"""The last field of a line of metrics: CRC-32 of the others, in hex."""
+ADVICE = (
+    "It has to say what the run computes and how far it is. Restore it from a backup, or move the "
+    "run's folder away and train again."
+)
 
 
 def read_run(folder: Folder) -> dict[str, Any]:
@@ -34,26 +42,16 @@ def read_run(folder: Folder) -> dict[str, Any]:
     """
     if not folder.exists("run.json"):
         return {}
-    try:
-        content = json.loads(folder.read_bytes("run.json"))
-    except ValueError as error:
-        raise _damaged(folder, f"not readable as JSON ({error})") from error
-    if not isinstance(content, dict) or not isinstance(content.get("state"), str):
-        raise _damaged(folder, "no JSON object with a state")
+    content = read_sealed(folder, "run.json", advice=ADVICE)
+    if not isinstance(content.get("state"), str):
+        raise CorruptArtifactError(f"{folder}/run.json: names no state. {ADVICE}")
     return content
-
-
-def _damaged(folder: Folder, what: str) -> CorruptArtifactError:
-    return CorruptArtifactError(
-        f"{folder}/run.json: {what}; it has to say what the run computes and how far it is. "
-        "Restore it from a backup, or move the run's folder away and train again."
-    )
 
 
 def write_run(folder: Folder, **changes: Any) -> dict[str, Any]:
     """Change fields of ``run.json``; returns the whole."""
     content = {**read_run(folder), **changes}
-    write_json(folder.make(), "run.json", content)
+    write_sealed(folder.make(), "run.json", content)
     return content
 
 
@@ -114,10 +112,21 @@ class MetricsTail:
     def _parse(self, text: bytes) -> dict[str, Any] | None:
         try:
             line = json.loads(text)
+            stated = line.pop(CHECK, None)
+            if stated is not None and stated != _checksum(line):
+                raise ValueError("its numbers do not match its checksum")
             return {**line, "step": int(line["step"])}
-        except (ValueError, KeyError, TypeError, OverflowError) as error:
+        except (AttributeError, ValueError, KeyError, TypeError, OverflowError) as error:
             logger.warning("%s/%s: left out a damaged line (%s)", self._folder, METRICS, error)
             return None
+
+
+def _text(line: Mapping[str, Any]) -> str:
+    return json.dumps({**line, CHECK: _checksum(line)}) + "\n"
+
+
+def _checksum(line: Mapping[str, Any]) -> str:
+    return f"{zlib.crc32(json.dumps(line, sort_keys=True).encode()):08x}"
 
 
 class Follower(Protocol):
@@ -175,7 +184,7 @@ class MetricsLog:
             return
         try:
             with self._folder.local_path(METRICS).open("a", encoding="utf-8") as file:
-                file.write(json.dumps(line) + "\n")
+                file.write(_text(line))
         except OSError as error:
             self._fell_behind(error)
 
@@ -185,7 +194,7 @@ class MetricsLog:
             self._follower.flush()
         if not self._is_behind:
             return
-        text = "".join(json.dumps(line) + "\n" for line in self.lines)
+        text = "".join(map(_text, self.lines))
         try:
             self._folder.make().write_atomic(METRICS, text.encode())
             self._is_behind = False

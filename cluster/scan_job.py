@@ -28,7 +28,7 @@ from cluster.context import Context
 from cluster.file_source import FolderSource, ListSource
 from cluster.file_walk import PICTURE_SUFFIXES
 from cluster.picture_uri import Place, place_of, require_no_keys
-from cluster.sources import TITLES, Listed, Request, Source, SourceKind, recognise
+from cluster.sources import ALLOWED, TITLES, Listed, Request, Source, SourceKind, recognise
 from cluster.table_source import HuggingFaceSource, ParquetSource
 from cluster.tar_source import TarSource
 from cluster.workspace import check_name
@@ -146,7 +146,7 @@ def _kind(config: ScanConfig, place: Place) -> tuple[SourceKind, str]:
     if config.source_kind is None:
         return recognise(place)
     if place.fs.get_file_info(place.path).type == pafs.FileType.NotFound:
-        raise FileNotFoundError(f"{place.path}: not there. Give the place of the pictures.")
+        raise FileNotFoundError(f"{place.path}: not there. {ALLOWED}")
     return config.source_kind, f"{place.path}: {TITLES[config.source_kind]}, as you say"
 
 

@@ -111,7 +111,8 @@ def _count_attempt(folder: Folder, shard: Shard) -> int:
         ValueError: there were so many that another will fare no better; Ray would try for ever.
     """
     name = attempts_file(shard)
-    attempts = int(folder.read_bytes(name)) if folder.exists(name) else 0
+    stated = folder.read_bytes(name) if folder.exists(name) else b"0"
+    attempts = int(stated) if stated.isdigit() else 1
     if attempts >= MAX_ATTEMPTS:
         raise ValueError(
             f"shard {shard.name} in {folder}: its worker died {attempts} times, and no picture "

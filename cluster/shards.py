@@ -12,7 +12,6 @@ So no file that a published door names is ever overwritten with other content, a
 
 from __future__ import annotations
 
-import json
 import logging
 from typing import Any, NamedTuple
 
@@ -22,7 +21,8 @@ from cluster.catalog import CatalogRow
 from cluster.picture_bytes import ChangedError, read_bytes
 from cluster.plan import SHARD_FOLDER, Shard, ShardRow
 from encoders.picture import PictureError, open_picture
-from index.artifact import Folder, Verify, write_json
+from index.artifact import Folder, Verify
+from index.sealed import read_sealed, write_sealed
 
 __all__ = [
     "OUT_OF_REACH",
@@ -48,7 +48,7 @@ def commit(folder: Folder, shard: Shard, record: dict[str, Any]) -> dict[str, An
         record: ``files`` (name to bytes and sha256), ``rows``, ``ok``, ``failed`` by status.
     """
     content = {"name": shard.name, "number": shard.number, **record}
-    write_json(folder / SHARD_FOLDER, f"{shard.name}.json", content)
+    write_sealed(folder / SHARD_FOLDER, f"{shard.name}.json", content)
     return content
 
 
@@ -66,14 +66,14 @@ def committed(folder: Folder, shard: Shard, verify: Verify = "sizes") -> dict[st
     if not folder.exists(name):
         return None
     try:
-        record = json.loads(folder.read_bytes(name))
+        record = read_sealed(folder, name, advice="Run the job again.")
         whole = not OUT_OF_REACH & set(record["failed"]) and all(
             folder.size_bytes(file) == expected["bytes"]
             and (verify == "sizes" or folder.sha256(file) == expected["sha256"])
             for file, expected in record["files"].items()
         )
-    except (ValueError, KeyError, TypeError, AttributeError):
-        logger.warning("%s/%s: unreadable commit record, the shard is done again", folder, name)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        logger.warning("unreadable commit record, the shard is done again: %s", error)
         return None
     return dict(record) if whole else None
 

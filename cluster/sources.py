@@ -19,6 +19,7 @@ from cluster.file_walk import PICTURE_SUFFIXES, suffix_of, walk
 from cluster.picture_uri import Place
 
 __all__ = [
+    "ALLOWED",
     "LIST_SUFFIXES",
     "TITLES",
     "Container",
@@ -45,6 +46,10 @@ TITLES: dict[SourceKind, str] = {
     "huggingface": "a Hugging Face dataset, as save_to_disk writes it",
 }
 LOOKED_AT = 1000
+ALLOWED = (
+    "Give a folder of pictures, tars or Parquet files, a Hugging Face dataset on disk, a .tar or "
+    ".parquet file, or a list of files (.txt, .csv)."
+)
 
 
 class Listed(NamedTuple):
@@ -129,14 +134,12 @@ def recognise(place: Place) -> tuple[SourceKind, str]:
         kind: SourceKind | None = "list" if suffix in LIST_SUFFIXES else KIND_OF_SUFFIX.get(suffix)
         if kind is None or kind == "folder":
             raise ValueError(
-                f"{place.path}: not a source. Allowed are a folder, .parquet and .tar files, and "
-                "lists of files (.txt, .csv). Give one of them, or say what it is by --source-kind."
+                f"{place.path}: not a source. {ALLOWED} --source-kind says what a file is whose "
+                "name does not."
             )
         return kind, f"{place.path}: {TITLES[kind]}"
     if info.type != pafs.FileType.Directory:
-        raise FileNotFoundError(
-            f"{place.path}: not there. Give the folder that holds the pictures."
-        )
+        raise FileNotFoundError(f"{place.path}: not there. {ALLOWED}")
     kind = _kind_of_folder(place)
     return kind, f"{place.path}: {TITLES[kind]}"
 

@@ -29,7 +29,7 @@ from pyarrow import fs as pafs
 
 from index.durable import TEMPORARY, link_durably, require_inside, write_durably
 from index.identity import digest, library_versions
-from index.uri import open_uri
+from index.uri import open_uri, put_file
 
 __all__ = [
     "TEMPORARY",
@@ -41,6 +41,7 @@ __all__ = [
     "NewerSchemaError",
     "Proven",
     "Verify",
+    "check_file",
     "digest",
     "library_versions",
     "open_door",
@@ -212,16 +213,8 @@ class Folder:
             path = Path(scratch) / "file"
             write(str(path))
             name = require_inside(name_it(path))
-            self._put(name, path)
+            put_file(self.fs, path, f"{self.path}/{name}")
         return name
-
-    def _put(self, name: str, source: Path) -> None:
-        target = f"{self.path}/{name}"
-        with contextlib.suppress(OSError):  # stores without folders refuse, and do not need them
-            self.fs.create_dir(target.rpartition("/")[0], recursive=True)
-        with source.open("rb") as data, self.fs.open_output_stream(target) as stream:
-            while piece := data.read(CHUNK_BYTES):
-                stream.write(piece)
 
 
 def write_json(folder: Folder, name: str, value: Mapping[str, Any]) -> None:
@@ -306,7 +299,8 @@ def open_door(
     content = _parse_door(folder, name, kind)
     for file_name, expected in content["files"].items():
         known = proven and _proven(folder, file_name, expected) in proven
-        _check_file(folder, require_inside(file_name), expected, "sizes" if known else verify)
+        how: Verify = "sizes" if known else verify
+        check_file(folder, require_inside(file_name), expected, verify=how)
     return content
 
 
@@ -322,7 +316,7 @@ def require_whole(folder: Folder, content: Mapping[str, Any], names: Iterable[st
         CorruptArtifactError: one is damaged.
     """
     for name in names:
-        _check_file(folder, require_inside(name), content["files"][name], "full")
+        check_file(folder, require_inside(name), content["files"][name])
 
 
 def proven_files(folder: Folder, content: Mapping[str, Any]) -> frozenset[Proven]:
@@ -373,7 +367,10 @@ def _refuse_constant(name: str) -> NoReturn:
     raise ValueError(f"{name} is no JSON number")
 
 
-def _check_file(folder: Folder, name: str, expected: Mapping[str, Any], verify: Verify) -> None:
+def check_file(
+    folder: Folder, name: str, expected: Mapping[str, Any], *, verify: Verify = "full"
+) -> None:
+    """Compare a file with its record in a door; ``CorruptArtifactError`` unless it is as stated."""
     size = folder.size_bytes(name)
     if size != expected["bytes"]:
         found = "missing" if size is None else f"{size} bytes"

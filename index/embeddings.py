@@ -24,6 +24,7 @@ from index.artifact import (
     CorruptArtifactError,
     Folder,
     Verify,
+    check_file,
     digest,
     library_versions,
     open_door,
@@ -107,9 +108,17 @@ def _shard_summary(shard: Mapping[str, Any]) -> dict[str, Any]:
 
 
 class EmbeddingStore:
-    """A published embedding set, opened for reading. Safe to use from many threads."""
+    """A published embedding set, opened for reading. Safe to use from many threads.
 
-    def __init__(self, folder: Folder, door: Mapping[str, Any]) -> None:
+    Args:
+        folder: where it lies.
+        door: its door.
+        verified: files whose sha256 was compared; the others' is before their first use.
+    """
+
+    def __init__(
+        self, folder: Folder, door: Mapping[str, Any], verified: Iterable[str] = ()
+    ) -> None:
         self.folder = folder
         self.door = door
         self.id = str(door["id"])
@@ -121,12 +130,23 @@ class EmbeddingStore:
         self.mean: Floats = np.array(door["mean"], np.float32)
         self._firsts = np.array([shard["first_id"] for shard in door["shards"]], np.int64)
         self._thumbnails: dict[str, tuple[Ids, list[pa.RecordBatch]]] = {}
+        self._verified = set(verified)
         self._lock = threading.Lock()
 
     @classmethod
     def open(cls, folder: Folder, *, verify: Verify = "full") -> EmbeddingStore:
-        """Open an embedding set; see ``artifact.open_door`` for what is verified and raised."""
-        return cls(folder, open_door(folder, "embeddings", verify=verify))
+        """Open an embedding set; see ``artifact.open_door`` for what is verified and raised.
+
+        Opened by ``sizes``, a file is compared with its sha256 before it is first read from, and
+        whatever reads may raise ``CorruptArtifactError``.
+        """
+        door = open_door(folder, "embeddings", verify=verify)
+        return cls(folder, door, door["files"] if verify == "full" else ())
+
+    def _require_whole(self, name: str) -> None:
+        if name not in self._verified:
+            check_file(self.folder, name, self.door["files"][name])
+            self._verified.add(name)
 
     def iter_batches(self, batch_rows: int = 4096) -> Iterator[tuple[Ids, Floats]]:
         """Stream ids [n] and unit vectors float32 [n, D] of ok rows, n <= batch_rows, by id."""
@@ -212,6 +232,7 @@ class EmbeddingStore:
             return self._thumbnails[name]
 
     def _read_thumbnails(self, file_name: str) -> tuple[Ids, list[pa.RecordBatch]]:
+        self._require_whole(file_name)
         if self.folder.is_local:
             source = pa.memory_map(str(self.folder.local_path(file_name)))
         else:
@@ -224,6 +245,7 @@ class EmbeddingStore:
         self, columns: list[str], batch_rows: int, shards: Iterable[Mapping[str, Any]]
     ) -> Iterator[pa.RecordBatch]:
         for shard in shards:
+            self._require_whole(shard["vectors"])
             path = f"{self.folder.path}/{shard['vectors']}"
             with self.folder.fs.open_input_file(path) as source:
                 yield from pq.ParquetFile(source).iter_batches(batch_rows, columns=columns)

@@ -1,13 +1,17 @@
 """Labels as an append-only log of events: nothing is overwritten, undo is one more event.
 
 SQLite in WAL mode with full synchronisation by default, so an acknowledged label survives a kill
-and a power cut, and several processes write at once; any other SQLAlchemy URL works as well.
+and a power cut, and several processes write at once; any other SQLAlchemy URL works as well. Every
+event carries a checksum, and SQLite's own structure is checked on opening, so that damage is not
+taken for labels.
 """
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, Literal
@@ -17,14 +21,14 @@ import numpy as np
 import sqlalchemy as sa
 from numpy.typing import NDArray
 
-from index.artifact import digest
+from index.artifact import CorruptArtifactError, digest
+from index.label_database import check_sqlite, named_errors, prepare_sqlite, shown
 from index.vectors import Ids
 
 __all__ = ["LabelEvent", "LabelSnapshot", "LabelStore", "Source"]
 
 Source = Literal["suggest", "audit", "bulk", "import", "search"]
 SOURCES = ("suggest", "audit", "bulk", "import", "search")
-BUSY_TIMEOUT_MS = 30_000
 MAX_TRIES = 5
 BIG = sa.BigInteger().with_variant(sa.Integer(), "sqlite")
 
@@ -42,8 +46,10 @@ EVENTS = sa.Table(
     sa.Column("gesture", sa.String(64), nullable=False),
     sa.Column("created_at", sa.String(32), nullable=False),
     sa.Column("undoes", sa.String(64), nullable=True, unique=True),
+    sa.Column("checksum", sa.String(16), nullable=True),
 )
-FIELDS = tuple(column.name for column in EVENTS.columns if column.name != "seq")
+CHECKSUM = EVENTS.c.checksum
+FIELDS = tuple(column.name for column in EVENTS.columns if column.name not in ("seq", "checksum"))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -123,14 +129,36 @@ class LabelStore:
 
     Args:
         url: an SQLAlchemy URL, such as ``sqlite:////data/labels.db``.
+
+    Raises:
+        CorruptArtifactError: the database is damaged; any method may find so later, too.
+        OSError: it cannot be opened, read or written, as on a full disk.
     """
 
     def __init__(self, url: str) -> None:
         self._engine = sa.create_engine(url)
         if self._engine.dialect.name == "sqlite":
-            _prepare_sqlite(self._engine)
-        with self._engine.execution_options(writes=True).begin() as connection:
+            prepare_sqlite(self._engine)
+        with self._connected(writes=True) as connection:
             METADATA.create_all(connection)
+            known = {column["name"] for column in sa.inspect(connection).get_columns(EVENTS.name)}
+            if CHECKSUM.name not in known:  # a log from before events had one
+                kind = CHECKSUM.type.compile(self._engine.dialect)
+                added = f"ALTER TABLE {EVENTS.name} ADD COLUMN {CHECKSUM.name} {kind}"
+                connection.execute(sa.text(added))
+            if self._engine.dialect.name == "sqlite":
+                check_sqlite(connection)
+
+    @contextlib.contextmanager
+    def _connected(self, *, writes: bool = False) -> Iterator[sa.Connection]:
+        """A transaction; what a database says of its disk becomes an error of ours."""
+        with named_errors(self._engine):
+            if not writes:
+                with self._engine.connect() as connection:
+                    yield connection
+                return
+            with self._engine.execution_options(writes=True).begin() as connection:
+                yield connection
 
     def close(self) -> None:
         """Close all connections."""
@@ -147,7 +175,7 @@ class LabelStore:
         rows = [_row(event) for event in events]
         for attempt in range(MAX_TRIES):
             try:
-                with self._engine.execution_options(writes=True).begin() as connection:
+                with self._connected(writes=True) as connection:
                     fresh = _not_yet_there(connection, rows)
                     if fresh:
                         connection.execute(sa.insert(EVENTS), fresh)
@@ -165,7 +193,7 @@ class LabelStore:
         Returns:
             The compensating events, as appended; empty when nothing is left to undo.
         """
-        with self._engine.execution_options(writes=True).begin() as connection:
+        with self._connected(writes=True) as connection:
             taken_back = sa.select(EVENTS.c.undoes).where(EVENTS.c.undoes.is_not(None))
             mine = sa.and_(
                 EVENTS.c.user == user,
@@ -184,13 +212,13 @@ class LabelStore:
                 LabelEvent(
                     user=user,
                     corpus_uid=corpus_uid,
-                    picture_id=row.picture_id,
+                    picture_id=event.picture_id,
                     label=None,
-                    source=row.source,
+                    source=event.source,
                     gesture=f"undo-{gesture}"[:64],
-                    undoes=row.op_id,
+                    undoes=event.op_id,
                 )
-                for row in undone
+                for event in map(self._event, undone.mappings())
             ]
             connection.execute(sa.insert(EVENTS), [_row(event) for event in compensations])
         return compensations
@@ -198,11 +226,21 @@ class LabelStore:
     def history(self, corpus_uid: str) -> list[LabelEvent]:
         """All events of a corpus, oldest first."""
         query = sa.select(EVENTS).where(EVENTS.c.corpus_uid == corpus_uid).order_by(EVENTS.c.seq)
-        with self._engine.connect() as connection:
-            return [
-                LabelEvent(**{name: row[name] for name in FIELDS})
-                for row in connection.execute(query).mappings()
-            ]
+        with self._connected() as connection:
+            return [self._event(row) for row in connection.execute(query).mappings()]
+
+    def _event(self, row: Mapping[Any, Any]) -> LabelEvent:
+        """The event of a row, if it is the one that was written."""
+        fields = {name: row[name] for name in FIELDS}
+        try:
+            if row[CHECKSUM.name] not in (None, _checksum(fields)):
+                raise ValueError("its checksum differs")
+            return LabelEvent(**fields)
+        except (TypeError, ValueError) as error:
+            raise CorruptArtifactError(
+                f"{shown(self._engine)}: event {row['seq']} is not what was written ({error}). "
+                "Restore the labels from a backup."
+            ) from error
 
     def current(self, corpus_uid: str) -> dict[int, str]:
         """The label of every labelled picture: its last event that was not undone."""
@@ -246,7 +284,13 @@ def _last_standing(events: Sequence[LabelEvent]) -> dict[int, LabelEvent]:
 
 
 def _row(event: LabelEvent) -> dict[str, Any]:
-    return {name: getattr(event, name) for name in FIELDS}
+    fields = {name: getattr(event, name) for name in FIELDS}
+    return {**fields, CHECKSUM.name: _checksum(fields)}
+
+
+def _checksum(fields: Mapping[str, Any]) -> str:
+    # repr: a damaged row may hold what JSON does not.
+    return hashlib.sha256(repr([fields[name] for name in FIELDS]).encode()).hexdigest()[:16]
 
 
 def _not_yet_there(
@@ -269,22 +313,3 @@ def _not_yet_there(
                 f"(picture {there['picture_id']}). Give every act of labelling its own op_id."
             )
     return fresh
-
-
-def _prepare_sqlite(engine: sa.Engine) -> None:
-    """WAL, full synchronisation, and write transactions that queue up instead of colliding."""
-
-    @sa.event.listens_for(engine, "connect")
-    def on_connect(connection: Any, _record: Any) -> None:
-        connection.isolation_level = None  # we say BEGIN ourselves, below
-        for pragma in (
-            f"busy_timeout={BUSY_TIMEOUT_MS}",
-            "journal_mode=WAL",
-            "synchronous=FULL",
-        ):
-            connection.execute(f"PRAGMA {pragma}").close()
-
-    @sa.event.listens_for(engine, "begin")
-    def on_begin(connection: sa.Connection) -> None:
-        writes = connection.get_execution_options().get("writes", False)
-        connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")

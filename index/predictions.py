@@ -5,6 +5,7 @@ Shapes: N rows of a batch, C classes.
 
 from __future__ import annotations
 
+import contextlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, BinaryIO
@@ -15,7 +16,15 @@ import pyarrow.compute as pc
 import pyarrow.csv as pcsv
 import pyarrow.parquet as pq
 
-from index.artifact import Folder, Verify, digest, library_versions, open_door, publish
+from index.artifact import (
+    Folder,
+    Verify,
+    check_file,
+    digest,
+    library_versions,
+    open_door,
+    publish,
+)
 from index.classifier import Classifier
 from index.vectors import Ids, VectorSource
 
@@ -131,21 +140,36 @@ class Predictions:
         self.classes: tuple[str, ...] = tuple(door["config"]["classes"])
         self.counts: dict[str, int] = dict(door["rows"])
         self._name: str = door["table"]
+        self._is_verified = False
 
     @classmethod
     def open(cls, folder: Folder, *, verify: Verify = "full") -> Predictions:
-        """Open published predictions; see ``artifact.open_door`` for what is raised."""
-        return cls(folder, open_door(folder, "predictions", verify=verify))
+        """Open published predictions; see ``artifact.open_door`` for what is raised.
+
+        Opened by ``sizes``, the table is compared with its sha256 before it is first read.
+        """
+        opened = cls(folder, open_door(folder, "predictions", verify=verify))
+        opened._is_verified = verify == "full"
+        return opened
+
+    @contextlib.contextmanager
+    def _table(self) -> Iterator[pa.NativeFile]:
+        """The Parquet file, once it is known to be whole; ``CorruptArtifactError`` if it is not."""
+        if not self._is_verified:
+            check_file(self.folder, self._name, self.door["files"][self._name])
+            self._is_verified = True
+        with self.folder.fs.open_input_file(f"{self.folder.path}/{self._name}") as source:
+            yield source
 
     def iter_batches(self, columns: Sequence[str] | None = None) -> Iterator[pa.RecordBatch]:
         """Stream the rows as Arrow record batches, by id."""
-        with self.folder.fs.open_input_file(f"{self.folder.path}/{self._name}") as source:
+        with self._table() as source:
             names = None if columns is None else list(columns)
             yield from pq.ParquetFile(source).iter_batches(8192, columns=names)
 
     def export_parquet(self, sink: BinaryIO) -> None:
         """Copy the Parquet file to an open binary file."""
-        with self.folder.fs.open_input_stream(f"{self.folder.path}/{self._name}") as source:
+        with self._table() as source:
             while piece := source.read(1 << 20):
                 sink.write(piece)
 

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
 from pyarrow import fs as pafs
 
-__all__ = ["open_uri"]
+__all__ = ["open_uri", "put_file"]
+
+PIECE_BYTES = 1 << 20
 
 
 def open_uri(uri: str) -> tuple[pafs.FileSystem, str]:
@@ -23,6 +29,24 @@ def open_uri(uri: str) -> tuple[pafs.FileSystem, str]:
             "s3://BUCKET/PREFIX?region=REGION, its special characters percent-encoded. Correct it."
         ) from None  # pyarrow's own error repeats the URI
     return filesystem, path.rstrip("/")
+
+
+def put_file(filesystem: pafs.FileSystem, source: Path, target: str) -> None:
+    """Put a local file into an object store, as a whole.
+
+    A stream that is left early still closes, and the store then takes what was written so far. So
+    it is written in a thread of its own, which no interrupt reaches, and which is waited for.
+    """
+    with contextlib.suppress(OSError):  # stores without folders refuse, and do not need them
+        filesystem.create_dir(target.rpartition("/")[0], recursive=True)
+    with ThreadPoolExecutor(1) as alone:
+        alone.submit(_copy, filesystem, source, target).result()
+
+
+def _copy(filesystem: pafs.FileSystem, source: Path, target: str) -> None:
+    with source.open("rb") as data, filesystem.open_output_stream(target) as stream:
+        while piece := data.read(PIECE_BYTES):
+            stream.write(piece)
 
 
 def _without_secrets(uri: str) -> str:

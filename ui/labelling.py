@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import threading
 from collections import Counter
 from typing import Any
@@ -13,6 +12,7 @@ import numpy as np
 from cluster.collection import Collection
 from index.artifact import Folder
 from index.labels import LabelEvent, LabelSnapshot, LabelStore
+from index.sealed import read_sealed, write_sealed
 from ui.session import Session, UnknownPictureError, shown_name
 
 __all__ = ["Labelling"]
@@ -20,6 +20,10 @@ __all__ = ["Labelling"]
 # Logins share one token, so there is one person as far as undo goes.
 USER = "local"
 MAX_CLASSES = 200
+LOST = (
+    "It keeps the order of the classes. Restore it from a backup, or delete it: the labels lie "
+    "elsewhere, and classes that have one come back in the order of their use."
+)
 
 
 class Labelling:
@@ -146,12 +150,12 @@ class Labelling:
     def _classes(self, uid: str) -> list[str]:
         """Classes in the order they were made, then those that only the log knows."""
         folder, name = self._class_file(uid)
-        made = json.loads(folder.read_bytes(name)) if folder.exists(name) else []
+        made = read_sealed(folder, name, advice=LOST)["classes"] if folder.exists(name) else []
         return list(dict.fromkeys([*made, *self.store.classes(uid)]))
 
     def _save_classes(self, uid: str, classes: list[str]) -> None:
         folder, name = self._class_file(uid)
-        folder.make().write_atomic(name, json.dumps(classes, ensure_ascii=False).encode())
+        write_sealed(folder.make(), name, {"classes": classes})
 
     def _class_file(self, uid: str) -> tuple[Folder, str]:
         return self._session.workspace.root / "classes", f"{uid}.json"

@@ -120,6 +120,12 @@ class Library:
         scan(ScanConfig(source=str(self.pictures), corpus=CORPUS, labels="folder"), self.context)
 
 
+@pytest.fixture(scope="session")
+def quiet() -> Callable[[Workspace], Context]:
+    """Makes a context whose prose goes nowhere."""
+    return quiet_context
+
+
 class MakeEncoder(Protocol):
     """Publishes a tiny encoder; see the fixture of this name."""
 

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import ast
 import dataclasses
 import errno
 import importlib
+import inspect
+import itertools
 import json
 import os
 import re
 import subprocess
 import sys
+import textwrap
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -40,6 +45,40 @@ def test_help_answers_within_half_a_second() -> None:
         [sys.executable, "-m", "cluster", "--help"], cwd=CHECKOUT, capture_output=True, check=True
     )
     assert time.monotonic() - started_s < 0.5
+
+
+def settings_of(config: type) -> Iterator[type]:
+    """A config and the dataclasses in it."""
+    yield config
+    for field in dataclasses.fields(config):
+        if dataclasses.is_dataclass(field.default_factory):
+            yield from settings_of(field.default_factory)
+
+
+def documented(config: type) -> Iterator[str]:
+    """The docstrings of a dataclass's own fields, as they stand in the source."""
+    (node,) = ast.parse(textwrap.dedent(inspect.getsource(config))).body
+    for field, below in itertools.pairwise(node.body):
+        is_text = isinstance(below, ast.Expr) and isinstance(below.value, ast.Constant)
+        if isinstance(field, ast.AnnAssign) and is_text:
+            yield below.value.value
+
+
+@pytest.mark.parametrize("verb", sorted(set(VERBS) - {"pretrain"}))
+def test_help_flows_whatever_lines_the_source_breaks_it_into(
+    verb: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "4000")
+    with pytest.raises(SystemExit):
+        main([verb, "--help"])
+    shown = capsys.readouterr().out
+    config = getattr(importlib.import_module(VERBS[verb].module), VERBS[verb].config)
+    written = [" ".join(text.split()) for each in settings_of(config) for text in documented(each)]
+    # Those of settings that hold others are titles, or not shown.
+    explained = [text for text in written if text[:20] in shown]
+    assert len(explained) > len(written) // 2
+    for text in explained:
+        assert text in shown, "in one line, which a narrower window wraps anew"
 
 
 @pytest.mark.parametrize("verb", VERBS)

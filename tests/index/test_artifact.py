@@ -4,6 +4,8 @@ import signal
 import subprocess
 import sys
 import textwrap
+import threading
+import time
 from pathlib import Path
 
 import fsspec
@@ -12,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pyarrow import fs as pafs
 
-from index import artifact
+from index import artifact, uri
 from index.artifact import (
     ArtifactError,
     CorruptArtifactError,
@@ -208,6 +210,27 @@ def test_a_writer_that_fails_leaves_the_old_file_and_nothing_else(tmp_path):
         folder.write_with("rows.bin", fail)
     assert folder.read_bytes("rows.bin") == bytes(range(200))
     assert folder.names() == before
+
+
+def test_what_interrupts_a_put_leaves_no_short_object(tmp_path, monkeypatch):
+    """A stream that is left early still closes, and an object store then takes what it has."""
+    folder = Folder(pafs.SubTreeFileSystem("/", pafs.LocalFileSystem()), str(tmp_path))
+    folder.write_atomic("rows.bin", b"old")
+    monkeypatch.setattr(uri, "PIECE_BYTES", 2)
+    once = uri._copy
+
+    def interrupted(*arguments):
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(0.05)  # in which the interrupt reaches the thread that waits
+        once(*arguments)
+
+    monkeypatch.setattr(uri, "_copy", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        folder.write_atomic("rows.bin", b"new rows")
+    for thread in set(threading.enumerate()) - {threading.current_thread()}:
+        if thread.name.startswith("ThreadPoolExecutor"):
+            thread.join(10)
+    assert folder.read_bytes("rows.bin") in (b"old", b"new rows")
 
 
 KILLED_WRITER = """

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import re
+import shutil
 import threading
 import time
 from collections.abc import Iterator
@@ -17,6 +18,7 @@ import uvicorn
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 from cluster.workspace import Workspace
+from index.versions import open_current, set_current
 from ui.app import build_app
 from ui.config import UiConfig
 
@@ -319,3 +321,33 @@ def test_an_empty_workspace_shows_the_commands_to_run(browser: Browser, tmp_path
             assert visit.overflow == 0, tab
         visit.page.close()
         assert visit.complaints == []
+
+
+def test_a_version_that_cannot_answer_is_told_in_a_calm_line_while_the_older_one_does(
+    visit: Visit, workspace: Workspace, shapes: Any
+) -> None:
+    notice = visit.page.locator("la-header .la-older")
+    expect(visit.page.locator("la-header .la-facts")).to_contain_text("v000001")
+    expect(notice).to_be_hidden()
+    folder = workspace.folder("indexes", shapes.index)
+    _, door = open_current(folder)
+    shutil.copytree(folder.local_path("v000001"), folder.local_path("v000002"))
+    folder.local_path("v000002/vectors.arrow").write_bytes(b"")
+    set_current(folder, "v000002", door)
+    look_until(visit.page, "la-header .la-older:not([hidden])")
+    expect(notice).to_contain_text("v000001 goes on answering, not the version put in service")
+    expect(notice).to_contain_text("vectors.arrow")
+    assert visit.overflow == 0
+    visit.page.locator("la-search la-grid button").first.click()
+    expect(visit.page.locator("la-search h2")).to_have_text("Pictures like this one")
+    set_current(folder, "v000001", door)
+    look_until(visit.page, "la-header .la-older[hidden]")
+
+
+def look_until(page: Page, selector: str) -> None:
+    """Come back to the page again and again, as it asks the server each time, until this is so."""
+    end_s = time.monotonic() + 30
+    while not page.locator(selector).count():
+        assert time.monotonic() < end_s
+        page.evaluate("document.dispatchEvent(new Event('visibilitychange'))")
+        page.wait_for_timeout(200)

@@ -91,6 +91,15 @@ class Store extends EventTarget {
     this.dispatchEvent(new Event("change"));
   }
 
+  // Another version may be put in service while the page is open; what the panels show of it stays.
+  async follow() {
+    const body = await api("/v1/indexes").catch(() => null); // whoever asks for more says that it failed
+    if (!body || !this.index) return;
+    this.indexes = body.indexes;
+    this.index = this.indexes.find((item) => item.name === this.index.name) || this.index;
+    this.dispatchEvent(new Event("facts"));
+  }
+
   choose(name) {
     this.index = this.indexes.find((item) => item.name === name) || this.index;
     writeUrl({ index: this.index && this.index.name, id: null });
