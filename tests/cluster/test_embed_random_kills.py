@@ -131,10 +131,15 @@ def actors_below(ancestor: int) -> list[int]:
 
 
 class Driver:
-    """The verb in a process of its own, which may be killed and begun anew."""
+    """The verb in a process of its own, which may be killed and begun anew.
+
+    It is begun anew as well when it fails, once for each node that was lost: Ray's simulated nodes
+    share a folder, and the end of one deletes the program under the workers of the others.
+    """
 
     def __init__(self, command: list[str]) -> None:
         self._command = command
+        self.may_fail = 0
         self.process = self._begin()
 
     def _begin(self) -> subprocess.Popen[str]:
@@ -149,12 +154,16 @@ class Driver:
 
     @property
     def is_done(self) -> bool:
-        """Whether it has ended by itself; it must end well."""
+        """Whether it has ended by itself, and well."""
         if self.process.poll() is None:
             return False
         _, said = self.process.communicate()
-        assert self.process.returncode == 0, said
-        return True
+        if self.process.returncode == 0:
+            return True
+        assert self.may_fail, said
+        self.may_fail -= 1
+        self.process = self._begin()
+        return False
 
     def kill(self) -> None:
         if self.process.poll() is None:
@@ -173,6 +182,7 @@ def strike(kind: str, driver: Driver, nodes: Nodes, dice: random.Random) -> bool
         return True
     if kind == "node":
         nodes.replace_one()
+        driver.may_fail += 1
         return True
     actors = actors_below(nodes.process.pid)
     if actors:
