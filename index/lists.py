@@ -26,18 +26,20 @@ class Held:
     """The lists that hold pictures of one selection.
 
     Attributes:
-        counts: selected pictures in each list, [L + 1]; none in the last, which a -1 stands for.
+        counts: selected pictures in each list, [L].
         num_lists: lists with at least one.
         num_unlisted: selected pictures in parts without lists.
-        lists: FAISS's selector of the lists with at least one; None if all are.
+        lists: FAISS's parameters to look for lists with at least one; None if all are.
     """
 
     def __init__(self, counts: NDArray[np.int64], num_unlisted: int, selector: Any) -> None:
         lists = np.flatnonzero(counts)
-        self.counts = np.append(counts, 0)
+        self.counts = counts
         self.num_lists = len(lists)
         self.num_unlisted = num_unlisted
-        self.lists = None if len(lists) == len(counts) else selector_of(lists, len(counts))
+        self.lists = None
+        if len(lists) < len(counts):
+            self.lists = faiss.SearchParameters(sel=selector_of(lists, len(counts)))
         self._selector = selector
         self._parameters: dict[int, Any] = {}
 
@@ -79,7 +81,7 @@ class Lists:
     @classmethod
     def of(cls, parts: Sequence[Part], ids_N: Ids) -> Lists | None:
         """The lists of an index; None if it has none, or its parts have lists of their own."""
-        centroids = [None if part.coarse is None else part.coarse.centroids() for part in parts]
+        centroids = [part.centroids() for part in parts]
         listed = [found for found in centroids if found is not None]
         if not listed or not all(np.array_equal(listed[0], other) for other in listed[1:]):
             return None
@@ -98,20 +100,19 @@ class Lists:
             self._held[selection] = held
         return held
 
-    def nearest(self, queries_QD: Floats, count: int) -> tuple[Ids, Floats]:
-        """The lists nearest to each query, whatever they hold.
+    def nearest(
+        self, queries_QD: Floats, count: int, held: Held | None = None
+    ) -> tuple[Ids, Floats]:
+        """The lists nearest to each query, of those that hold selected pictures if that is given.
+
+        Args:
+            queries_QD: unit vectors float32, C-contiguous.
+            count: at most as many as there are.
+            held: the lists to choose from; None for all.
 
         Returns:
-            Their numbers and the inner products with their centroids, [Q, count], nearest first;
-            -1 for some that were not found.
+            Their numbers and the inner products with their centroids, [Q, count], nearest first.
         """
-        coarse = self.parts[0].coarse
-        assert coarse is not None, "a part with lists"
-        closeness, lists = coarse.nearest(queries_QD, count)
-        return lists, closeness
-
-    def nearest_held(self, queries_QD: Floats, count: int, held: Held) -> tuple[Ids, Floats]:
-        """As `nearest`, of the lists that hold selected pictures; at most as many as there are."""
-        parameters = faiss.SearchParameters(sel=held.lists)
+        parameters = None if held is None or held.lists is None else held.lists
         closeness, lists = self._centroids.search(queries_QD, count, params=parameters)
         return lists, closeness

@@ -22,7 +22,6 @@ import faiss as faiss_library
 import numpy as np
 
 from index.choose import HNSW_LINKS, Recipe
-from index.coarse import Coarse, put_centroids
 from index.vectors import Floats, Ids
 
 __all__ = [
@@ -84,7 +83,7 @@ def train_template(
     template.by_residual = False
     if centroids_KD is None:
         centroids_KD = sample_ND[:1]  # of a single list, which all visit
-    put_centroids(template.quantizer, centroids_KD)
+    template.quantizer.add(np.ascontiguousarray(centroids_KD))
     if recipe.lossy:
         template.pq.cp.min_points_per_centroid = 1
     with one_thread():  # many small k-means: threads would mostly wait for each other
@@ -114,7 +113,6 @@ class Part:
         nlist: the most effort a search can make: inverted lists; 1 for an exact scan, the
             entries that a graph looks at.
         lossy: whether the most effort may still miss a neighbour.
-        coarse: finds the lists; None if there are none.
     """
 
     def __init__(self, faiss_index: Any) -> None:
@@ -126,7 +124,6 @@ class Part:
         self._kept: dict[int, Any] = {}
         self.num_rows = int(faiss_index.ntotal)
         self.nlist = int(faiss_index.nlist) if self._is_ivf else 1
-        self.coarse = Coarse(faiss_index.quantizer) if self._is_ivf else None
         if self._is_graph:
             self.nlist = MAX_EFFORT
         self.lossy = self._is_graph or isinstance(faiss_index, faiss.IndexIVFPQFastScan)
@@ -184,11 +181,10 @@ class Part:
         kept = self._kept.get(effort) if selector is None else None
         if kept is not None:
             return kept
-        if self.coarse is None:
-            made = faiss.SearchParameters(sel=selector)
+        if self._is_ivf:
+            made = faiss.SearchParametersIVF(sel=selector, nprobe=effort)
         else:
-            coarse = self.coarse.parameters(effort)
-            made = faiss.SearchParametersIVF(sel=selector, nprobe=effort, quantizer_params=coarse)
+            made = faiss.SearchParameters(sel=selector)
         if selector is None:
             self._kept[effort] = made
         return made
@@ -214,6 +210,10 @@ class Part:
             num_queries, faiss.swig_ptr(queries_QD), k, *arrays, False, parameters
         )
         return scores, ids
+
+    def centroids(self) -> Floats | None:
+        """Centroids of the inverted lists, float32 [nlist, D]; None if there are none."""
+        return self._faiss.quantizer.reconstruct_n(0, self.nlist) if self._is_ivf else None
 
     def ids_by_list(self) -> Iterator[Ids]:
         """The ids in every inverted list."""
