@@ -65,13 +65,11 @@ class Lists:
     """
 
     def __init__(
-        self, centroids_LD: Floats, parts: Sequence[Part], others: Sequence[Part], ids_N: Ids
+        self, num_lists: int, parts: Sequence[Part], others: Sequence[Part], ids_N: Ids
     ) -> None:
-        self.num_lists = len(centroids_LD)
+        self.num_lists = num_lists
         self.parts = parts
         self.others = others
-        self._centroids = faiss.IndexFlatIP(centroids_LD.shape[1])
-        self._centroids.add(centroids_LD)
         self.of_row = np.full(len(ids_N), self.num_lists, np.int32)
         for part in parts:
             for number, ids in enumerate(part.ids_by_list()):
@@ -81,7 +79,7 @@ class Lists:
     @classmethod
     def of(cls, parts: Sequence[Part], ids_N: Ids) -> Lists | None:
         """The lists of an index; None if it has none, or its parts have lists of their own."""
-        centroids = [part.centroids() for part in parts]
+        centroids = [None if part.coarse is None else part.coarse.centroids() for part in parts]
         listed = [found for found in centroids if found is not None]
         if not listed or not all(np.array_equal(listed[0], other) for other in listed[1:]):
             return None
@@ -89,7 +87,7 @@ class Lists:
             [part for part, found in zip(parts, centroids, strict=True) if (found is None) == bare]
             for bare in (False, True)
         )
-        return cls(listed[0], with_lists, without, ids_N)
+        return cls(len(listed[0]), with_lists, without, ids_N)
 
     def held(self, selection: Selection) -> Held:
         """The lists that hold selected pictures; looked for once a selection."""
@@ -113,6 +111,8 @@ class Lists:
         Returns:
             Their numbers and the inner products with their centroids, [Q, count], nearest first.
         """
-        parameters = None if held is None or held.lists is None else held.lists
-        closeness, lists = self._centroids.search(queries_QD, count, params=parameters)
+        coarse = self.parts[0].coarse
+        assert coarse is not None, "a part with lists"
+        parameters = None if held is None else held.lists
+        closeness, lists = coarse.nearest(queries_QD, count, parameters)
         return lists, closeness

@@ -22,6 +22,7 @@ import faiss as faiss_library
 import numpy as np
 
 from index.choose import HNSW_LINKS, Recipe
+from index.coarse import Coarse
 from index.vectors import Floats, Ids
 
 __all__ = [
@@ -113,6 +114,7 @@ class Part:
         nlist: the most effort a search can make: inverted lists; 1 for an exact scan, the
             entries that a graph looks at.
         lossy: whether the most effort may still miss a neighbour.
+        coarse: finds the lists; None if there are none.
     """
 
     def __init__(self, faiss_index: Any) -> None:
@@ -124,6 +126,7 @@ class Part:
         self._kept: dict[int, Any] = {}
         self.num_rows = int(faiss_index.ntotal)
         self.nlist = int(faiss_index.nlist) if self._is_ivf else 1
+        self.coarse = Coarse(faiss_index.quantizer) if self._is_ivf else None
         if self._is_graph:
             self.nlist = MAX_EFFORT
         self.lossy = self._is_graph or isinstance(faiss_index, faiss.IndexIVFPQFastScan)
@@ -210,10 +213,6 @@ class Part:
             num_queries, faiss.swig_ptr(queries_QD), k, *arrays, False, parameters
         )
         return scores, ids
-
-    def centroids(self) -> Floats | None:
-        """Centroids of the inverted lists, float32 [nlist, D]; None if there are none."""
-        return self._faiss.quantizer.reconstruct_n(0, self.nlist) if self._is_ivf else None
 
     def ids_by_list(self) -> Iterator[Ids]:
         """The ids in every inverted list."""
