@@ -60,10 +60,14 @@ bench: bench-peers ## the measurements behind our speed claims: 90 minutes on 2 
 	$(BIN)/python -m benchmarks.batch_chunks
 	$(BIN)/python -m benchmarks.filters
 	$(BIN)/python -m benchmarks.index_curves
+	$(BIN)/python -m benchmarks.embedding
+	$(BIN)/python -m benchmarks.scaled_decoding
+	$(BIN)/python -m benchmarks.growth
 	$(PYTEST) -m bench benchmarks
 	$(BIN)/python -m benchmarks.page
 
 bench-accuracy: bench-peers ## accuracy in equal time: five hours; run again, it does what is missing
+	$(BIN)/python -m benchmarks.accuracy_equal_time --speeds
 	$(BIN)/python -m benchmarks.accuracy_equal_time --sweep
 	$(BIN)/python -m benchmarks.accuracy_equal_time
 	$(BIN)/python -m benchmarks.page

@@ -4,9 +4,12 @@ Fashion-MNIST without labels (SupCon has them all), the same narrow ResNet, the 
 cores, ten minutes each, several seeds. Then a kNN-20 with all labels, and logistic regression on
 1, 5 and 10 labels a class, on the test split.
 
-``--sweep`` comes first: learning rate, then temperature or momentum, the same grid for everyone, in
-short runs on 50,000 pictures of the train split, judged by kNN-20 on the other 10,000. The test
-split has no part in it. Every run is a file below ``results``; what is there is not run again.
+``--speeds`` comes first, on a quiet machine: everyone's steps a second, in turn. From them follows
+how many steps fit into a time, and only so many are made: however busy the machine is while they
+are, nobody gains or loses by it. ``--sweep`` comes next: learning rate, then temperature or
+momentum, the same grid for everyone, in short runs on 50,000 pictures of the train split, judged by
+kNN-20 on the other 10,000. The test split has no part in it. Every run is a file below ``results``;
+what is there is not run again.
 """
 
 from __future__ import annotations
@@ -25,6 +28,7 @@ from numpy.typing import NDArray
 from benchmarks import measuring
 from benchmarks.judging import LABELS_PER_CLASS, judge, knn20
 from benchmarks.pictures import EDGE, fashion_mnist
+from benchmarks.rounds import spread, values
 from cluster.where import num_cores
 from index.heads import centred
 
@@ -37,10 +41,9 @@ SECOND = {"temperature": (0.2, 0.1, 0.5), "momentum": (0.97, 0.9, 0.99)}
 """The first of each goes with all learning rates, the others with the best of them."""
 LOADERS = 2
 """Of lightly's loader: as many as cores; `simclr_end_to_end` compares with more."""
-# The schedule is to end before the clock stops the run, however the machine's speed wavers.
-SHARE_PLANNED = 0.97
-PROBE_S = 8.0
-SLACK_S = 900.0
+SPEEDS = "accuracy_speeds"
+# Of one training, on however busy a machine.
+TIMEOUT_S = 6 * 3600.0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -105,10 +108,10 @@ def trained(
     folder: Path,
     settings: dict[str, float],
     seed: int,
-    budget_s: float,
+    steps: int,
     pictures: int | None = None,
 ) -> tuple[dict[str, Any], list[NDArray[np.float32]]]:
-    """Measure its speed, train it for the budget; what it did, and vectors of both splits."""
+    """Train it so many steps; what it did, and vectors of both splits."""
     command = [*contestant.command(folder, seed), *options_of(settings)]
     if pictures:
         command += ["--pictures", str(pictures)]
@@ -116,16 +119,38 @@ def trained(
     embedding = []
     for split, target in zip(("train", "test"), targets, strict=True):
         embedding += ["--embed", str(folder / f"{split}.npy"), str(target)]
-    figures: dict[str, Any] = {}
-    if contestant == UNTRAINED:
-        command += embedding
-    else:
-        speed = measuring.child([*command, "--measure-s", str(PROBE_S)], SLACK_S)
-        steps = max(1, int(speed["steps_per_s"] * budget_s * SHARE_PLANNED))
-        command += ["--steps", str(steps), "--budget-s", str(budget_s), *embedding]
-        figures = {"steps_per_s": speed["steps_per_s"], "planned_steps": steps}
-    figures |= measuring.child(command, budget_s + SLACK_S)
+    figures = measuring.child([*command, "--steps", str(steps), *embedding], TIMEOUT_S)
     return figures, [np.load(target) for target in targets]
+
+
+def measure_speeds(asked: argparse.Namespace, folder: Path) -> None:
+    """Everyone's steps a second, in turn."""
+    if (measuring.RESULTS / f"{SPEEDS}.json").is_file():
+        return  # What was trained already was trained by these.
+    hardware = measuring.machine()
+    commands = {
+        who.name: [*who.command(folder, 0), "--measure-s", str(asked.speed_s)]
+        for who in CONTESTANTS
+        if who.library
+    }
+    rounds = measuring.in_turn(measuring.programs(commands, TIMEOUT_S), asked.rounds)
+    settings = {"batch": BATCH, "speed_s": asked.speed_s}
+    measuring.save(SPEEDS, {"settings": settings, "rounds": rounds}, hardware)
+
+
+def steps_in(contestant: Contestant, seconds: float) -> int:
+    """How many steps it makes in so long, at the median speed of its rounds; 0 for a baseline."""
+    if not contestant.library:
+        return 0
+    path = measuring.RESULTS / f"{SPEEDS}.json"
+    if not path.is_file():
+        raise SystemExit(
+            f"error: {path} is missing, from which it follows how many steps fit into a time. Run "
+            "python -m benchmarks.accuracy_equal_time --speeds on a quiet machine first."
+        )
+    rounds = json.loads(path.read_text(encoding="utf-8"))["rounds"]
+    speed = spread(values(rounds, contestant.name, "steps_per_s")).median
+    return max(1, int(speed * seconds))
 
 
 def raw_vectors(folder: Path) -> list[NDArray[np.float32]]:
@@ -145,7 +170,8 @@ def run(contestant: Contestant, asked: argparse.Namespace, folder: Path, seed: i
     if contestant == RAW:
         vectors = raw_vectors(folder)
     else:
-        figures, vectors = trained(contestant, folder, settings, seed, asked.budget_s)
+        steps = steps_in(contestant, asked.budget_s)
+        figures, vectors = trained(contestant, folder, settings, seed, steps)
     labels = [np.load(folder / name) for name in ("labels.npy", "test-labels.npy")]
     found = judge(vectors[0], labels[0], vectors[1], labels[1])
     body = {
@@ -178,12 +204,11 @@ def sweep(contestant: Contestant, asked: argparse.Namespace, folder: Path) -> No
     hardware = measuring.machine()
     labels = np.load(folder / "labels.npy")
     bank, queries = slice(None, SWEEP_TRAIN), slice(SWEEP_TRAIN, None)
+    steps = steps_in(contestant, asked.sweep_budget_s)
     trials: list[dict[str, Any]] = []
 
     def attempt(settings: dict[str, float]) -> None:
-        figures, (vectors, _) = trained(
-            contestant, folder, settings, 0, asked.sweep_budget_s, SWEEP_TRAIN
-        )
+        figures, (vectors, _) = trained(contestant, folder, settings, 0, steps, SWEEP_TRAIN)
         knn = knn20(vectors[bank], labels[bank], vectors[queries], labels[queries])
         trials.append({"settings": settings, "knn20": knn, "run": figures})
         print(f"{contestant.name} {settings}: kNN-20 {knn:.3f}", flush=True)
@@ -234,15 +259,21 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     names = [contestant.name for contestant in CONTESTANTS]
     parser.add_argument("--only", nargs="+", choices=names, help="these alone")
+    parser.add_argument("--speeds", action="store_true", help="measure everyone's speed, and end")
+    parser.add_argument("--speed-s", type=float, default=15.0, help="for so long a round")
+    parser.add_argument("--rounds", type=int, default=3, help="of measuring speeds")
     parser.add_argument("--sweep", action="store_true", help="find everyone's settings, and end")
     parser.add_argument("--sweep-budget-s", type=float, default=60.0, help="of one of its runs")
     asked = parser.parse_args()
-    work = list(missing(asked))
-    print(f"to do: {', '.join(f'{who.name} seed {seed}' for who, seed in work) or 'nothing'}")
+    work = [] if asked.speeds else list(missing(asked))
+    todo = ", ".join(f"{who.name} seed {seed}" for who, seed in work) or "nothing"
+    print(f"to do: {'speeds' if asked.speeds else todo}")
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        if work:
+        if work or asked.speeds:
             lay_out(folder)
+        if asked.speeds:
+            measure_speeds(asked, folder)
         for contestant, seed in work:
             if asked.sweep:
                 sweep(contestant, asked, folder)

@@ -39,7 +39,8 @@ def accuracy_section(results: Path) -> list[str]:
     ]
     first = next(iter(runs.values()))[0]
     lines = [
-        f"{_budget(folders[-1]):g} s of training on all cores, batch {first['batch']}, the same "
+        f"As many steps as take {_budget(folders[-1]):g} s on all cores, at the speeds that "
+        f"everyone had in turn on a quiet machine; batch {first['batch']}, the same "
         "narrow ResNet with a stride-2 stem, Fashion-MNIST at 32 px; measured on the test split, "
         "in %. Few labels: the mean over 10 draws, the same for everyone. ± is the standard "
         "deviation over seeds. Recipes: lookalike's `-small` ones; lightly's examples with "

@@ -1,4 +1,4 @@
-"""Trains with the project for a budget of seconds, or measures how fast it does; prints one line.
+"""Trains with the project for so many steps, or measures how fast it does; prints one line.
 
 A program that `accuracy_equal_time` starts, the counterpart of ``peers/lightly_train.py``: one
 process without Ray, all pictures in memory, the ``-small`` recipe of the method. It differs from
@@ -47,7 +47,7 @@ MANY_STEPS = 10**6
 def lengths(steps: int, num_pictures: int, batch: int) -> tuple[int, int]:
     """Epochs, and pictures of one, that make about so many steps and never more.
 
-    A run has whole epochs. The last pictures are left out where that lets it use the time.
+    A run has whole epochs. The last pictures are left out where that lets it make all its steps.
 
     >>> lengths(700, 60_000, 128)
     (2, 44800)
@@ -106,14 +106,11 @@ def measure(run: Run, warmup: int, seconds: float) -> dict[str, float]:
     return {"images_per_s": rate * run.training.config.batch_size, "steps_per_s": rate}
 
 
-def train(run: Run, budget_s: float) -> dict[str, Any]:
-    """Train to the end of the schedule or of the budget, whichever comes first."""
+def train(run: Run) -> dict[str, Any]:
+    """Train to the end of the schedule, or until the doctor stops it."""
     stopped, started_s = None, time.perf_counter()
     try:
-        while (
-            run.training.step_index < run.training.num_steps
-            and time.perf_counter() - started_s < budget_s
-        ):
+        while run.training.step_index < run.training.num_steps:
             run.train_step()
     except CollapseError as error:
         stopped = str(error)
@@ -137,9 +134,8 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--momentum", type=float, default=0.97)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--warmup", type=int, default=20, help="steps before the clock starts")
-    parser.add_argument("--measure-s", type=float, help="measure the speed for so long")
-    parser.add_argument("--steps", type=int, default=MANY_STEPS, help="of the whole schedule")
-    parser.add_argument("--budget-s", type=float, help="or train so many steps, at most so long")
+    parser.add_argument("--steps", type=int, default=MANY_STEPS, help="train about so many")
+    parser.add_argument("--measure-s", type=float, help="or measure the speed for so long")
     parser.add_argument("--embed", nargs=2, action="append", metavar=("PIXELS", "VECTORS"))
     return parser.parse_args()
 
@@ -153,10 +149,7 @@ def main() -> None:
         encoder = Encoder.initialise(config.encoder, asked.seed)
     else:
         run = Run(asked)
-        if asked.measure_s:
-            figures = measure(run, asked.warmup, asked.measure_s)
-        else:
-            figures = train(run, asked.budget_s)
+        figures = measure(run, asked.warmup, asked.measure_s) if asked.measure_s else train(run)
         encoder = run.training.encoder()
     for source, target in asked.embed or []:
         np.save(target, encoder.embed(np.load(source)))

@@ -12,6 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.accuracy_table import accuracy_section
+from benchmarks.embedding_tables import (
+    embedding_section,
+    growth_section,
+    scaled_decoding_section,
+)
 from benchmarks.index_tables import curves_section, filters_section
 from benchmarks.measuring import CHECKOUT, RESULTS
 from benchmarks.rounds import Spread, ratio, spread, values
@@ -49,6 +54,7 @@ def render(results: Path = RESULTS) -> str:
                     f"python -m benchmarks.{name}".replace("_1000000", " --vectors 1000000")
                 ),
             ]
+    parts += ["## Embedding\n", *embedding_section(results)]
     parts += ["## Accuracy in equal time\n", *accuracy_section(results)]
     return "\n".join(parts).rstrip("\n") + "\n"
 
@@ -199,6 +205,8 @@ SECTIONS: tuple[tuple[str, str, Callable[[Result], list[str]]], ...] = (
     ("Filtered search", "filters", filters_section),
     ("Index: recall and speed", "index_curves", curves_section),
     ("Index: recall and speed of a million", "index_curves_1000000", curves_section),
+    ("Growth", "growth", growth_section),
+    ("Scaled decoding", "scaled_decoding", scaled_decoding_section),
 )
 
 if __name__ == "__main__":

@@ -6,13 +6,14 @@ Shapes: N pictures, S edge in pixels.
 from __future__ import annotations
 
 import gzip
+import io
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["EDGE", "fashion_mnist", "photographs", "read_idx", "write_png"]
+__all__ = ["EDGE", "fashion_mnist", "photographs", "read_idx", "write_jpegs", "write_png"]
 
 Pixels = NDArray[np.uint8]
 Labels = NDArray[np.int64]
@@ -23,6 +24,7 @@ UNSIGNED_BYTE = 8
 EDGE = 32
 """Pictures of 28 px get a black margin of two: no pixel is resampled."""
 PER_FOLDER = 1000
+NOISE = 8
 
 
 def fashion_mnist(
@@ -108,3 +110,33 @@ def write_png(pixels: Pixels, folder: Path) -> None:
         path = folder / f"{number // PER_FOLDER:03}" / f"{number:05}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(picture).save(path, compress_level=1)
+
+
+def write_jpegs(num: int, folder: Path, *, size: tuple[int, int], distinct: int, seed: int) -> None:
+    """Files of ``size`` (width, height), as a camera writes them: ``distinct`` ones, in turn.
+
+    Parts of the two photographs that scikit-learn brings, enlarged, with the noise of a sensor:
+    without it an enlarged picture is smooth, its file small, and its decoding too easy.
+    """
+    from PIL import Image
+    from sklearn.datasets import load_sample_images
+
+    sources = [Image.fromarray(picture) for picture in load_sample_images().images]
+    rng = np.random.default_rng(seed)
+    files: list[bytes] = []
+    for number in range(distinct):
+        source = sources[number % len(sources)]
+        height = int(rng.integers(source.height // 2, source.height))
+        width = min(source.width, height * size[0] // size[1])
+        left = int(rng.integers(0, source.width - width + 1))
+        top = int(rng.integers(0, source.height - height + 1))
+        part = source.resize(size, box=(left, top, left + width, top + height))
+        noise = rng.integers(-NOISE, NOISE + 1, (size[1], size[0], 1), dtype=np.int16)
+        noisy = np.clip(np.asarray(part, np.int16) + noise, 0, 255).astype(np.uint8)
+        buffer = io.BytesIO()
+        Image.fromarray(noisy).save(buffer, "JPEG", quality=90)
+        files.append(buffer.getvalue())
+    for number in range(num):
+        path = folder / f"{number // PER_FOLDER:03}" / f"{number:05}.jpg"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(files[number % distinct])

@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 from cluster.catalog import Catalog, open_corpus
 from cluster.context import Context
+from cluster.decode_limit import DECODE_LIMIT_S, check_decode_limit
 from cluster.embed_work import EmbedWork, work_report
 from cluster.plan import plan_shards
 from cluster.shard_job import ShardJob, check_error_budget
@@ -53,13 +54,15 @@ class EmbedConfig:
     name: str | None = None
     """Name of the embedding set; CORPUS-ENCODER unless given."""
     thumbnail_edge: int = 256
-    """Longest edge of the thumbnails, in pixels."""
+    """Most pixels that the longest edge of a thumbnail has; it has three quarters of it or more."""
     shard_rows: int = 2048
     """Pictures to a shard: the unit of work that a kill can cost."""
     error_budget: float = 0.25
     """Share of failed pictures at which the job stops."""
     retry_failed: bool = False
     """Do shards again that have failed pictures, such as crashed ones after an upgrade."""
+    decode_limit_s: float = DECODE_LIMIT_S
+    """Seconds after which a picture that is still being decoded is left out as crashed."""
 
     def __post_init__(self) -> None:
         """Check names and ranges."""
@@ -67,6 +70,7 @@ class EmbedConfig:
         check_name(self.encoder, what="encoder")
         check_name(self.set_name, what="embedding set")
         check_error_budget(self.error_budget)
+        check_decode_limit(self.decode_limit_s)
         for name, least, most, advice in (
             ("thumbnail_edge", 16, 1024, "256 suits a grid of results"),
             ("shard_rows", 1, 1_000_000, "2048 costs little when a worker dies"),
@@ -105,14 +109,13 @@ def embed(config: EmbedConfig, context: Context) -> dict[str, Any]:
             f"corpus {config.corpus!r}: none of its pictures can be read ({catalog.counts()}). "
             "Look at the catalog's error column, mend the files and scan again."
         )
-    profile = context.where.profile_settings()
     arguments = {
         **config.form,
         "location": workspace.location,
         "name": config.set_name,
         "encoder": config.encoder,
-        "device": "cuda" if profile.gpus_per_actor else "cpu",
-        "num_threads": max(1, profile.cpus_per_actor),
+        "decode_limit_s": config.decode_limit_s,
+        "profile": context.where.profile_settings(),
     }
     job = ShardJob(
         f"embed {config.set_name}",

@@ -222,12 +222,13 @@ def _check_room(profile: Profile, where: Where, total: Mapping[str, float]) -> N
         ("embed_actors", "actor", profile.cpus_per_actor, profile.gpus_per_actor),
     ):
         number = getattr(profile, count)
-        if number * each_cpus > cpus - 1 or number * each_gpus > gpus:
+        kept_free = 2 if of == "actor" and profile.decode_tasks else 1
+        if number * each_cpus > cpus - kept_free or number * each_gpus > gpus:
             raise ValueError(
                 f"profile {where.profile!r}: {count} {number} with {each_cpus} CPUs and "
                 f"{each_gpus:g} GPUs per {of} do not fit on this machine, where Ray has {cpus:g} "
-                f"CPUs, one of them kept free, and {gpus:g} GPUs. Lower them in ray_config.yaml, "
-                "choose another --profile, or join a cluster with --address."
+                f"CPUs, {kept_free} of them kept free, and {gpus:g} GPUs. Lower them in "
+                "ray_config.yaml, choose another --profile, or join a cluster with --address."
             )
 
 

@@ -1,21 +1,33 @@
 """Pictures that kill whoever decodes them, found in a process that may die.
 
-A decoder that dies by a signal takes its worker along, and everything the worker had begun. When a
-shard has done so, its next worker has the pictures decoded here first, one by one, each announced
-before it is begun: the last one announced is the culprit.
+A decoder that dies by a signal takes its worker along, and everything the worker had begun; one
+that never ends is killed by its limit (`cluster.decode_limit`). When a shard has lost a worker, its
+next one has the pictures decoded here first, one by one, each announced before it is begun, under
+the same limit: the last one announced is the culprit.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Sequence
 
+from cluster.decode_limit import DECODE_LIMIT_S, DecodeLimit
 from cluster.plan import ShardRow
-from cluster.shards import read_picture
+from cluster.shards import read_data
+from encoders.picture import (
+    PictureError,
+    PreprocessConfig,
+    load_formats,
+    open_picture,
+    thumbnail,
+    to_square,
+)
 
 __all__ = ["find_fatal"]
 
@@ -24,31 +36,37 @@ logger = logging.getLogger(__name__)
 DONE = "done"
 
 
-def find_fatal(rows: Sequence[ShardRow]) -> frozenset[int]:
-    """Ids of the pictures whose decoding ends its process.
+def find_fatal(rows: Sequence[ShardRow], decode_limit_s: float = DECODE_LIMIT_S) -> frozenset[int]:
+    """Ids of the pictures whose decoding ends its process, or does not end.
 
-    Cost: decodes every picture once, and a second for each one found.
+    Cost: decodes every picture once, and a second, or the limit, for each one found.
     """
     fatal: set[int] = set()
     left = list(rows)
     while left:
-        announced = _decode_elsewhere(left)
+        announced, ended = _decode_elsewhere(left, decode_limit_s)
         if not announced or announced[-1] == DONE:
             break
         position = len(announced) - 1
-        logger.warning("%s: kills its decoder, it is left out", left[position].uri)
+        what = (
+            f"takes over {decode_limit_s:g} s" if ended == -signal.SIGALRM else "kills its decoder"
+        )
+        logger.warning("%s: %s, it is left out", left[position].uri, what)
         fatal.add(left[position].id)
         left = left[position + 1 :]
     return frozenset(fatal)
 
 
-def _decode_elsewhere(rows: Sequence[ShardRow]) -> list[str]:
-    """What a process says that decodes them: a line for each picture begun, and one at the end."""
+def _decode_elsewhere(rows: Sequence[ShardRow], decode_limit_s: float) -> tuple[list[str], int]:
+    """What a process says that decodes them, a line for each picture begun and one at the end.
+
+    Beside it, how the process ended: minus the signal, if by one.
+    """
     lines = "".join(json.dumps([row.id, row.uri, row.bytes, row.mtime_ns]) + "\n" for row in rows)
     # A worker's own path may differ from what a new interpreter starts with.
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     done = subprocess.run(
-        [sys.executable, "-m", "cluster.fatal_pictures"],
+        [sys.executable, "-m", "cluster.fatal_pictures", str(decode_limit_s)],
         input=lines,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
@@ -56,15 +74,22 @@ def _decode_elsewhere(rows: Sequence[ShardRow]) -> list[str]:
         text=True,
         check=False,
     )
-    return done.stdout.split()
+    return done.stdout.split(), done.returncode
 
 
 def main() -> None:
     """Decode what standard input names, announcing each picture."""
+    limit = DecodeLimit(float(sys.argv[1]))
+    load_formats()
     for line in sys.stdin:
         row = ShardRow(*json.loads(line))
         print(row.id, flush=True)  # noqa: T201 - this is what the process is for
-        read_picture(row)
+        status, data = read_data(row)
+        if status == "ok":
+            with contextlib.suppress(PictureError), limit.watch():
+                image = open_picture(data)
+                to_square(image, PreprocessConfig())
+                thumbnail(image)
     print(DONE, flush=True)  # noqa: T201
 
 

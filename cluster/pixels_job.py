@@ -23,11 +23,18 @@ import pyarrow as pa
 
 from cluster.catalog import Catalog
 from cluster.context import Context
+from cluster.decode_limit import DecodeLimit
 from cluster.plan import Shard, ShardRow, plan_shards
 from cluster.shard_job import ShardJob
-from cluster.shards import OUT_OF_REACH, read_picture
+from cluster.shards import OUT_OF_REACH, read_data
 from cluster.workspace import Workspace
-from encoders.picture import PreprocessConfig, to_square
+from encoders.picture import (
+    PictureError,
+    PreprocessConfig,
+    load_formats,
+    open_picture,
+    to_square,
+)
 from index.artifact import (
     CorruptArtifactError,
     FileRecord,
@@ -142,6 +149,8 @@ class PixelWork:
         self._folder = Workspace.at(location).folder("pixels", name)
         self._preprocess = PreprocessConfig(**preprocess)
         self._pool = ThreadPoolExecutor(num_threads)
+        self.limit = DecodeLimit()
+        load_formats()
 
     def __call__(self, shard: Shard, crashed: frozenset[int] = frozenset()) -> dict[str, Any]:
         """Write the shard's file; returns its record."""
@@ -172,9 +181,14 @@ class PixelWork:
     def _decode(self, crashed: frozenset[int], row: ShardRow) -> tuple[str, np.ndarray | None]:
         if row.id in crashed:
             return "crashed", None
-        picture = read_picture(row)
-        square = None if picture.image is None else to_square(picture.image, self._preprocess)
-        return picture.status, square
+        status, data = read_data(row)
+        if status != "ok":
+            return status, None
+        try:
+            with self.limit.watch():
+                return "ok", to_square(open_picture(data), self._preprocess)
+        except PictureError as error:
+            return error.status, None
 
 
 def _write_arrow(table: pa.Table, path: str) -> None:

@@ -1,7 +1,8 @@
 """A Ray Data actor that does shards: reads the plan, has the work done, commits it.
 
 A shard that took a worker down with it is looked at with care by the next one: pictures that kill
-their decoder (`cluster.fatal_pictures`) are left out as ``crashed``, and the rest is done.
+their decoder, or on which it does not end (`cluster.fatal_pictures`), are left out as ``crashed``,
+and the rest is done.
 """
 
 from __future__ import annotations
@@ -13,9 +14,10 @@ from typing import Any, Protocol
 
 import pyarrow as pa
 
+from cluster.decode_limit import DecodeLimit
 from cluster.fatal_pictures import find_fatal
 from cluster.plan import SHARD_FOLDER, Plan, Shard
-from cluster.shards import commit
+from cluster.shards import commit, committed
 from index.artifact import Folder
 
 __all__ = ["ShardActor", "ShardError", "ShardWork", "attempts_file"]
@@ -33,6 +35,9 @@ class ShardError(ValueError):
 
 class ShardWork(Protocol):
     """What an actor does with one shard: write its files, return its record (not yet committed)."""
+
+    limit: DecodeLimit
+    """What its decoding is watched by."""
 
     def __call__(self, shard: Shard, crashed: frozenset[int]) -> Mapping[str, Any]:
         """Do the work; the record's ``files`` are named from the artefact's folder on.
@@ -81,9 +86,12 @@ class ShardActor:
         return self._plans[plan].shard(position, number)
 
     def _do(self, shard: Shard) -> dict[str, Any]:
+        if (done := committed(self._folder, shard)) is not None:
+            return done  # by us: what we said of it was lost with a node, so Ray asks again
         started_s = time.monotonic()
         earlier = _count_attempt(self._folder, shard)
-        crashed = find_fatal(shard.rows) if earlier else frozenset()
+        limit_s = self._work.limit.seconds
+        crashed = find_fatal(shard.rows, limit_s) if earlier else frozenset()
         record = self._work(shard, crashed)
         seconds = round(time.monotonic() - started_s, 3)
         done = commit(self._folder, shard, {**record, "seconds": seconds})

@@ -95,8 +95,10 @@ class ShardJob:
         num_rows = sum(map(len, self.shards))
         (self.folder / SHARD_FOLDER).make()
         for shard in pending:
-            # Attempts of a run that was killed say nothing about the pictures.
+            # Attempts of a run that was killed say nothing about the pictures; nor is a record of
+            # any use, if there is one, since workers would take the shard for done.
             self.folder.remove(attempts_file(shard))
+            self.folder.remove(f"{SHARD_FOLDER}/{shard.name}.json")
         plan = write_plan(self.folder, pending)
         with context.progress(self.title, num_rows, "pictures") as line:
             line.start_at(num_rows - sum(map(len, pending)))

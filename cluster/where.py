@@ -42,6 +42,11 @@ class Profile:
     """GPUs of such an actor; a part such as 0.5 lets two share one."""
     data_pool: str | None = None
     """Only nodes whose label ``pool`` has this value embed; without it, any node may."""
+    decode_tasks: int | None = None
+    """Tasks at once that decode for each actor, a CPU each; 0 lets the actor decode, which it does
+    by itself unless it has a GPU and too few CPUs."""
+    decode_pool: str | None = None
+    """Only nodes whose label ``pool`` has this value run such tasks; without it, any node may."""
     storage: str | None = None
     """Workspace unless ``--workspace`` is given: a folder that all nodes see, or a bucket's URI."""
 
@@ -49,7 +54,7 @@ class Profile:
         """Check the ranges."""
         for name, least in _LEAST.items():
             value = getattr(self, name)
-            if value < least:
+            if value is not None and value < least:
                 raise ValueError(f"{name} {value}: at least {least}. Correct the profile.")
         if self.min_workers > self.num_workers:
             raise ValueError(
@@ -74,6 +79,11 @@ class Profile:
         """Label selector of the embedding actors, for Ray."""
         return {"pool": self.data_pool} if self.data_pool else None
 
+    @property
+    def decode_labels(self) -> dict[str, str] | None:
+        """Label selector of decoding tasks, for Ray."""
+        return {"pool": self.decode_pool} if self.decode_pool else None
+
     def on_machine(self, cores: int) -> Profile:
         """The same with each 0 among the CPUs replaced by a share of ``cores``, at least 1.
 
@@ -95,6 +105,7 @@ _LEAST = {
     "embed_actors": 1,
     "cpus_per_actor": 0,
     "gpus_per_actor": 0,
+    "decode_tasks": 0,
 }
 
 
@@ -211,6 +222,10 @@ def _profile(fields: Mapping[str, Any], where: str) -> Profile:
 
 def _converted(value: object, kind: object, where: str) -> object:
     """The value as the field's type; YAML reads ``5e-1`` as text, so text may be a number."""
+    if kind == int | None:
+        if value is None:
+            return None
+        kind = int
     if kind in (int, float) and not isinstance(value, bool):
         try:
             number = float(value) if isinstance(value, (int, float, str)) else None

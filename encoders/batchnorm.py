@@ -93,10 +93,21 @@ class _Normalise(torch.autograd.Function):
     def forward(
         ctx: Any, x: Tensor, weight_C: Tensor | None, bias_C: Tensor | None, eps: float
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        mean_C, var_C, count = (found.to(_wide(x)) for found in _global_moments(_rows(x)))
-        ctx.save_for_backward(x, weight_C, mean_C, torch.rsqrt(var_C + eps), count)
+        rows_RC = _rows(x)
+        mean_C, var_C, count = _global_moments(rows_RC).to(_wide(x)).unbind()
+        count = count[0]
+        invstd_C = torch.rsqrt(var_C + eps)
+        ctx.save_for_backward(x, weight_C, mean_C, invstd_C, count)
         ctx.mark_non_differentiable(mean_C, var_C, count)
-        normalised = F.batch_norm(x, mean_C, var_C, weight_C, bias_C, training=False, eps=eps)
+        if _is_compiled(x):
+            from encoders.batchnorm_kernel import normalise
+
+            scale_C = invstd_C if weight_C is None else invstd_C * weight_C
+            # No view of its rows: autograd lets nothing be done in place to a view made in here.
+            normalised = torch.empty_permuted(x.shape, (0, *range(2, x.dim()), 1))
+            normalise(rows_RC, mean_C, scale_C, bias_C, _rows(normalised))
+        else:
+            normalised = F.batch_norm(x, mean_C, var_C, weight_C, bias_C, training=False, eps=eps)
         return normalised, mean_C, var_C, count
 
     @staticmethod
@@ -170,20 +181,19 @@ def _rows(x: Tensor) -> Tensor:
     return x.to(_wide(x)).movedim(1, -1).reshape(-1, x.shape[1]).contiguous()
 
 
-def _global_moments(rows_RC: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Mean [C], biased variance [C] and count [] over the rows of all ranks."""
-    own = _merge_moments(_moments_of_blocks(rows_RC))
-    mean_C, var_C, count_C = _merge_moments(gather_rows(own.unsqueeze(0)))
-    return mean_C, var_C, count_C[0]
+def _global_moments(rows_RC: Tensor) -> Tensor:
+    """Mean, biased variance and count over the rows of all ranks: [3, C]."""
+    own_3C = _own_moments(rows_RC)
+    return own_3C if world_size() == 1 else _merge_moments(gather_rows(own_3C.unsqueeze(0)))
 
 
-def _moments_of_blocks(rows_RC: Tensor) -> Tensor:
-    """Mean, biased variance and count, [B, 3, C] of B blocks; of compiled code in float64."""
+def _own_moments(rows_RC: Tensor) -> Tensor:
+    """Those of this rank's rows, [3, C]; of compiled code in float64."""
     if _is_compiled(rows_RC):
         from encoders.batchnorm_kernel import moments
 
-        return moments(rows_RC.detach())
-    return torch.stack([_moments(block_RC) for block_RC in _blocks(rows_RC)])
+        return moments(rows_RC)
+    return _merge_moments(torch.stack([_moments(block_RC) for block_RC in _blocks(rows_RC)]))
 
 
 def _moments(rows_RC: Tensor) -> Tensor:

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from encoders.compiled import compiled, in_threads
 
-__all__ = ["gradient_sums", "input_gradient", "moments"]
+__all__ = ["gradient_sums", "input_gradient", "moments", "normalise"]
 
 Floats = NDArray[np.float32]
 Sums = NDArray[np.float64]
@@ -26,11 +26,20 @@ BLOCK_ROWS = 2048
 
 
 def moments(rows_RC: Tensor) -> Tensor:
-    """Mean, biased variance and count of each block of float32 rows: float64 [B, 3, C]."""
+    """Mean, biased variance and count of float32 rows: float64 [3, C]."""
     rows = rows_RC.numpy()
     found = np.empty((_num_blocks(rows), 3, rows.shape[1]))
     _in_threads(rows, lambda first, end: _moments(rows, first, end, found))
-    return torch.from_numpy(found)
+    return torch.from_numpy(_merge(found))
+
+
+def normalise(
+    rows_RC: Tensor, mean_C: Tensor, scale_C: Tensor, shift_C: Tensor | None, out_RC: Tensor
+) -> None:
+    """Write ``(row - mean) * scale + shift`` to ``out_RC``."""
+    rows, means, scales, out = (t.numpy() for t in (rows_RC, mean_C, scale_C, out_RC))
+    shifts = np.zeros_like(scales) if shift_C is None else shift_C.numpy()
+    _in_threads(rows, lambda first, end: _normalise(rows, means, scales, shifts, first, end, out))
 
 
 def gradient_sums(grad_RC: Tensor, rows_RC: Tensor, mean_C: Tensor) -> Tensor:
@@ -80,6 +89,44 @@ def _moments(rows_RC: Floats, first: int, end: int, found_B3C: Sums) -> None:
             squares[channel] = max(squares[channel] / count - mean * mean, 0.0)
             sums[channel] = mean + around[channel]
             found_B3C[block, 2, channel] = count
+
+
+@compiled
+def _merge(found_B3C: Sums) -> Sums:
+    """Those of all blocks, by Chan's formula."""
+    num_blocks, _, num_channels = found_B3C.shape
+    merged_3C = np.zeros((3, num_channels))
+    means, variances, counts = merged_3C[0], merged_3C[1], merged_3C[2]
+    for block in range(num_blocks):
+        for channel in range(num_channels):
+            counts[channel] += found_B3C[block, 2, channel]
+            means[channel] += found_B3C[block, 2, channel] * found_B3C[block, 0, channel]
+    means /= counts
+    for block in range(num_blocks):
+        for channel in range(num_channels):
+            apart = found_B3C[block, 0, channel] - means[channel]
+            variance = found_B3C[block, 1, channel] + apart * apart
+            variances[channel] += found_B3C[block, 2, channel] * variance
+    variances /= counts
+    return merged_3C
+
+
+@compiled
+def _normalise(  # noqa: PLR0913 - compiled code takes no dataclass
+    rows_RC: Floats,
+    means_C: Floats,
+    scales_C: Floats,
+    shifts_C: Floats,
+    first: int,
+    end: int,
+    out_RC: Floats,
+) -> None:
+    num_rows, num_channels = rows_RC.shape
+    for row in range(first * BLOCK_ROWS, min(end * BLOCK_ROWS, num_rows)):
+        values, out = rows_RC[row], out_RC[row]
+        for channel in range(num_channels):
+            apart = values[channel] - means_C[channel]
+            out[channel] = apart * scales_C[channel] + shifts_C[channel]
 
 
 @compiled

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import io
+import math
 import threading
 import warnings
 from collections.abc import Iterator
@@ -28,6 +29,7 @@ __all__ = [
     "Box",
     "PictureError",
     "PreprocessConfig",
+    "load_formats",
     "open_picture",
     "probe",
     "thumbnail",
@@ -69,6 +71,7 @@ ORIENTATIONS = {
 }
 WHITE = (255, 255, 255)
 JPEG_QUALITY = 85
+LEAST_SHARE = 0.75
 
 PictureStatus = Literal["unreadable", "empty", "too_large"]
 
@@ -211,13 +214,28 @@ def to_square(image: Image.Image, config: PreprocessConfig) -> NDArray[np.uint8]
 
 
 def thumbnail(image: Image.Image, edge: int = 256) -> bytes:
-    """JPEG bytes of the picture with its longest edge at most ``edge``, without any metadata."""
+    """JPEG bytes of the picture, without any metadata.
+
+    Its longest edge is at most ``edge``, and not below three quarters of it unless the picture's
+    was: a whole fraction of the picture where one fits, in an eighth of the time of resampling.
+    """
     small = image.convert("RGB")
+    longest = max(small.size)
+    factor = math.ceil(longest / edge)
+    if longest >= LEAST_SHARE * edge * factor:
+        small = small.reduce(factor)
+    elif factor > 1:
+        size = [max(1, round(side * edge / longest)) for side in small.size]
+        small = small.resize(size, Image.Resampling.HAMMING, reducing_gap=1.0)
     small.info = {}
-    small.thumbnail((edge, edge), Image.Resampling.BICUBIC)
     buffer = io.BytesIO()
     small.save(buffer, "JPEG", quality=JPEG_QUALITY)
     return buffer.getvalue()
+
+
+def load_formats() -> None:
+    """Load what decoders need, which else the first picture has to wait for."""
+    _allowed_formats()
 
 
 @functools.cache

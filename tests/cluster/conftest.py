@@ -227,3 +227,16 @@ def png(seed: int, edge: int = 8) -> bytes:
 def make_png() -> Callable[..., bytes]:
     """Makes a small picture's file from a seed."""
     return png
+
+
+@pytest.fixture(scope="session")
+def endless_jpeg() -> bytes:
+    """A real picture that takes minutes to decode: a JPEG that refines itself thousands of times.
+
+    Valid to libjpeg, and some hundred kilobytes: such files are sent as attacks.
+    """
+    buffer = io.BytesIO()
+    Image.new("L", (6000, 6000), 90).save(buffer, "JPEG", progressive=True)
+    data = buffer.getvalue()
+    last_scan = data[data.rindex(b"\xff\xda") : -2]
+    return data[:-2] + last_scan * 4000 + data[-2:]

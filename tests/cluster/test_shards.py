@@ -152,10 +152,21 @@ def test_the_same_shard_done_twice_gives_the_same_bytes(context: Context, catalo
     worker, folder = actor(context)
     (shard,) = plan_shards(catalog, key="k", shard_rows=100)
     first = json.loads(worker(planned(folder, shard))["record"][0].as_py())
+    folder.remove(f"shards/{shard.name}.json")
     again = json.loads(worker(planned(folder, shard))["record"][0].as_py())
     assert again["files"] == first["files"]
     names = [name for name in (folder / "shards").names() if not name.startswith(PLAN)]
     assert names == [Path(*first["files"]).name, f"{shard.name}.json"]
+
+
+def test_what_is_committed_is_not_done_again_when_ray_asks_twice(
+    context: Context, catalog: Catalog
+) -> None:
+    worker, folder = actor(context)
+    (shard,) = plan_shards(catalog, key="k", shard_rows=100)
+    first = json.loads(worker(planned(folder, shard))["record"][0].as_py())
+    Path(shard.rows[0].uri).unlink()
+    assert json.loads(worker(planned(folder, shard))["record"][0].as_py()) == first
 
 
 def test_a_pipe_where_a_picture_was_is_not_waited_for(tmp_path: Path) -> None:

@@ -279,6 +279,19 @@ def test_threads_change_no_bit_of_batchnorm():
         assert torch.equal(one, other)
 
 
+@pytest.mark.parametrize("shape", [(64, 3), (64, 3, 7), (64, 3, 6, 5)], ids=str)
+def test_what_follows_may_work_in_place_on_what_is_normalised(shape):
+    """As ReLU does in most networks."""
+    x, slope = batch(shape, dtype=torch.float32)
+    plain = nn.BatchNorm2d(3) if len(shape) == 4 else nn.BatchNorm1d(3)
+    gradients = []
+    for norm in (plain, CrossRankBatchNorm(3)):
+        given = x.clone().requires_grad_()
+        torch.relu_(norm(given)).backward(slope)
+        gradients.append(given.grad)
+    torch.testing.assert_close(*gradients, atol=1e-5, rtol=1e-5)
+
+
 def test_a_channel_that_is_constant_and_far_from_zero_has_no_variance():
     x = torch.full((3000, 3), 12345.678)
     norm = CrossRankBatchNorm(3)

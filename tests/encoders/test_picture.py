@@ -15,11 +15,11 @@ from PIL import Image
 
 from encoders.picture import (
     DECODE_EDGE,
+    PREPROCESS_RULE,
     PictureError,
     PreprocessConfig,
     open_picture,
     probe,
-    thumbnail,
     to_square,
 )
 
@@ -264,6 +264,23 @@ def test_a_large_jpeg_is_decoded_small_and_keeps_what_the_encoder_sees():
     assert min(open_picture(encode(smooth.resize((1000, 700)), "JPEG")).size) >= DECODE_EDGE
 
 
+@pytest.mark.parametrize(
+    ("stored", "decoded"),
+    [
+        ((1023, 1400), (1023, 1400)),
+        ((1024, 1400), (512, 700)),
+        ((2047, 2049), (1024, 1025)),
+        ((2048, 2800), (512, 700)),
+        ((4096, 4800), (512, 600)),
+    ],
+)
+def test_rule_1_decodes_large_jpegs_at_these_sizes_and_no_other(stored, decoded):
+    """Others give other pixels: that is another rule, and so another identity of every encoder."""
+    assert PREPROCESS_RULE == 1
+    assert open_picture(encode(Image.new("L", stored), "JPEG")).size == decoded
+    assert open_picture(encode(Image.new("L", stored), "PNG", compress_level=1)).size == stored
+
+
 def test_crop_takes_the_centre_square():
     image = Image.new("RGB", (60, 20), RED)
     image.paste(BLUE, (20, 0, 40, 20))
@@ -294,20 +311,6 @@ def test_shrinking_averages_instead_of_picking_pixels():
     image = Image.fromarray(checker.astype(np.uint8)).convert("RGB")
     square = to_square(image, PreprocessConfig(size=32)).astype(int)
     assert np.abs(square - 127).max() <= 2
-
-
-def test_a_thumbnail_is_a_small_jpeg_without_metadata():
-    exif = Image.Exif()
-    exif[0x010E] = "where I live"
-    data = encode(quarters(600, 300), "JPEG", exif=exif, comment=b"secret", dpi=(72, 72))
-    small = thumbnail(open_picture(data), edge=100)
-    opened = Image.open(io.BytesIO(small))
-    assert opened.format == "JPEG"
-    assert opened.size == (100, 50)
-    assert not opened.getexif()
-    assert "comment" not in opened.info
-    assert b"where I live" not in small
-    assert Image.open(io.BytesIO(thumbnail(quarters()))).size == (24, 16)
 
 
 def test_the_error_keeps_its_status_when_it_is_rebuilt_elsewhere():

@@ -1,0 +1,177 @@
+"""Decoding for an embedding shard: what is made of a picture, and threads that do it ahead.
+
+Whoever decodes, here, in `cluster.decode_tasks` or beside the encoding, the pictures come in the
+same order and in the same batches: so the vectors are the same, bit for bit.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from typing import Protocol, TypeVar
+
+import numpy as np
+
+from cluster.decode_limit import DecodeLimit
+from cluster.plan import ShardRow
+from cluster.shards import read_data
+from encoders.picture import (
+    PictureError,
+    PreprocessConfig,
+    load_formats,
+    open_picture,
+    thumbnail,
+    to_square,
+)
+
+__all__ = [
+    "DecodeForm",
+    "Decoded",
+    "Decoder",
+    "ThreadDecoder",
+    "decode_rows",
+    "in_batches",
+    "in_order",
+    "in_pieces",
+]
+
+PIECE_ROWS = 32
+AHEAD = 2
+Piece = TypeVar("Piece")
+Begun = TypeVar("Begun")
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True, slots=True)
+class Decoded:
+    """What came of one picture.
+
+    Args:
+        status: ``square`` and ``thumbnail`` are there if and only if it is ``ok``.
+        content_hash: sha256 of the bytes; None where they were not read.
+        square: uint8 ``[S, S, 3]`` for the encoder.
+        thumbnail: JPEG bytes.
+        read_s: seconds of reading.
+        decode_s: seconds of decoding.
+    """
+
+    status: str
+    content_hash: bytes | None = None
+    square: np.ndarray | None = None
+    thumbnail: bytes | None = None
+    read_s: float = 0.0
+    decode_s: float = 0.0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DecodeForm:
+    """What is made of each picture.
+
+    Args:
+        preprocess: the encoder's.
+        thumbnail_edge: longest edge of thumbnails in pixels.
+    """
+
+    preprocess: PreprocessConfig
+    thumbnail_edge: int
+
+
+class Decoder(Protocol):
+    """Decodes the rows of a shard, batch after batch, in order."""
+
+    width: int
+    """How many pictures it decodes side by side."""
+
+    def batches(self, rows: Sequence[ShardRow], crashed: frozenset[int]) -> Iterator[list[Decoded]]:
+        """So many at a time; rows of the ids ``crashed`` are left out, with this status."""
+
+
+def decode_rows(
+    form: DecodeForm, limit: DecodeLimit, crashed: frozenset[int], rows: Sequence[ShardRow]
+) -> list[Decoded]:
+    """Read and decode some rows, one after the other; never raises for a picture."""
+    load_formats()
+    return [Decoded("crashed") if row.id in crashed else _decode(form, limit, row) for row in rows]
+
+
+def _decode(form: DecodeForm, limit: DecodeLimit, row: ShardRow) -> Decoded:
+    began_s = time.monotonic()
+    status, data = read_data(row)
+    read_s = time.monotonic() - began_s
+    if status != "ok":
+        return Decoded(status, read_s=read_s)
+    content_hash = hashlib.sha256(data).digest()
+    try:
+        with limit.watch():
+            image = open_picture(data)
+            square = to_square(image, form.preprocess)
+            small = thumbnail(image, form.thumbnail_edge)
+    except PictureError as error:
+        return Decoded(error.status, content_hash, read_s=read_s)
+    decode_s = time.monotonic() - began_s - read_s
+    return Decoded("ok", content_hash, square, small, read_s, decode_s)
+
+
+class ThreadDecoder:
+    """Decodes in threads of this process, up to two batches ahead of whoever takes them.
+
+    Args:
+        form: what is made of each picture.
+        limit: watches each picture.
+        width: decoding threads.
+        batch_rows: pictures to a batch, a multiple of 32.
+    """
+
+    def __init__(self, form: DecodeForm, limit: DecodeLimit, width: int, batch_rows: int) -> None:
+        self.width = width
+        self._work = partial(decode_rows, form, limit)
+        self._pool = ThreadPoolExecutor(width)
+        self._batch_rows = batch_rows
+
+    def batches(self, rows: Sequence[ShardRow], crashed: frozenset[int]) -> Iterator[list[Decoded]]:
+        """See `Decoder`."""
+
+        def begin(piece: Sequence[ShardRow]) -> Future[list[Decoded]]:
+            return self._pool.submit(self._work, crashed, piece)
+
+        ahead = AHEAD * self._batch_rows // PIECE_ROWS
+        found = in_order(begin, lambda _, future: future.result(), in_pieces(rows), ahead)
+        return in_batches(found, self._batch_rows)
+
+
+def in_pieces(rows: Sequence[ShardRow], size: int = PIECE_ROWS) -> Iterator[Sequence[ShardRow]]:
+    """The rows, ``size`` at a time."""
+    return (rows[start : start + size] for start in range(0, len(rows), size))
+
+
+def in_batches(pieces: Iterable[list[Decoded]], size: int) -> Iterator[list[Decoded]]:
+    """What came of pieces put together to batches of ``size``, which their size divides."""
+    batch: list[Decoded] = []
+    for piece in pieces:
+        batch += piece
+        if len(batch) >= size:
+            yield batch
+            batch = []
+    if batch:
+        yield batch
+
+
+def in_order(
+    begin: Callable[[Piece], Begun],
+    end: Callable[[Piece, Begun], Result],
+    pieces: Iterable[Piece],
+    ahead: int,
+) -> Iterator[Result]:
+    """What comes of each piece, in order, while up to ``ahead`` further ones are under way."""
+    begun: deque[tuple[Piece, Begun]] = deque()
+    for piece in pieces:
+        begun.append((piece, begin(piece)))
+        if len(begun) > ahead:
+            yield end(*begun.popleft())
+    while begun:
+        yield end(*begun.popleft())
