@@ -103,7 +103,7 @@ def _verdicts(rounds: Rounds, recall: float) -> list[str]:
     peers = [name for name in speeds if not name.startswith(OWN)]
     best = max(peers, key=speeds.__getitem__, default="")
     graphs = [name for name in peers if name.startswith(GRAPHS)]
-    if not speeds.get(best) or not graphs:
+    if not speeds.get(best) or not graphs or len(peers) == len(speeds):
         return []
     ours = _judged_kind(rounds, speeds, best)
     faster = [

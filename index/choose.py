@@ -32,8 +32,6 @@ LARGE_FROM = 300_000
 """From here a scan of everything, even of short codes, is no candidate, and lists are finer."""
 
 MAX_LISTS = 65_536
-CELLS_FROM = 512
-"""Lists whose centroids lie in cells (`index.coarse`)."""
 ROWS_PER_LIST = 64
 HNSW_LINKS = 32
 MIN_CODE_ROWS = 32
@@ -124,17 +122,12 @@ class Recipe:
 
         >>> Recipe(kind="ivf-pq", nlist=64, why="").factory(128)
         'IVF64,PQ64x4fs'
-        >>> Recipe(kind="ivf", nlist=8000, why="").factory(128)
-        'IVF8000(IVF89,Flat),SQfp16'
         """
-        lists = f"IVF{self.nlist}"
-        if self.nlist >= CELLS_FROM:
-            lists += f"(IVF{round(math.sqrt(self.nlist))},Flat)"
         if self.kind in ("pq", "ivf-pq"):
-            return f"{lists},PQ{dim // 2}x4fs"
+            return f"IVF{self.nlist},PQ{dim // 2}x4fs"
         if self.kind == "hnsw":
             return f"IDMap,HNSW{HNSW_LINKS},SQfp16"
-        return "IDMap,SQfp16" if self.kind == "exact" else f"{lists},SQfp16"
+        return "IDMap,SQfp16" if self.kind == "exact" else f"IVF{self.nlist},SQfp16"
 
     def row_bytes(self, dim: int) -> int:
         """Bytes of a row in memory: its code, its id, its links."""
@@ -145,7 +138,7 @@ class Recipe:
     def fixed_bytes(self, dim: int) -> int:
         """Bytes of a part without rows; 4-bit codes are kept in blocks of 32, so lists round up."""
         rounding = 32 * (dim // 4) if self.kind == "ivf-pq" else 0
-        return self.nlist * (4 * dim + 8 + rounding) if self.nlist > 1 else 0
+        return self.nlist * (4 * dim + rounding) if self.nlist > 1 else 0
 
     def train_rows(self, config: IndexConfig) -> int:
         """Rows that it learns from."""

@@ -26,18 +26,20 @@ class Held:
     """The lists that hold pictures of one selection.
 
     Attributes:
-        counts: selected pictures in each list, [L + 1]; none in the last, which a -1 stands for.
+        counts: selected pictures in each list, [L].
         num_lists: lists with at least one.
         num_unlisted: selected pictures in parts without lists.
-        lists: FAISS's selector of the lists with at least one; None if all are.
+        lists: FAISS's parameters to look for lists with at least one; None if all are.
     """
 
     def __init__(self, counts: NDArray[np.int64], num_unlisted: int, selector: Any) -> None:
         lists = np.flatnonzero(counts)
-        self.counts = np.append(counts, 0)
+        self.counts = counts
         self.num_lists = len(lists)
         self.num_unlisted = num_unlisted
-        self.lists = None if len(lists) == len(counts) else selector_of(lists, len(counts))
+        self.lists = None
+        if len(lists) < len(counts):
+            self.lists = faiss.SearchParameters(sel=selector_of(lists, len(counts)))
         self._selector = selector
         self._parameters: dict[int, Any] = {}
 
@@ -63,13 +65,11 @@ class Lists:
     """
 
     def __init__(
-        self, centroids_LD: Floats, parts: Sequence[Part], others: Sequence[Part], ids_N: Ids
+        self, num_lists: int, parts: Sequence[Part], others: Sequence[Part], ids_N: Ids
     ) -> None:
-        self.num_lists = len(centroids_LD)
+        self.num_lists = num_lists
         self.parts = parts
         self.others = others
-        self._centroids = faiss.IndexFlatIP(centroids_LD.shape[1])
-        self._centroids.add(centroids_LD)
         self.of_row = np.full(len(ids_N), self.num_lists, np.int32)
         for part in parts:
             for number, ids in enumerate(part.ids_by_list()):
@@ -87,7 +87,7 @@ class Lists:
             [part for part, found in zip(parts, centroids, strict=True) if (found is None) == bare]
             for bare in (False, True)
         )
-        return cls(listed[0], with_lists, without, ids_N)
+        return cls(len(listed[0]), with_lists, without, ids_N)
 
     def held(self, selection: Selection) -> Held:
         """The lists that hold selected pictures; looked for once a selection."""
@@ -98,20 +98,21 @@ class Lists:
             self._held[selection] = held
         return held
 
-    def nearest(self, queries_QD: Floats, count: int) -> tuple[Ids, Floats]:
-        """The lists nearest to each query, whatever they hold.
+    def nearest(
+        self, queries_QD: Floats, count: int, held: Held | None = None
+    ) -> tuple[Ids, Floats]:
+        """The lists nearest to each query, of those that hold selected pictures if that is given.
+
+        Args:
+            queries_QD: unit vectors float32, C-contiguous.
+            count: at most as many as there are.
+            held: the lists to choose from; None for all.
 
         Returns:
-            Their numbers and the inner products with their centroids, [Q, count], nearest first;
-            -1 for some that were not found.
+            Their numbers and the inner products with their centroids, [Q, count], nearest first.
         """
         coarse = self.parts[0].coarse
         assert coarse is not None, "a part with lists"
-        closeness, lists = coarse.nearest(queries_QD, count)
-        return lists, closeness
-
-    def nearest_held(self, queries_QD: Floats, count: int, held: Held) -> tuple[Ids, Floats]:
-        """As `nearest`, of the lists that hold selected pictures; at most as many as there are."""
-        parameters = faiss.SearchParameters(sel=held.lists)
-        closeness, lists = self._centroids.search(queries_QD, count, params=parameters)
+        parameters = None if held is None else held.lists
+        closeness, lists = coarse.nearest(queries_QD, count, parameters)
         return lists, closeness

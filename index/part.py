@@ -23,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from index.choose import HNSW_LINKS, Recipe
-from index.coarse import Coarse, put_centroids
+from index.coarse import Coarse
 from index.vectors import Floats, Ids
 
 __all__ = [
@@ -86,7 +86,7 @@ def train_template(
     template.by_residual = False
     if centroids_KD is None:
         centroids_KD = sample_ND[:1]  # of a single list, which all visit
-    put_centroids(template.quantizer, centroids_KD)
+    template.quantizer.add(np.ascontiguousarray(centroids_KD))
     if recipe.lossy:
         template.pq.cp.min_points_per_centroid = 1
     with one_thread():  # many small k-means: threads would mostly wait for each other
@@ -186,11 +186,10 @@ class Part:
         kept = self._kept.get(effort) if selector is None else None
         if kept is not None:
             return kept
-        if self.coarse is None:
-            made = faiss.SearchParameters(sel=selector)
+        if self._is_ivf:
+            made = faiss.SearchParametersIVF(sel=selector, nprobe=effort)
         else:
-            coarse = self.coarse.parameters(effort)
-            made = faiss.SearchParametersIVF(sel=selector, nprobe=effort, quantizer_params=coarse)
+            made = faiss.SearchParameters(sel=selector)
         if selector is None:
             self._kept[effort] = made
         return made

@@ -4,10 +4,10 @@ A fixed number of lists, as without a filter, finds next to nothing once few pic
 So a search within a selection takes one of these ways:
 
 * ``subset``: compares with every selected picture. Exact.
-* ``lists``: visits only lists that hold selected pictures, nearest first, until as many selected
-  pictures are compared as the tuned search compares pictures; then on, until the k nearest are
-  among the first third of those compared, or no list is left. Lists without a selected picture
-  are passed over, so a selection far away from the query is found as well.
+* ``lists``: visits lists that hold selected pictures, nearest first, until half as many again are
+  compared as the tuned search compares; then on, until the k nearest came among the first third
+  of those compared, or no list is left. Lists without a selected picture are passed over, so a
+  selection far away from the query is found as well.
 * ``scan``: an index without lists compares with every selected picture inside FAISS. Exact.
 
 Short codes only propose: ``lists`` is then never exact, and asks for more proposals until the k

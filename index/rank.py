@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -115,7 +115,7 @@ class Ranker:
 
     def _top_block(self, queries: Floats, ask: _Ask, nprobe: int) -> tuple[Ids, Floats]:
         scores, ids = self._candidates(queries, ask, nprobe)
-        while ids.min() == NONE and (short := (ids != NONE).sum(axis=1) < ask.k).any():
+        while NONE in ids and (short := (ids != NONE).sum(axis=1) < ask.k).any():
             assert nprobe < self.nlist, "visiting all lists must fill every answer"
             nprobe = min(4 * nprobe, self.nlist)
             scores[short], ids[short] = self._candidates(queries[short], ask, nprobe)
@@ -186,11 +186,10 @@ class Ranker:
         return scores
 
 
-@dataclass(frozen=True, slots=True)
-class _Ask:
+class _Ask(NamedTuple):
     """What is asked of every part.
 
-    Args:
+    Attributes:
         k: results to be left.
         width: candidates a part.
         selector: FAISS's selector of ids; None for all.
@@ -211,7 +210,7 @@ def best_first(ids_QM: Ids, scores_QM: Floats, k: int) -> tuple[Ids, Floats]:
     [[9, 4, 7]]
     """
     if (scores_QM[:, 1:] < scores_QM[:, :-1]).all():  # as FAISS leaves a part without equal scores
-        return ids_QM[:, :k], scores_QM[:, :k]
+        return ids_QM[:, :k].copy(), scores_QM[:, :k].copy()
     order = np.lexsort((ids_QM, -scores_QM), axis=-1)[:, :k]
     return np.take_along_axis(ids_QM, order, 1), np.take_along_axis(scores_QM, order, 1)
 

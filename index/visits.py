@@ -103,7 +103,7 @@ class Visits:
         count = int(MARGIN * targets_Q.max() * held.num_lists / len(self._selection)) + 4
         while True:
             count = min(count, held.num_lists)
-            lists, closeness = self._lists.nearest_held(queries_QD, count, held)
+            lists, closeness = self._lists.nearest(queries_QD, count, held)
             reached = held.counts[lists].cumsum(axis=1)
             if count == held.num_lists or (reached[:, -1] >= targets_Q).all():
                 return self._up_to(targets_Q, lists, closeness, reached)
