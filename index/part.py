@@ -239,8 +239,7 @@ class Part:
         """The list that each vector lies in or would lie in, int64 [N]."""
         if self.coarse is None:
             return np.zeros(len(vectors_ND), np.int64)
-        found = self.coarse.nearest(np.ascontiguousarray(vectors_ND), 1)[1][:, 0]
-        return np.maximum(found, 0)  # -1 where the cells looked through were empty
+        return self.coarse.nearest(np.ascontiguousarray(vectors_ND), 1)[1][:, 0]
 
     def misfits(self, vectors_ND: Floats) -> list[Floats]:
         """Squared distances [N] of vectors to what stands for them, where that was trained.
