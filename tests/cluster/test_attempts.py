@@ -88,7 +88,7 @@ def test_a_pulse_outlives_an_absent_store(
         raise OSError("no route to host")
 
     with monkeypatch.context() as patch:
-        patch.setattr("cluster.pulse.write_json", absent)
+        patch.setattr("cluster.pulse.write_sealed", absent)
         pulse = Pulse(folder)
         pulse.at(3, 1.5)
         while "no pulse" not in caplog.text:

@@ -19,6 +19,7 @@ from cluster.context import Context
 from cluster.embed_work import EmbedWork
 from cluster.plan import plan_shards
 from cluster.scan_job import ScanConfig, scan
+from cluster.where import Profile
 from cluster.workspace import Workspace
 from encoders.backbone import BackboneConfig
 from encoders.encoder import Encoder, EncoderConfig
@@ -106,13 +107,12 @@ def make_workspace(root: Path) -> Workspace:
 
 def _embed(workspace: Workspace, encoder: Encoder) -> None:
     catalog = Catalog.open(workspace.folder("corpora", "shapes"))
-    form = {"layer": "backbone", "thumbnail_edge": 96}
+    form = {"layer": "backbone", "thumbnail_edge": 96, "decode_limit_s": 60.0}
     work = EmbedWork(
         location=workspace.location,
         name=INDEX,
         encoder="fresh",
-        num_threads=1,
-        device="cpu",
+        profile=Profile(cpus_per_actor=1),
         **form,
     )
     records = [work(shard) for shard in plan_shards(catalog, key="test", shard_rows=1000)]
