@@ -135,11 +135,11 @@ def test_an_index_that_opens_slowly_holds_up_no_other(
     opened, go_on = [], threading.Event()
     really_open = Collection.open
 
-    def open_slowly(where: Workspace, name: str) -> Collection:
+    def open_slowly(where: Workspace, name: str, **options: Any) -> Collection:
         opened.append(name)
         if name == "slow":
             assert go_on.wait(timeout=30)
-        return really_open(where, name)
+        return really_open(where, name, **options)
 
     monkeypatch.setattr(Collection, "open", open_slowly)
     with ThreadPoolExecutor(3) as pool:
