@@ -191,7 +191,7 @@ def test_an_address_is_wrong_usage_where_no_ray_is_used(
     assert main([verb, *address]) == 2
     said = capsys.readouterr().err
     assert f"{verb} {address[0]}: this verb uses no Ray" in said
-    assert "pretrain, embed, index, evaluate, verify, doctor, demo" in said
+    assert "pretrain, embed, index, remove, compact, evaluate, verify, doctor, demo" in said
 
 
 @pytest.mark.parametrize("verb", sorted(set(VERBS) - set(NEEDS_NO_RAY)))
