@@ -223,7 +223,7 @@ def test_a_run_s_name_belongs_to_its_corpus(context: Context, scanned: tuple[Pat
 
 def test_a_damaged_run_is_named(context: Context) -> None:
     context.workspace.folder("runs", "one").write_atomic("run.json", b'{"state": "do')
-    with pytest.raises(CorruptArtifactError, match=r"run\.json: not readable"):
+    with pytest.raises(CorruptArtifactError, match=r"run\.json: no JSON object"):
         pretrain(config_of("one"), context)
 
 
