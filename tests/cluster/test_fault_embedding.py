@@ -12,6 +12,7 @@ import pytest
 from cluster import shard_job
 from cluster.catalog import Catalog
 from cluster.context import Context
+from cluster.decode_limit import DecodeLimit
 from cluster.embed_job import EmbedConfig, embed
 from cluster.plan import Plan, plan_shards, write_plan
 from cluster.scan_job import ScanConfig, scan
@@ -194,10 +195,13 @@ def test_a_garbled_count_of_attempts_is_one_attempt(record: Any) -> None:
     seen: list[frozenset[int]] = []
 
     class Work:
+        limit = DecodeLimit()
+
         def __call__(self, _: Any, crashed: frozenset[int]) -> dict[str, Any]:
             seen.append(crashed)
             return {"rows": 4, "ok": 4, "failed": {}, "files": {}}
 
+    folder.remove(f"shards/{shard.name}.json")
     folder.write_atomic(f"shards/{shard.name}.attempts", b"\xff")
     plan = write_plan(folder, [shard])
     actor = ShardActor(location, folder.path, Work, {})
