@@ -24,11 +24,10 @@ from index.choose import IndexConfig, exact_recipe
 from index.drift import Drift, code_errors, delta_bound, imbalance, worse_by
 from index.id_file import NO_IDS, read_ids, write_ids
 from index.layers import LayeredRanker, open_ranker
-from index.live_queries import InService, Moved, follow_queries, query_rate
+from index.live_queries import InService, Moved, follow_queries, judge_again, query_rate
 from index.part import Part, train_template
 from index.queries import QUERIES, QuerySet
 from index.rank import Ranker
-from index.tune import CERTAIN, Tuned, judge
 from index.vectors import VECTORS, Float16s, Floats, Ids, StoredVectors, VectorFile, VectorWriter
 from index.versions import Standing, new_version
 
@@ -188,17 +187,7 @@ class _Changing:
         judging = queries.half(judging=True)
         looked = InService(after, door["recipe"]["kind"], after.lossy)
         parameters = door["parameters"]
-        nprobe, refine = parameters["nprobe"], parameters.get("refine", 1)
-        tuned = Tuned(
-            nprobe=nprobe,
-            refine=refine,
-            exact=nprobe == looked.most,
-            recall=CERTAIN,
-            latency=looked.latency(judging, nprobe, refine),
-            tried=[],
-        )
-        looks = max(0, door["recall"]["looks"] - 1)
-        judgement = judge(looked, tuned, judging, config.target_recall, looked=looks)
+        judgement = judge_again(looked, door, judging, config.target_recall)
         parents = door["parents"] if change.parents is None else dict(change.parents)
         parts_bytes = sum(
             self._files[name]["bytes"] for name in self._files if name.endswith(".faiss")

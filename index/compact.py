@@ -33,10 +33,10 @@ from index.drift import Drift, delta_bound, imbalance, worse_by
 from index.fill import FillParts, plan_parts, save_template
 from index.id_file import write_ids
 from index.layers import open_ranker
-from index.live_queries import Moved, follow_queries
+from index.live_queries import Moved, follow_queries, judge_again
 from index.part import ShelvedPart, emptied
 from index.queries import QUERIES, QuerySet
-from index.tune import CERTAIN, Candidate, Judgement, Tuned, judge
+from index.tune import Candidate, Judgement
 from index.vectors import (
     VECTORS,
     Float16s,
@@ -227,18 +227,7 @@ class _Folding:
         )
 
     def _judged(self, candidate: Candidate, judging: QuerySet) -> Judgement:
-        parameters = self._door["parameters"]
-        nprobe, refine = parameters["nprobe"], parameters.get("refine", 1)
-        tuned = Tuned(
-            nprobe=nprobe,
-            refine=refine,
-            exact=nprobe == candidate.most,
-            recall=CERTAIN,
-            latency=candidate.latency(judging, nprobe, refine),
-            tried=[],
-        )
-        target, looks = self._config.target_recall, max(0, self._door["recall"]["looks"] - 1)
-        return judge(candidate, tuned, judging, target, looked=looks)
+        return judge_again(candidate, self._door, judging, self._config.target_recall)
 
     def _removed(self) -> dict[str, Any]:
         removed = self._leave.removed

@@ -9,7 +9,9 @@ Shapes: Q queries, D embedding, K true results.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,10 +21,21 @@ from index.layers import best_of
 from index.measure import exact_top_k
 from index.part import one_thread
 from index.queries import FOREIGN, MIN_CORPUS_SHARE, QuerySet, make_queries
-from index.tune import LATENCY_QUERIES, Latency, Searches, efforts, time_each
+from index.tune import (
+    CERTAIN,
+    LATENCY_QUERIES,
+    Judged,
+    Judgement,
+    Latency,
+    Searches,
+    Tuned,
+    efforts,
+    judge,
+    time_each,
+)
 from index.vectors import Ids, StoredVectors, unit
 
-__all__ = ["InService", "Moved", "follow_queries", "query_rate"]
+__all__ = ["InService", "Moved", "follow_queries", "judge_again", "query_rate"]
 
 BLOCK_ROWS = 16_384
 TOO_FEW = 0.5
@@ -143,3 +156,27 @@ class InService:
             return None
         with one_thread():
             return Latency.of(time_each(self.searches, asked, max(1, queries.k), nprobe))
+
+
+def judge_again(
+    candidate: Judged, door: Mapping[str, Any], judging: QuerySet, target: float
+) -> Judgement:
+    """Judge what goes on with the parameters of a version before it, whose looks count too.
+
+    Args:
+        candidate: what is judged.
+        door: of the version before.
+        judging: queries that no parameter was chosen on.
+        target: recall to be proven.
+    """
+    parameters = door["parameters"]
+    nprobe, refine = parameters["nprobe"], parameters.get("refine", 1)
+    tuned = Tuned(
+        nprobe=nprobe,
+        refine=refine,
+        exact=nprobe == candidate.most,
+        recall=CERTAIN,
+        latency=candidate.latency(judging, nprobe, refine),
+        tried=[],
+    )
+    return judge(candidate, tuned, judging, target, looked=max(0, door["recall"]["looks"] - 1))
