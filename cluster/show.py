@@ -101,8 +101,8 @@ def _show_changed(report: dict[str, Any], console: Console) -> None:
     layers = ""
     if report["delta_rows"] or report["dead_rows"]:
         layers = (
-            f", {report['delta_rows']:,} of them in the delta; {report['dead_rows']:,} dead ones "
-            "are passed over"
+            f", {report['delta_rows']:,} of them in the delta; dead and "
+            f"passed over: {report['dead_rows']:,}"
         )
     lines = [
         f"index {report['index']} {report['version']}, {report['action']}: {report['why']}",

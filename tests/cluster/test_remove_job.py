@@ -128,7 +128,7 @@ def test_people_are_told_what_was_done_and_what_is_due(
     assert main(["remove", *given, "--ids", "1", "2", "3", "4", "5", "6"]) == 0
     shown = capsys.readouterr().out
     assert "index digits-tiny v000002, changed: 6 removed" in shown
-    assert "24 vectors, 0 of them in the delta; 6 dead ones are passed over" in shown
+    assert "24 vectors, 0 of them in the delta; dead and passed over: 6" in shown
     assert "6 stay out, since they were removed by hand" in shown
     assert "Fold it in: lookalike compact --index digits-tiny (20% of its rows are dead)" in shown
     assert main(["compact", *given, "--json"]) == 0
