@@ -31,6 +31,9 @@ from index.versions import Standing
 
 __all__ = ["RemoveConfig", "remove"]
 
+SHOWN = 5
+"""Ids that were named in vain and that a report names."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RemoveConfig:
@@ -66,7 +69,9 @@ def remove(config: RemoveConfig, context: Context) -> dict[str, Any]:
     """Remove pictures from an index, or restore them.
 
     Returns:
-        What was done, how many pictures were asked for, and what the new version's card says.
+        What was done, how many pictures were asked for, of how many of them nothing could be done
+        (``unknown``: not in the index, or not removed from it) and the first of these, and what the
+        new version's card says.
 
     Raises:
         MissingArtifactError: there is no such index, corpus or embedding set.
@@ -84,9 +89,17 @@ def remove(config: RemoveConfig, context: Context) -> dict[str, Any]:
     ids = _chosen(config, context, standing)
     if config.restore:
         done = _restore(config, context, standing, ids)
+        unknown = np.setdiff1d(ids, removed_ids(standing))
     else:
         done = remove_pictures(folder, ids)
-    return {"asked_for": len(ids), **report_of(done, config.index, folder)}
+        unknown = done.unknown
+    return {
+        "asked_for": len(ids),
+        "restored": config.restore,
+        "unknown": len(unknown),
+        "unknown_ids": unknown[:SHOWN].tolist(),
+        **report_of(done, config.index, folder),
+    }
 
 
 def _restore(config: RemoveConfig, context: Context, standing: Standing, ids: Ids) -> Updated:
