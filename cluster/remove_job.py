@@ -20,6 +20,7 @@ from cluster.changes import report_of
 from cluster.context import Context
 from cluster.index_job import gone_pictures
 from cluster.part_tasks import part_filler
+from cluster.relations import follow_relations
 from cluster.workspace import check_name
 from index.change import removed_ids
 from index.choose import IndexConfig
@@ -98,7 +99,7 @@ def remove(config: RemoveConfig, context: Context) -> dict[str, Any]:
         "restored": config.restore,
         "unknown": len(unknown),
         "unknown_ids": unknown[:SHOWN].tolist(),
-        **report_of(done, config.index, folder),
+        **report_of(done, config.index, folder, follow_relations(context, config.index, done)),
     }
 
 

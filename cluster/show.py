@@ -112,6 +112,8 @@ def _show_changed(report: dict[str, Any], console: Console) -> None:
     ]
     if report["removed"]:
         lines.insert(2, f"{report['removed']:,} stay out, since they were removed by hand")
+    if report["relations"]:
+        lines.append(f"neighbours, near-duplicates, map: {report['relations']}")
     if report["advice"]:
         lines.append(report["advice"])
     for line in lines:

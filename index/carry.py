@@ -26,7 +26,7 @@ from index.search import Searcher
 from index.vectors import Floats, Ids, locate, unit
 from index.versions import version_names
 
-__all__ = ["Earlier", "carry_graph", "carry_map", "find_earlier"]
+__all__ = ["Earlier", "carry_graph", "carry_map", "find_earlier", "other_graphs"]
 
 MOST_CAME = 1 << 14
 """Pictures that may have come: with more, comparing each with all takes as long as searching."""
@@ -112,25 +112,30 @@ class Earlier:
         return ids_nK, scores_nK
 
 
-def find_earlier(searcher: Searcher, config: GraphConfig) -> Earlier | None:
+def other_graphs(index: Folder, version: str) -> list[Folder]:
+    """Folders of the other versions of an index that have a graph, the newest first."""
+    others = [index / name for name in version_names(index) if name != version]
+    return [one for one in reversed(others) if one.exists(f"{GRAPH}/{GRAPH}.json")]
+
+
+def find_earlier(searcher: Searcher, config: GraphConfig | None = None) -> Earlier | None:
     """The newest other version with a whole graph from which this one can be carried on, if any.
 
-    It has to be of the same encoder and layer, have as many neighbours a picture, and share most of
-    its vectors.
+    It has to be of the same encoder and layer, share most of its vectors, and have as many
+    neighbours a picture as ``config`` asks for; of any number if that is None.
 
     Cost: one pass over the vectors of both.
     """
     index = Folder(searcher.folder.fs, searcher.folder.path.rpartition("/")[0])
-    for name in reversed(version_names(index)):
-        folder = index / name
-        if name == searcher.version or not folder.exists(f"{GRAPH}/{GRAPH}.json"):
-            continue
+    for folder in other_graphs(index, searcher.version):
+        name = folder.path.rpartition("/")[2]
         # Another version may be damaged, or deleted in this moment: then it is of no use here.
         with contextlib.suppress(ArtifactError, OSError):
             other = Searcher(folder, name, open_door(folder, "index", verify="sizes"))
             graph = NeighbourGraph.open(other)
             same = (other.encoder_id, other.layer) == (searcher.encoder_id, searcher.layer)
-            if same and graph.k == min(config.k, len(searcher) - 1):
+            asked = graph.door["config"]["k"] if config is None else config.k
+            if same and graph.k == min(asked, len(searcher) - 1):
                 earlier = _compared(searcher, other, graph)
                 if earlier is not None:
                     return earlier
