@@ -70,8 +70,9 @@ def test_whatever_is_killed_an_old_or_new_evaluation_is_there(home: Path, forge:
 
     def check(home: Path, is_done: bool) -> None:
         assert answers(home) in ([after] if is_done else [before, after])
-        if is_done:
-            assert len(list((home / "evaluations" / "mine").glob("*"))) == 2
+        names = {path.name for path in (home / "evaluations" / "mine").iterdir()}
+        # The plot before the newest may still be there, and goes with the next evaluation.
+        assert not is_done or len(names - {".lock", "evaluation.json"}) <= 2
 
     assert forge.walk(EVALUATE, home, check) > 6
 

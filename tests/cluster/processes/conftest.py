@@ -46,8 +46,22 @@ def provide_processes_below() -> ProcessesBelow:
 
 
 NODES = """
-import sys
+import contextlib, sys, time
+import ray._private.services as services
 from ray.cluster_utils import Cluster
+
+get_node = services.get_node
+
+def get_node_in_the_end(*given):
+    # Ray waits half a minute for a node to come; on a busy machine, or one that slept, it is late.
+    until_s = time.monotonic() + 300
+    while time.monotonic() < until_s:
+        with contextlib.suppress(RuntimeError):
+            return get_node(*given)
+        time.sleep(0.1)
+    return get_node(*given)
+
+services.get_node = get_node_in_the_end
 
 scratch, head_cpus, node_cpus = sys.argv[1:]
 
@@ -63,7 +77,7 @@ print(cluster.address, flush=True)
 nodes = {}
 for number, line in enumerate(sys.stdin):
     if line.strip() == "add":
-        node = cluster.add_node(**settings(number, node_cpus))
+        node = cluster.add_node(wait=False, **settings(number, node_cpus))
         pid = node.all_processes["raylet"][0].process.pid
         nodes[pid] = node
         print(pid, flush=True)

@@ -84,6 +84,7 @@ def num_committed(workspace: Workspace, name: str) -> int:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(2400)
 def test_whatever_is_killed_the_vectors_are_those_of_an_unharmed_run(
     context: Context, processes_below: Any
 ) -> None:
