@@ -28,6 +28,7 @@ from cluster.decode_limit import DecodeLimit
 from cluster.plan import Shard, ShardRow, plan_shards
 from cluster.shard_job import ShardJob
 from cluster.shards import OUT_OF_REACH, read_data
+from cluster.where import Profile
 from cluster.workspace import Workspace
 from encoders.picture import (
     PictureError,
@@ -141,15 +142,15 @@ class PixelWork:
         location: the workspace.
         name: the cache's name.
         preprocess: the fields of `PreprocessConfig` that make the square.
-        num_threads: decoding threads.
+        profile: how many CPUs decode.
     """
 
     def __init__(
-        self, location: str, name: str, preprocess: dict[str, Any], num_threads: int
+        self, location: str, name: str, preprocess: dict[str, Any], profile: Profile
     ) -> None:
         self._folder = Workspace.at(location).folder("pixels", name)
         self._preprocess = PreprocessConfig(**preprocess)
-        self._pool = ThreadPoolExecutor(num_threads)
+        self._pool = ThreadPoolExecutor(max(1, profile.cpus_per_actor))
         self.limit = DecodeLimit()
         load_formats()
 
@@ -223,7 +224,6 @@ def build_pixels(
         "location": context.workspace.location,
         "name": name,
         "preprocess": square,
-        "num_threads": max(1, context.where.profile_settings().cpus_per_actor),
     }
     job = ShardJob(f"pixels {name}", folder, shards, PixelWork, arguments, error_budget)
     if (ready := _ready(folder, plan)) is not None:

@@ -46,7 +46,7 @@ class ShardJob:
         folder: the artefact's folder.
         shards: the whole plan.
         make_work: class of the `ShardWork`.
-        arguments: its keyword arguments.
+        arguments: its keyword arguments; it is given the ``profile`` as well.
         error_budget: share of failed pictures at which the job stops.
         retry_failed: do shards again that have failed pictures.
     """
@@ -176,7 +176,7 @@ def _distribute(
     job: ShardJob, pending: list[Shard], plan: str, context: Context
 ) -> Iterator[dict[str, Any]]:
     """Records of the pending shards as Ray Data's actors finish them."""
-    with context.ray() as profile:
+    with context.ray() as whole:
         import ray
 
         table = pa.table(
@@ -186,12 +186,12 @@ def _distribute(
                 "number": [shard.number for shard in pending],
             }
         )
-        actors = min(profile.embed_actors, len(pending))
+        profile = whole.for_work(sum(map(len, pending)), len(pending))
         done = ray.data.from_arrow([table.slice(i, 1) for i in range(len(pending))]).map_batches(
             ShardActor,
             batch_size=1,
             batch_format="pyarrow",
-            compute=ray.data.ActorPoolStrategy(size=actors),
+            compute=ray.data.ActorPoolStrategy(size=profile.embed_actors),
             num_cpus=profile.cpus_per_actor,
             num_gpus=profile.gpus_per_actor,
             label_selector=profile.data_labels,
@@ -199,7 +199,7 @@ def _distribute(
                 "location": context.workspace.location,
                 "folder_path": job.folder.path,
                 "make_work": job.make_work,
-                "arguments": job.arguments,
+                "arguments": {**job.arguments, "profile": profile},
             },
         )
         for batch in done.iter_batches(batch_size=1, batch_format="pyarrow", prefetch_batches=0):
