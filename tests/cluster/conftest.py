@@ -212,7 +212,9 @@ def do_shards_here(job: Any, pending: Any, plan: str, context: Any) -> Iterator[
     from cluster.shard_actor import ShardActor
 
     location = context.workspace.location
-    actor = ShardActor(location, job.folder.path, job.make_work, job.arguments)
+    profile = context.where.profile_settings().for_work(sum(map(len, pending)), len(pending))
+    arguments = {**job.arguments, "profile": profile}
+    actor = ShardActor(location, job.folder.path, job.make_work, arguments)
     for position, shard in enumerate(pending):
         yield json.loads(actor.do(plan, position, shard.number))
 
