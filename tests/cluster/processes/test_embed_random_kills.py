@@ -45,7 +45,7 @@ NUM_ORIGINALS, NUM_PICTURES, SHARD_ROWS, EDGE = 120, 3000, 8, 400
 MOST_SHARDS = 10
 IN_WORK = 0.9
 """Share of the strikes that wait for a shard to be under work; others may hit a start of Ray."""
-WAIT_S = 300.0
+WAIT_S = 900.0
 PROFILE = """
 metadata:
   lookalike:
@@ -233,12 +233,12 @@ def _fight(driver: Driver, shards: Shards, strikes: Strikes) -> None:
         if strikes.are_enough:
             time.sleep(0.2)
             continue
-        dice, wait_s = strikes.dice, time.monotonic() + WAIT_S / 2
+        dice, wait_s = strikes.dice, time.monotonic() + WAIT_S / 4
         target, in_work = shards.num_done() + dice.randint(0, MOST_SHARDS), dice.random() < IN_WORK
         while driver.process.poll() is None and time.monotonic() < wait_s:
             if shards.num_done() >= target and (shards.are_under_work() or not in_work):
                 break
-            time.sleep(0.002)
+            time.sleep(0.01)
         time.sleep(dice.uniform(0.0, 0.1))
         if driver.process.poll() is None:
             strikes.strike(driver, shards)
