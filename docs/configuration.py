@@ -1,7 +1,8 @@
 """Writes ``configuration.md`` from the sources: every setting, its type, its default, and why.
 
 Settings are the dataclasses that users fill: those named ``...Config`` or ``...Options``, and
-``Where`` and ``Profile``. They are read from the syntax tree: nothing is imported, and none is forgotten.
+``Where`` and ``Profile``. They are read from the syntax tree: nothing is imported, and none is
+forgotten.
 """
 
 from __future__ import annotations
