@@ -7,6 +7,7 @@ position without copying.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import stat
@@ -219,14 +220,15 @@ def build_pixels(
             f"({catalog.counts()}). Mend the files and scan again."
         )
     plan = digest([config, [shard.name for shard in shards]])
-    if (ready := _ready(folder, plan)) is not None:
-        return ready
     arguments = {
         "location": context.workspace.location,
         "name": name,
         "preprocess": square,
     }
     job = ShardJob(f"pixels {name}", folder, shards, PixelWork, arguments, error_budget)
+    if (ready := _ready(folder, plan)) is not None:
+        _clear_late(job, plan)
+        return ready
     with sole_writer(folder, "building these pixels"):
         door = _publish(folder, job.run(context), plan, config, catalog)
         # Workers of a run that is under way have the files of the door before mapped already.
@@ -244,6 +246,17 @@ def _ready(folder: Folder, plan: str) -> PixelCache | None:
         logger.warning("the pixel cache is damaged and will be mended: %s", error)
         return None
     return cache if cache.plan == plan and not OUT_OF_REACH & set(cache.failed) else None
+
+
+def _clear_late(job: ShardJob, plan: str) -> None:
+    """Clear for a build that was killed between its door and its clearing, unless one is at it."""
+    door = open_door(job.folder, "pixels", verify="sizes")
+    if not job.folder.is_local or not job.others(door):
+        return
+    with contextlib.suppress(ValueError), sole_writer(job.folder, "clearing these pixels"):
+        door = open_door(job.folder, "pixels", verify="sizes")
+        if door["plan"] == plan:
+            job.clear(door)
 
 
 def _publish(

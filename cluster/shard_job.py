@@ -115,14 +115,19 @@ class ShardJob:
 
         Give the door that was replaced as well as the new one: somebody may have it open.
         """
+        for name in self.others(*doors):
+            (self.folder / SHARD_FOLDER).remove(name)
+
+    def others(self, *doors: Mapping[str, Any]) -> set[str]:
+        """Names of the files that `clear` would delete."""
         named = {file for door in doors for file in door["files"]}
         named |= {f"{SHARD_FOLDER}/{shard.name}.json" for shard in self.shards}
         keep = {name.removeprefix(f"{SHARD_FOLDER}/") for name in named}
-        shards = self.folder / SHARD_FOLDER
+        found = set((self.folder / SHARD_FOLDER).names())
         if not self.folder.is_local:
             # No lock keeps others away there: their plan is theirs.
-            keep |= {name for name in shards.names() if name.startswith(PLAN)}
-        shards.remove_others("", keep=keep)
+            keep |= {name for name in found if name.startswith(PLAN)}
+        return found - keep
 
 
 class _Tally:
