@@ -11,13 +11,16 @@ from index.update import Updated
 __all__ = ["report_of"]
 
 
-def report_of(done: Updated, name: str, folder: Folder) -> dict[str, Any]:
+def report_of(
+    done: Updated, name: str, folder: Folder, relations: str | None = None
+) -> dict[str, Any]:
     """What a verb says of an index that it changed, or left as it is.
 
     Args:
         done: what was done.
         name: of the index.
         folder: where it lies.
+        relations: what became of neighbours, near-duplicates and map; None if there were none.
     """
     door = done.door
     delta, dead = door.get("delta"), door.get("dead")
@@ -31,6 +34,7 @@ def report_of(done: Updated, name: str, folder: Folder) -> dict[str, Any]:
         "dead_rows": dead["rows"] if dead else 0,
         "removed": door["removed"]["rows"] if door.get("removed") else 0,
         "recall": door["recall"],
+        "relations": relations,
         "advice": _advice(done, name),
         "card": f"{folder}/{done.version}/{PAGE}",
         "path": str(folder),

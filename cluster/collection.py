@@ -21,7 +21,7 @@ from encoders.encoder import Encoder, Layer, embed_picture
 from index.artifact import ArtifactError
 from index.duplicates import DuplicateGroups
 from index.embeddings import EmbeddingStore
-from index.examples import combine_examples
+from index.examples import example_queries
 from index.filters import matching
 from index.planner import Plan
 from index.ranking import Ranking
@@ -200,36 +200,38 @@ class Collection:
             ValueError: no example, or examples that cancel each other out; k below 1.
             ArtifactError: near-duplicates are to be collapsed, and were never looked for.
         """
-        vector = self._direction(query)
+        queries = self._queries(query)
         within = None if query.where is None else self.select(query.where, hidden=hidden)
         groups = self.duplicates if query.collapse_duplicates else None
-        ranking = Ranking(diversity=query.diversity, groups=groups)
+        any_of = len(queries) > 1
+        ranking = Ranking(diversity=query.diversity, groups=groups, any_of=any_of)
         if query.min_score is None:
             hits = self.searcher.search(
-                vector,
+                queries,
                 query.k,
                 exclude_ids=query.ids,
                 exact=query.exact,
                 within=within,
-                ranking=ranking if groups or query.diversity else None,
+                ranking=ranking if groups or query.diversity or any_of else None,
             )
             num_reaching = None
         else:
-            hits, num_reaching = self._reaching(vector, query, within, ranking)
+            hits, num_reaching = self._reaching(queries, query, within, ranking)
         copies = [] if groups is None else groups.sizes_of(hits.ids[0]).tolist()
         return Found(hits, num_reaching, copies)
 
-    def _direction(self, query: SearchQuery) -> Floats:
-        """What is asked for as one unit vector, [1, D]."""
+    def _queries(self, query: SearchQuery) -> Floats:
+        """What is asked for as unit vectors, of which a result is like any, [Q, D]."""
         dim = self.searcher.dim
         sides = [
             np.array([self._vector(example) for example in side]).reshape(-1, dim)
             for side in (query.like, query.unlike)
         ]
-        return combine_examples(
+        return example_queries(
             *sides,
             weights_P=[example.weight for example in query.like],
             weights_M=[example.weight for example in query.unlike],
+            combine=query.combine,
         )
 
     def _vector(self, example: Example) -> Floats:
@@ -239,14 +241,19 @@ class Collection:
         return vector_D
 
     def _reaching(
-        self, vector: Floats, query: SearchQuery, within: Selection | None, ranking: Ranking
+        self, queries: Floats, query: SearchQuery, within: Selection | None, ranking: Ranking
     ) -> tuple[Hits, int]:
         """The nearest of all that reach the lowest score, and how many do."""
         assert query.min_score is not None, "asked for only with a lowest score"
         if query.k < 1:
             raise ValueError(f"k is {query.k}; ask for at least 1 result")
         matches = self.searcher.range_search(
-            vector, query.min_score, exclude_ids=query.ids, within=within, limit=MAX_REACHING
+            queries,
+            query.min_score,
+            exclude_ids=query.ids,
+            within=within,
+            limit=MAX_REACHING,
+            any_of=True,
         )
         plan = Plan("exact", True, matches.num_searched, float(matches.num_searched))
 

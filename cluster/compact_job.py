@@ -13,6 +13,7 @@ from typing import Any
 from cluster.changes import report_of
 from cluster.context import Context
 from cluster.part_tasks import part_filler
+from cluster.relations import follow_relations
 from cluster.workspace import check_name
 from index.update import compact_index
 
@@ -51,4 +52,5 @@ def compact(config: CompactConfig, context: Context) -> dict[str, Any]:
         make="lookalike index --corpus CORPUS --encoder ENCODER",
     )
     done = compact_index(folder, retrain=config.retrain, fill=part_filler(context), say=context.say)
-    return report_of(done, config.index, folder)
+    relations = follow_relations(context, config.index, done)
+    return report_of(done, config.index, folder, relations)

@@ -16,8 +16,9 @@ import tyro
 from cluster.collection import Collection
 from cluster.context import Context
 from cluster.workspace import check_name
+from index.carry import carry_graph, find_earlier
 from index.duplicates import DuplicateConfig, DuplicateGroups, build_duplicates
-from index.graph import GraphConfig, NeighbourGraph, build_graph
+from index.graph import GRAPH, GraphConfig, NeighbourGraph
 from index.outliers import outlier_table
 from index.projection import MapConfig, build_map
 
@@ -64,7 +65,10 @@ def find_relations(config: GraphJobConfig, context: Context) -> dict[str, Any]:
     collection = Collection.open(context.workspace, config.index)
     searcher = collection.searcher
     with context.progress("neighbours", len(searcher), "pictures") as line:
-        built = build_graph(searcher, config.graph, line.advance)
+        # Another version's is looked through only where there is none yet.
+        is_new = not searcher.folder.exists(f"{GRAPH}/{GRAPH}.json")
+        earlier = find_earlier(searcher, config.graph) if is_new else None
+        built = carry_graph(searcher, config.graph, earlier, line.advance)
     graph = NeighbourGraph.open(searcher, verify="sizes")
     hashes = collection.embeddings.iter_content_hashes()
     groups = build_duplicates(searcher, graph, hashes, config.duplicates)
@@ -76,6 +80,7 @@ def find_relations(config: GraphJobConfig, context: Context) -> dict[str, Any]:
         "pictures": len(searcher),
         "neighbours": built["k"],
         "recall": built["recall"]["value"],
+        "carried_from": built.get("carried_from"),
         "near_duplicates": {
             name: groups[name] for name in ("num_groups", "num_pictures", "num_copies", "largest")
         },

@@ -20,6 +20,7 @@ from cluster.catalog import open_corpus
 from cluster.changes import report_of
 from cluster.context import Context
 from cluster.part_tasks import part_filler
+from cluster.relations import follow_relations
 from cluster.workspace import Workspace, check_name
 from index.artifact import CorruptArtifactError, Folder, MissingArtifactError
 from index.choose import IndexConfig
@@ -117,7 +118,9 @@ def index_embeddings(config: IndexJobConfig, context: Context) -> dict[str, Any]
     )
     door = done.door
     return {
-        **report_of(done, config.index_name, folder),
+        **report_of(
+            done, config.index_name, folder, follow_relations(context, config.index_name, done)
+        ),
         "reused": done.action == "reused",
         "dim": door["dim"],
         "recipe": door["recipe"],

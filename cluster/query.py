@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from typing import Annotated, Any, get_args
+
+import tyro
 
 from encoders.picture import Box
+from index.examples import Combine
 from index.ranking import Ranking
 from index.vectors import MAX_ID
 
-__all__ = ["Example", "SearchQuery"]
+__all__ = ["Example", "SearchOptions", "SearchQuery"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -48,31 +52,46 @@ class Example:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class SearchQuery:
+class SearchOptions:
+    """What may be asked of a search beside its examples, from a terminal and in Python alike."""
+
+    k: Annotated[int, tyro.conf.arg(aliases=["-k"])] = 10
+    """How many pictures to return."""
+    combine: Combine = "mean"
+    """With several examples: mean for what is like all of them, best for what is like any."""
+    where: str | None = None
+    """Only pictures of which this holds, such as "width >= 1024 and label in ('cat', 'dog')"."""
+    min_score: float | None = None
+    """Only pictures whose cosine is at least this; compared with all, so none is missed."""
+    diversity: float = 0.0
+    """0 for the nearest; up to 1, more and more for pictures unlike the results before them."""
+    exact: bool = False
+    """Compare with every picture, instead of the share that reaches the index's recall."""
+    collapse_duplicates: bool = False
+    """Show of near-duplicates only the nearest; lookalike graph finds them."""
+
+    def options(self) -> dict[str, Any]:
+        """These options by name, for another search."""
+        return {each.name: getattr(self, each.name) for each in fields(SearchOptions)}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SearchQuery(SearchOptions):
     """A search for one answer.
 
     Args:
         like: examples that results should be like.
         unlike: examples that they should not be like.
-        k: how many results; at least 1.
-        where: a filter on the catalog's columns; see ``index.filter_syntax``.
-        min_score: lowest score of a result, found exactly; None for the k nearest, however near.
-        diversity: 0 for the nearest, up to 1 for the most different ones.
-        exact: compare with every picture that may be a result.
-        collapse_duplicates: show of near-duplicates only the nearest.
     """
 
     like: tuple[Example, ...] = ()
     unlike: tuple[Example, ...] = ()
-    k: int = 10
-    where: str | None = None
-    min_score: float | None = None
-    diversity: float = 0.0
-    exact: bool = False
-    collapse_duplicates: bool = False
 
     def __post_init__(self) -> None:
         Ranking(diversity=self.diversity)
+        if self.combine not in get_args(Combine):
+            allowed = " or ".join(get_args(Combine))
+            raise ValueError(f"combine is {self.combine!r}; allowed is {allowed}. Correct it.")
 
     @property
     def ids(self) -> list[int]:

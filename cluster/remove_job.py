@@ -20,6 +20,7 @@ from cluster.changes import report_of
 from cluster.context import Context
 from cluster.index_job import gone_pictures
 from cluster.part_tasks import part_filler
+from cluster.relations import follow_relations
 from cluster.workspace import check_name
 from index.change import removed_ids
 from index.choose import IndexConfig
@@ -30,6 +31,9 @@ from index.vectors import Ids
 from index.versions import Standing
 
 __all__ = ["RemoveConfig", "remove"]
+
+SHOWN = 5
+"""Ids that were named in vain and that a report names."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -66,7 +70,9 @@ def remove(config: RemoveConfig, context: Context) -> dict[str, Any]:
     """Remove pictures from an index, or restore them.
 
     Returns:
-        What was done, how many pictures were asked for, and what the new version's card says.
+        What was done, how many pictures were asked for, of how many of them nothing could be done
+        (``unknown``: not in the index, or not removed from it) and the first of these, and what the
+        new version's card says.
 
     Raises:
         MissingArtifactError: there is no such index, corpus or embedding set.
@@ -84,9 +90,17 @@ def remove(config: RemoveConfig, context: Context) -> dict[str, Any]:
     ids = _chosen(config, context, standing)
     if config.restore:
         done = _restore(config, context, standing, ids)
+        unknown = np.setdiff1d(ids, removed_ids(standing))
     else:
         done = remove_pictures(folder, ids)
-    return {"asked_for": len(ids), **report_of(done, config.index, folder)}
+        unknown = done.unknown
+    return {
+        "asked_for": len(ids),
+        "restored": config.restore,
+        "unknown": len(unknown),
+        "unknown_ids": unknown[:SHOWN].tolist(),
+        **report_of(done, config.index, folder, follow_relations(context, config.index, done)),
+    }
 
 
 def _restore(config: RemoveConfig, context: Context, standing: Standing, ids: Ids) -> Updated:

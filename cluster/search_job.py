@@ -14,7 +14,7 @@ import tyro
 from cluster.catalog import CatalogRow
 from cluster.collection import Collection, Found
 from cluster.context import Context
-from cluster.query import Example, SearchQuery
+from cluster.query import Example, SearchOptions, SearchQuery
 from cluster.workspace import check_name
 from encoders.picture import Box
 from index.search import Hits
@@ -28,31 +28,19 @@ WEIGHTED = re.compile(r"(?P<what>.+):(?P<weight>\d+(\.\d+)?)")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class SearchConfig:
+class SearchConfig(SearchOptions):
     """Find the pictures most like one, or like some and unlike others."""
 
     query: Annotated[str | None, tyro.conf.Positional, tyro.conf.arg(metavar="PICTURE")] = None
     """Picture file to search with; --like and --unlike do without one."""
     index: str
     """Name of the index."""
-    k: Annotated[int, tyro.conf.arg(aliases=["-k"])] = 10
-    """How many pictures to return."""
     like: tuple[str, ...] = ()
     """Further examples: ids in the index or picture files; with :2 behind one, it counts twice."""
     unlike: tuple[str, ...] = ()
     """The same for what results should not be like."""
     crop: Box | None = None
     """Left, top, right and bottom in pixels: the part of PICTURE to search with."""
-    where: str | None = None
-    """Only pictures of which this holds, such as "width >= 1024 and label in ('cat', 'dog')"."""
-    min_score: float | None = None
-    """Only pictures whose cosine is at least this; compared with all, so none is missed."""
-    diversity: float = 0.0
-    """0 for the nearest; up to 1, more and more for pictures unlike the results before them."""
-    exact: bool = False
-    """Compare with every picture, instead of the share that reaches the index's recall."""
-    collapse_duplicates: bool = False
-    """Show of near-duplicates only the nearest; lookalike graph finds them."""
 
     def __post_init__(self) -> None:
         """Check the index name; `Searcher` checks k, and `SearchQuery` the rest."""
@@ -111,12 +99,7 @@ def _query_of(config: SearchConfig) -> SearchQuery:
     return SearchQuery(
         like=tuple(like),
         unlike=tuple(_example(text, "unlike") for text in config.unlike),
-        k=config.k,
-        where=config.where,
-        min_score=config.min_score,
-        diversity=config.diversity,
-        exact=config.exact,
-        collapse_duplicates=config.collapse_duplicates,
+        **config.options(),
     )
 
 

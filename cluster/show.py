@@ -112,10 +112,23 @@ def _show_changed(report: dict[str, Any], console: Console) -> None:
     ]
     if report["removed"]:
         lines.insert(2, f"{report['removed']:,} stay out, since they were removed by hand")
+    if report["relations"]:
+        lines.append(f"neighbours, near-duplicates, map: {report['relations']}")
     if report["advice"]:
         lines.append(report["advice"])
     for line in lines:
         console.print(Text(line), soft_wrap=True)
+
+
+def _show_remove(report: dict[str, Any], console: Console) -> None:
+    _show_changed(report, console)
+    if not report["unknown"]:
+        return
+    named = ", ".join(map(str, report["unknown_ids"]))
+    more = ", ..." if report["unknown"] > len(report["unknown_ids"]) else ""
+    what = "were not removed from it" if report["restored"] else "are not in the index"
+    line = f"{report['unknown']:,} of {report['asked_for']:,} {what}: {named}{more}"
+    console.print(Text(line, style="yellow"), soft_wrap=True)
 
 
 def _show_versions(report: dict[str, Any], console: Console) -> None:
@@ -201,7 +214,7 @@ SHOWN: dict[str, Callable[[dict[str, Any], Console], None]] = {
     "doctor": _show_doctor,
     "evaluate": _show_evaluate,
     "index": _show_index,
-    "remove": _show_changed,
+    "remove": _show_remove,
     "search": _show_search,
     "verify": _show_verify,
     "versions": _show_versions,

@@ -12,7 +12,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from functools import partial
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
@@ -34,17 +34,11 @@ from index.contest import Contest, Outcome
 from index.fill import FillParts, fill_here
 from index.id_file import NO_IDS, write_ids
 from index.lock import sole_writer
-from index.queries import (
-    QUERIES,
-    Askable,
-    QuerySet,
-    draw_samples,
-    make_queries,
-    queries_key,
-    shared_queries,
-)
+from index.queries import QUERIES, QuerySet, draw_samples, make_queries, queries_key, shared_queries
 from index.service import put_in_service
-from index.vectors import VECTORS, Float16s, Floats, Ids, VectorFile, VectorWriter, locate
+from index.vector_sets import Askable, VectorSet
+from index.vector_writer import VectorWriter
+from index.vectors import VECTORS, Float16s, Ids, VectorFile, locate
 from index.versions import BUILDING, finished_version, new_version, version_names
 
 __all__ = [
@@ -52,7 +46,6 @@ __all__ = [
     "PAGE",
     "Build",
     "Leave",
-    "VectorSet",
     "build_id",
     "build_index",
     "require_unit",
@@ -63,41 +56,6 @@ logger = logging.getLogger(__name__)
 REMOVED = "removed.arrow"
 NORM_TOLERANCE = 1e-2
 """Vectors are of unit norm up to float16's rounding, which is a tenth of this."""
-
-
-class VectorSet(Protocol):
-    """What an index is built of: an `EmbeddingStore`, or what is alive in a version."""
-
-    @property
-    def folder(self) -> Folder:
-        """Where it lies, for messages."""
-
-    @property
-    def id(self) -> str:
-        """Identity of the embedding set."""
-
-    @property
-    def parents(self) -> dict[str, str]:
-        """What that was made from."""
-
-    @property
-    def layer(self) -> str:
-        """Layer of the encoder."""
-
-    @property
-    def dim(self) -> int:
-        """D."""
-
-    @property
-    def num_rows(self) -> int:
-        """Vectors that `iter_stored` gives."""
-
-    @property
-    def mean(self) -> Floats:
-        """Their mean, float32 [D]."""
-
-    def iter_stored(self) -> Iterator[tuple[Ids, Float16s]]:
-        """Stream ids, rising, and unit vectors float16 [n, D]."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)

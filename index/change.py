@@ -28,7 +28,9 @@ from index.live_queries import InService, Moved, follow_queries, judge_again, qu
 from index.part import Part, train_template
 from index.queries import QUERIES, QuerySet
 from index.rank import Ranker
-from index.vectors import VECTORS, Float16s, Floats, Ids, StoredVectors, VectorFile, VectorWriter
+from index.vector_sets import StoredVectors, iter_rows
+from index.vector_writer import VectorWriter
+from index.vectors import VECTORS, Float16s, Floats, Ids, VectorFile
 from index.versions import Standing, new_version
 
 __all__ = [
@@ -223,7 +225,7 @@ class _Changing:
         """The mean vector, from that before and the rows that moved."""
         before = self._before
         total = np.array(self._door["mean"], np.float64) * len(before)
-        for _, vectors in before.iter_rows(before.rows_of(self._departed)):
+        for _, vectors in iter_rows(before, before.rows_of(self._departed)):
             total -= vectors.sum(axis=0, dtype=np.float64)
         total += self._change.vectors.sum(axis=0, dtype=np.float64)
         return [float(x) for x in total / len(after.vectors)]

@@ -10,9 +10,14 @@ from __future__ import annotations
 
 from typing import Any
 
+import faiss as faiss_library
+import numpy as np
+
 from index.vectors import Floats, Ids
 
 __all__ = ["Coarse"]
+
+faiss: Any = faiss_library  # its type stubs do not know what is behind its wrappers
 
 
 class Coarse:
@@ -30,13 +35,16 @@ class Coarse:
         found: Floats = self._quantizer.reconstruct_n(0, self._quantizer.ntotal)
         return found
 
-    def nearest(self, queries_QD: Floats, count: int, parameters: Any = None) -> tuple[Floats, Ids]:
+    def nearest(self, queries_QD: Floats, count: int) -> tuple[Floats, Ids]:
         """Inner products with the nearest centroids, and their lists, [Q, count], nearest first.
 
         Args:
             queries_QD: unit vectors float32, C-contiguous.
             count: at most as many as there are.
-            parameters: FAISS's, with a selector of lists; None for all.
         """
-        found: tuple[Floats, Ids] = self._quantizer.search(queries_QD, count, params=parameters)
-        return found
+        closeness = np.empty((len(queries_QD), count), np.float32)
+        lists = np.empty((len(queries_QD), count), np.int64)
+        queries, *found = (faiss.swig_ptr(a) for a in (queries_QD, closeness, lists))
+        # FAISS's wrapper for arrays takes as long as to compare with a few hundred centroids.
+        self._quantizer.search_c(len(queries_QD), queries, count, *found)
+        return closeness, lists

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from index.artifact import FileRecord, Folder, digest, library_versions, publish
-from index.build import Leave, VectorSet, require_unit
+from index.build import Leave, require_unit
 from index.card import PAGE, card_page, measured, write_page
 from index.change import (
     DOOR_OWN,
@@ -37,16 +37,9 @@ from index.live_queries import Moved, follow_queries, judge_again
 from index.part import ShelvedPart, emptied
 from index.queries import QUERIES, QuerySet
 from index.tune import Candidate, Judgement
-from index.vectors import (
-    VECTORS,
-    Float16s,
-    Floats,
-    Ids,
-    StoredVectors,
-    VectorFile,
-    VectorWriter,
-    locate,
-)
+from index.vector_sets import StoredVectors, VectorSet
+from index.vector_writer import VectorWriter
+from index.vectors import VECTORS, Float16s, Floats, Ids, VectorFile, locate
 from index.versions import Standing, new_version
 
 __all__ = ["LiveQueries", "LiveSet", "fold"]
@@ -54,7 +47,7 @@ __all__ = ["LiveQueries", "LiveSet", "fold"]
 
 @dataclass(frozen=True, slots=True)
 class LiveSet:
-    """What is alive in a version, to build an index of: see `index.build.VectorSet`.
+    """What is alive in a version, to build an index of: see `index.vector_sets.VectorSet`.
 
     Args:
         folder: the version's folder.
@@ -106,7 +99,7 @@ class LiveSet:
 
 @dataclass(frozen=True, slots=True)
 class LiveQueries:
-    """The queries of a version that came from outside the corpus: see `index.queries.Askable`.
+    """The queries of a version that came from outside the corpus: see `index.vector_sets.Askable`.
 
     Args:
         folder: the version's folder.

@@ -13,7 +13,8 @@ from index.build import Leave, require_unit
 from index.drift import delta_bound
 from index.embeddings import EmbeddingStore
 from index.id_file import NO_IDS
-from index.vectors import Float16s, Ids, StoredVectors, locate, require_ids
+from index.vector_sets import StoredVectors
+from index.vectors import Float16s, Ids, locate, require_ids
 
 __all__ = ["Difference", "Wanted", "compare"]
 

@@ -1,4 +1,4 @@
-"""One query out of several examples: more like these, less like those.
+"""Queries out of several examples: more like these, less like those.
 
 Shapes: P positive and M negative examples, D embedding.
 """
@@ -6,13 +6,16 @@ Shapes: P positive and M negative examples, D embedding.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal
 
 import numpy as np
 from numpy.typing import ArrayLike
 
 from index.vectors import Floats, unit
 
-__all__ = ["combine_examples"]
+__all__ = ["Combine", "combine_examples", "example_queries"]
+
+Combine = Literal["mean", "best"]
 
 NOTHING_LEFT = 1e-3
 """A sum of unit vectors shorter than this has no direction but that of rounding."""
@@ -69,6 +72,60 @@ def combine_examples(
             "some out, or give them other weights."
         )
     return unit(direction[None])
+
+
+def example_queries(
+    positives_PD: ArrayLike,
+    negatives_MD: ArrayLike | None = None,
+    *,
+    weights_P: Sequence[float] | None = None,
+    weights_M: Sequence[float] | None = None,
+    combine: Combine = "mean",
+) -> Floats:
+    """The queries that several examples make: one, or one for each positive.
+
+    ``mean`` asks for what is like all positives together: `combine_examples`. ``best`` asks for
+    what is like any of them: each positive makes a query of its own, from which the mean of the
+    negatives is taken as ever, and a picture's score is its highest cosine with one of them. Cats
+    and cars then bring cats and cars, and not what lies between.
+
+    >>> example_queries([[2.0, 0.0], [0.0, 1.0]], combine="best").tolist()
+    [[1.0, 0.0], [0.0, 1.0]]
+
+    Args:
+        positives_PD: vectors of any norm.
+        negatives_MD: vectors of any norm.
+        weights_P: as for `combine_examples`; for ``best`` all 1, since each stands for itself.
+        weights_M: as for `combine_examples`.
+        combine: how.
+
+    Returns:
+        Unit vectors, float32 [1, D] or [P, D]; for `index.ranking.Ranking` with ``any_of``.
+
+    Raises:
+        ValueError: as from `combine_examples`; for ``best``, no positive, or a weight of one.
+    """
+    positives = np.asarray(positives_PD, np.float64)
+    weights = [1.0] * len(positives) if weights_P is None else list(weights_P)
+    if combine == "mean":
+        return combine_examples(
+            positives,
+            negatives_MD,
+            weights_P=weights if len(positives) else None,
+            weights_M=weights_M,
+        )
+    if not len(positives):
+        raise ValueError(
+            "combine best: without an example to be like, there is none to be the best. Give one, "
+            "or leave combine at mean."
+        )
+    if any(weight != 1 for weight in weights):
+        raise ValueError(
+            f"combine best: weights {weights} of what results should be like; only 1 is allowed, "
+            "since each stands for itself. Leave them out, or combine by mean."
+        )
+    each = [combine_examples(one[None], negatives_MD, weights_M=weights_M) for one in positives]
+    return np.concatenate(each)
 
 
 def _mean(vectors: np.ndarray, weights: Sequence[float] | None) -> np.ndarray:

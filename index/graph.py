@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +36,17 @@ from index.measure import Proportion, exact_top_k, recall_at_k
 from index.search import Searcher
 from index.vectors import Floats, Ids, unit
 
-__all__ = ["GRAPH", "GraphConfig", "NeighbourGraph", "build_graph", "made_before", "open_beside"]
+__all__ = [
+    "GRAPH",
+    "GraphConfig",
+    "NeighbourGraph",
+    "build_graph",
+    "made_before",
+    "open_beside",
+    "other_pictures",
+]
+
+Others = Callable[[Searcher, Ids, int], tuple[Ids, Floats]]
 
 GRAPH = "graph"
 """Folder of the graph inside a version, and its kind."""
@@ -61,7 +72,12 @@ class GraphConfig:
 
 
 def build_graph(
-    searcher: Searcher, config: GraphConfig, advance: Callable[[int], object] = lambda _: None
+    searcher: Searcher,
+    config: GraphConfig,
+    advance: Callable[[int], object] = lambda _: None,
+    *,
+    others: Others | None = None,
+    carried_from: str | None = None,
 ) -> dict[str, Any]:
     """Find the neighbours of every picture of an index version, or find them found.
 
@@ -69,6 +85,8 @@ def build_graph(
         searcher: the version; its own tuned search finds the neighbours.
         config: how many.
         advance: told how many more pictures are done.
+        others: what finds the neighbours of some pictures; None for `other_pictures`.
+        carried_from: the version that it takes them from, for the door.
 
     Returns:
         The graph's door: ``k``, ``recall`` with its interval, ``rows``.
@@ -92,8 +110,16 @@ def build_graph(
             advance(len(searcher))
             return made
         k = min(config.k, len(searcher) - 1)
+        find = partial(others or other_pictures, searcher)
         pieces = [
-            _piece(searcher, folder, start, k, graph_id, advance)
+            _piece(
+                find,
+                folder,
+                searcher.ids[start : start + PIECE_ROWS],
+                k,
+                f"piece-{start // PIECE_ROWS:05d}-{graph_id[:12]}",
+                advance,
+            )
             for start in range(0, len(searcher), PIECE_ROWS)
         ]
         body = {
@@ -102,7 +128,8 @@ def build_graph(
             "parents": _parents(searcher),
             "rows": len(searcher),
             "k": k,
-            "recall": asdict(_recall(searcher, k, config)),
+            "recall": asdict(_recall(searcher, find, k, config)),
+            "carried_from": carried_from,
             "pieces": pieces,
             "versions": library_versions("faiss-cpu", "pyarrow", "numpy"),
         }
@@ -125,16 +152,14 @@ def _parents(searcher: Searcher) -> dict[str, str]:
 
 
 def _piece(
-    searcher: Searcher,
+    find: Callable[[Ids, int], tuple[Ids, Floats]],
     folder: Folder,
-    start: int,
+    ids: Ids,
     k: int,
-    graph_id: str,
+    prefix: str,
     advance: Callable[[int], object],
 ) -> str:
     """Name of the file with the neighbours of some rows, written unless it is there and whole."""
-    ids = searcher.ids[start : start + PIECE_ROWS]
-    prefix = f"piece-{start // PIECE_ROWS:05d}-{graph_id[:12]}"
     for name in folder.names():
         if name.startswith(prefix) and folder.sha256(name)[:12] == name[len(prefix) + 1 :][:12]:
             advance(len(ids))
@@ -142,7 +167,7 @@ def _piece(
     neighbours, scores = np.empty((len(ids), k), np.int64), np.empty((len(ids), k), np.float32)
     for first in range(0, len(ids), SEARCH_ROWS):
         rows = slice(first, first + SEARCH_ROWS)
-        neighbours[rows], scores[rows] = _others(searcher, ids[rows], k)
+        neighbours[rows], scores[rows] = find(ids[rows], k)
         advance(len(ids[rows]))
     table = pa.table(
         {
@@ -159,7 +184,7 @@ def _write(table: pa.Table, path: str) -> None:
         writer.write_table(table)
 
 
-def _others(searcher: Searcher, ids_n: Ids, k: int) -> tuple[Ids, Floats]:
+def other_pictures(searcher: Searcher, ids_n: Ids, k: int) -> tuple[Ids, Floats]:
     """The k nearest of each picture but itself, which is dropped by id: copies are as near."""
     hits = searcher.search(searcher.vectors_of(ids_n), k + 1)
     dropped = hits.ids == ids_n[:, None]
@@ -168,12 +193,17 @@ def _others(searcher: Searcher, ids_n: Ids, k: int) -> tuple[Ids, Floats]:
     return hits.ids[~dropped].reshape(shape), hits.scores[~dropped].reshape(shape)
 
 
-def _recall(searcher: Searcher, k: int, config: GraphConfig) -> Proportion:
+def _recall(
+    searcher: Searcher,
+    find: Callable[[Ids, int], tuple[Ids, Floats]],
+    k: int,
+    config: GraphConfig,
+) -> Proportion:
     rng = np.random.default_rng(config.seed)
     checked = rng.choice(searcher.ids, min(config.num_checked, len(searcher)), replace=False)
     queries = unit(searcher.vectors_of(checked))
     _, truth = exact_top_k(queries, k, searcher.iter_batches(4096), exclude_Q=checked)
-    right = recall_at_k(_others(searcher, checked, k)[1], truth)
+    right = recall_at_k(find(checked, k)[1], truth)
     return Proportion.wilson(float(right.sum()), len(right))
 
 

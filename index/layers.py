@@ -24,7 +24,8 @@ from index.part import Part, ShelvedPart
 from index.planner import Plan, Planner
 from index.rank import Ranker, best_first
 from index.selection import Selection
-from index.vectors import VECTORS, Floats, Ids, StoredVectors, VectorFile
+from index.vector_sets import StoredVectors
+from index.vectors import VECTORS, Floats, Ids, VectorFile
 
 __all__ = ["LayeredPlanner", "LayeredRanker", "Opened", "best_of", "open_layers", "open_ranker"]
 

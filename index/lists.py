@@ -1,6 +1,6 @@
 """The inverted lists of an index: where they lie, and which of them hold selected pictures.
 
-Shapes: Q queries, D embedding, L lists, P lists visited, N rows of the index, M of them selected.
+Shapes: Q queries, D embedding, L lists, N rows of the index, M of them selected.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from index.part import Part
-from index.selection import Selection, selector_of
+from index.selection import Selection
 from index.vectors import Floats, Ids
 
 __all__ = ["Held", "Lists"]
@@ -29,17 +29,12 @@ class Held:
         counts: selected pictures in each list, [L].
         num_lists: lists with at least one.
         num_unlisted: selected pictures in parts without lists.
-        lists: FAISS's parameters to look for lists with at least one; None if all are.
     """
 
     def __init__(self, counts: NDArray[np.int64], num_unlisted: int, selector: Any) -> None:
-        lists = np.flatnonzero(counts)
         self.counts = counts
-        self.num_lists = len(lists)
+        self.num_lists = int(np.count_nonzero(counts))
         self.num_unlisted = num_unlisted
-        self.lists = None
-        if len(lists) < len(counts):
-            self.lists = faiss.SearchParameters(sel=selector_of(lists, len(counts)))
         self._selector = selector
         self._parameters: dict[int, Any] = {}
 
@@ -57,23 +52,28 @@ class Lists:
 
     Attributes:
         num_lists: L.
+        centroids: their centroids, float32 [L, D].
         parts: those with lists.
         others: those without, which are searched as a whole.
         of_row: the list of each row, int32 [N]; L for a row of a part without lists.
 
-    Memory: 4 bytes a picture. Cost: one pass over the ids.
+    Memory: 4 bytes a picture, and the centroids once more. Cost: one pass over the ids.
     """
 
     def __init__(
-        self, num_lists: int, parts: Sequence[Part], others: Sequence[Part], ids_N: Ids
+        self, centroids_LD: Floats, parts: Sequence[Part], others: Sequence[Part], ids_N: Ids
     ) -> None:
-        self.num_lists = num_lists
+        self.num_lists = len(centroids_LD)
+        self.centroids = centroids_LD
         self.parts = parts
         self.others = others
         self.of_row = np.full(len(ids_N), self.num_lists, np.int32)
         for part in parts:
             for number, ids in enumerate(part.ids_by_list()):
                 self.of_row[np.searchsorted(ids_N, ids)] = number
+        self._ids = ids_N
+        has_gaps = len(ids_N) == 0 or int(ids_N[-1] - ids_N[0]) >= len(ids_N)
+        self._first = None if has_gaps else ids_N[0]
         self._held: WeakKeyDictionary[Selection, Held] = WeakKeyDictionary()
 
     @classmethod
@@ -87,7 +87,7 @@ class Lists:
             [part for part, found in zip(parts, centroids, strict=True) if (found is None) == bare]
             for bare in (False, True)
         )
-        return cls(len(listed[0]), with_lists, without, ids_N)
+        return cls(listed[0], with_lists, without, ids_N)
 
     def held(self, selection: Selection) -> Held:
         """The lists that hold selected pictures; looked for once a selection."""
@@ -98,21 +98,20 @@ class Lists:
             self._held[selection] = held
         return held
 
-    def nearest(
-        self, queries_QD: Floats, count: int, held: Held | None = None
-    ) -> tuple[Ids, Floats]:
-        """The lists nearest to each query, of those that hold selected pictures if that is given.
+    def nearest(self, queries_QD: Floats, count: int) -> Ids:
+        """Numbers of the lists nearest to each query, int64 [Q, count], nearest first.
 
         Args:
             queries_QD: unit vectors float32, C-contiguous.
             count: at most as many as there are.
-            held: the lists to choose from; None for all.
-
-        Returns:
-            Their numbers and the inner products with their centroids, [Q, count], nearest first.
         """
         coarse = self.parts[0].coarse
         assert coarse is not None, "a part with lists"
-        parameters = None if held is None else held.lists
-        closeness, lists = coarse.nearest(queries_QD, count, parameters)
-        return lists, closeness
+        return coarse.nearest(queries_QD, count)[1]
+
+    def of_ids(self, ids: Ids) -> NDArray[np.int32]:
+        """The list that each picture lies in; ids of the index, in any shape."""
+        if self._first is not None:
+            return np.asarray(self.of_row[ids - self._first], np.int32)
+        rows = np.searchsorted(self._ids, ids)
+        return np.asarray(self.of_row[rows], np.int32)

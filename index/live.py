@@ -89,18 +89,11 @@ class LiveVectors:
         vectors[~in_delta] = self._base.gather(self._base_rows(rows_M[~in_delta] - before))
         return vectors
 
-    def iter_rows(
-        self, rows_M: NDArray[np.intp], batch_rows: int = BATCH_ROWS
-    ) -> Iterator[tuple[Ids, Floats]]:
-        """Stream ids [n] and vectors float32 [n, D] of some rows, in their order."""
-        for start in range(0, len(rows_M), batch_rows):
-            rows = rows_M[start : start + batch_rows]
-            yield self.ids[rows], self.gather(rows)
-
     def iter_batches(self, batch_rows: int = BATCH_ROWS) -> Iterator[tuple[Ids, Floats]]:
         """Stream ids [n] and vectors float32 [n, D] with n <= batch_rows, in id order."""
         for start in range(0, len(self), batch_rows):
-            yield from self.iter_rows(np.arange(start, min(start + batch_rows, len(self))))
+            rows = np.arange(start, min(start + batch_rows, len(self)))
+            yield self.ids[rows], self.gather(rows)
 
     def _base_rows(self, rows: NDArray[np.intp]) -> NDArray[np.intp]:
         """Rows in the base's file of rows among those of it that are alive."""

@@ -33,7 +33,8 @@ from index.tune import (
     judge,
     time_each,
 )
-from index.vectors import Ids, StoredVectors, unit
+from index.vector_sets import StoredVectors, iter_rows
+from index.vectors import Ids, unit
 
 __all__ = ["InService", "Moved", "follow_queries", "judge_again", "query_rate"]
 
@@ -93,7 +94,7 @@ def follow_queries(
     true_ids = np.empty((len(ids), k), np.int64)
     true_scores = np.empty((len(ids), k), np.float32)
     if not is_stale.all():
-        arrived = live.iter_rows(live.rows_of(moved.arrived))
+        arrived = iter_rows(live, live.rows_of(moved.arrived))
         fresh = np.flatnonzero(~is_stale)
         came = exact_top_k(vectors[fresh], min(k, len(moved.arrived)), arrived)
         known = before.true_ids[kept][fresh], before.true_scores[kept][fresh]

@@ -195,7 +195,7 @@ class Part:
         return made
 
     def search_lists(
-        self, queries_QD: Floats, k: int, lists_QP: Ids, closeness_QP: Floats, parameters: Any
+        self, queries_QD: Floats, k: int, lists_QP: Ids, parameters: Any
     ) -> tuple[Floats, Ids]:
         """As `search`, in the lists named for each query; a list of -1 is none.
 
@@ -203,14 +203,15 @@ class Part:
             queries_QD: unit vectors float32, C-contiguous.
             k: results a query.
             lists_QP: int64 numbers of lists, C-contiguous.
-            closeness_QP: float32 inner products of the queries with these lists' centroids.
             parameters: FAISS's, with the selector of ids and as many lists as there are columns.
         """
         num_queries = len(queries_QD)
         scores = np.empty((num_queries, k), np.float32)
         ids = np.empty((num_queries, k), np.int64)
+        # Codes are no residuals, so FAISS does not look at how near a list's centroid is.
+        closeness = np.zeros(lists_QP.shape, np.float32)
         # FAISS's wrapper for arrays takes nprobe from the shared index, and no parameters.
-        arrays = (faiss.swig_ptr(a) for a in (lists_QP, closeness_QP, scores, ids))
+        arrays = (faiss.swig_ptr(a) for a in (lists_QP, closeness, scores, ids))
         self._faiss.search_preassigned_c(
             num_queries, faiss.swig_ptr(queries_QD), k, *arrays, False, parameters
         )

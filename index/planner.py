@@ -169,6 +169,8 @@ class Planner:
     @property
     def lists(self) -> Lists | None:
         """The inverted lists, looked through when first needed; None if there are none."""
+        if self._lists_known:
+            return self._lists
         with self._lock:
             if not self._lists_known:
                 self._lists = Lists.of(self._parts, self._ranker.vectors.ids)
@@ -196,36 +198,46 @@ class Planner:
     def _by_lists(
         self, queries_QD: Floats, k: int, selection: Selection
     ) -> tuple[Ids, Floats, Plan]:
+        ids, scores, compared = self._visited(queries_QD, k, selection, self._ranker.num_wanted(k))
+        is_exact = not self._ranker.lossy and min(compared) == len(selection)
+        mean = sum(compared) / len(compared)
+        return ids, scores, Plan("lists", is_exact, len(selection), mean)
+
+    def _visited(
+        self, queries_QD: Floats, k: int, selection: Selection, width: int
+    ) -> tuple[Ids, Floats, list[int]]:
+        """Ids and cosines of the k best of some candidates, and how many were compared, [Q]."""
         lists = self.lists
         assert lists is not None, "chosen only where there are lists"
-        ids = np.empty((len(queries_QD), k), np.int64)
-        scores = np.empty((len(queries_QD), k), np.float32)
-        compared = np.empty(len(queries_QD), np.int64)
-        width, waiting = self._ranker.num_wanted(k), np.arange(len(queries_QD))
-        while len(waiting):
-            width = min(width, len(selection))
-            query_bytes = 4 * self._ranker.vectors.dim * width * len(self._parts)
-            step = max(1, min(MAX_CANDIDATE_BYTES // query_bytes, MAX_ORDERED // lists.num_lists))
-            deeper = []
-            for start in range(0, len(waiting), step):
-                which = waiting[start : start + step]
-                visits = Visits(lists, self._ranker.vectors, queries_QD[which], selection)
-                found, proposed = visits.run(width, self._enough(k), k)
-                ids[which], scores[which] = self._ranker.rank(queries_QD[which], proposed, found, k)
-                compared[which] = visits.compared
-                deeper.append(which[self._too_few(proposed, ids[which])])
-            # With all proposed, the stored vectors have decided.
-            waiting = np.concatenate(deeper) if width < len(selection) else waiting[:0]
-            width *= DEEPER
-        is_exact = not self._ranker.lossy and bool((compared == len(selection)).all())
-        return ids, scores, Plan("lists", is_exact, len(selection), float(compared.mean()))
+        width = min(width, len(selection))
+        query_bytes = 4 * self._ranker.vectors.dim * width * len(self._parts)
+        step = max(1, min(MAX_CANDIDATE_BYTES // query_bytes, MAX_ORDERED // lists.num_lists))
+        if len(queries_QD) > step:
+            blocks = [
+                self._visited(queries_QD[start : start + step], k, selection, width)
+                for start in range(0, len(queries_QD), step)
+            ]
+            ids, scores = (np.concatenate([block[i] for block in blocks]) for i in (0, 1))
+            return ids, scores, [count for block in blocks for count in block[2]]
+        visits = Visits(lists, queries_QD, selection)
+        found, proposed = visits.run(width, self._enough(k), k)
+        ids, scores = self._ranker.rank(queries_QD, proposed, found, k)
+        compared = visits.compared
+        # With all proposed, the stored vectors have decided.
+        if self._ranker.lossy and width < len(selection):
+            again = np.flatnonzero(self._too_few(proposed, ids))
+            if len(again):
+                ids[again], scores[again], counts = self._visited(
+                    queries_QD[again], k, selection, DEEPER * width
+                )
+                for number, count in zip(again.tolist(), counts, strict=True):
+                    compared[number] = count
+        return ids, scores, compared
 
     def _too_few(self, proposed_QW: Ids, best_QK: Ids) -> NDArray[np.bool_]:
         """Where short codes should propose more: one of the k best was among their last half."""
         width = proposed_QW.shape[1]
         is_full = proposed_QW[:, -1] != NONE
-        if not self._ranker.lossy or not is_full.any():
-            return np.zeros(len(proposed_QW), bool)
         late = proposed_QW[:, width // 2 :]
         came_late = np.array(
             [np.isin(best, last).any() for best, last in zip(best_QK, late, strict=True)],

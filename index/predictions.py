@@ -26,7 +26,8 @@ from index.artifact import (
     publish,
 )
 from index.classifier import Classifier
-from index.vectors import Ids, VectorSource
+from index.vector_sets import VectorSource
+from index.vectors import Ids
 
 __all__ = ["Predictions", "write_predictions"]
 

@@ -10,8 +10,9 @@ Shapes: N pictures, n of a batch, D embedding.
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
+from itertools import chain
 from typing import Any, Literal
 
 import numpy as np
@@ -23,7 +24,7 @@ from index.lock import sole_writer
 from index.search import Searcher
 from index.vectors import Floats, Ids
 
-__all__ = ["MAP", "MapConfig", "build_map", "open_map"]
+__all__ = ["MAP", "MapConfig", "build_map", "open_map", "places_table", "write_places"]
 
 MAP = "map"
 """Folder of the map inside an index version, and its kind."""
@@ -83,7 +84,7 @@ def build_map(searcher: Searcher, config: MapConfig) -> dict[str, Any] | None:
             return made
         place, facts = _pca(searcher) if method == "pca" else _umap(searcher, config)
         name, record = folder.write_by_content(
-            "places-{sha256}.arrow", lambda path: _write(searcher, place, path)
+            "places-{sha256}.arrow", lambda path: write_places(_placed(searcher, place), path)
         )
         body = {
             "id": map_id,
@@ -111,12 +112,24 @@ def open_map(searcher: Searcher, *, verify: Verify = "full") -> pa.Table:
         return pa.ipc.open_file(source).read_all()
 
 
-def _write(searcher: Searcher, place: Place, path: str) -> None:
-    schema = pa.schema([("id", pa.int64()), ("x", pa.float32()), ("y", pa.float32())])
-    with pa.ipc.new_file(path, schema) as writer:
-        for ids, vectors in searcher.iter_batches(BATCH_ROWS):
-            x, y = np.ascontiguousarray(place(vectors), np.float32).T
-            writer.write_batch(pa.record_batch([ids, x.copy(), y.copy()], schema=schema))
+def places_table(ids_n: Ids, places_n2: Floats) -> pa.Table:
+    """Some rows of a map's file."""
+    x, y = np.ascontiguousarray(places_n2.T, np.float32)
+    return pa.table({"id": pa.array(ids_n, pa.int64()), "x": x, "y": y})
+
+
+def write_places(tables: Iterable[pa.Table], path: str) -> None:
+    """Write a map's file, of one table of rows at least."""
+    rows = iter(tables)
+    first = next(rows)
+    with pa.ipc.new_file(path, first.schema) as writer:
+        for table in chain([first], rows):
+            writer.write_table(table)
+
+
+def _placed(searcher: Searcher, place: Place) -> Iterator[pa.Table]:
+    for ids, vectors in searcher.iter_batches(BATCH_ROWS):
+        yield places_table(ids, place(vectors))
 
 
 def _centred(searcher: Searcher) -> Iterator[tuple[Ids, Floats]]:

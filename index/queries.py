@@ -12,10 +12,9 @@ Shapes: Q queries, D embedding, K true results, M rows.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -24,13 +23,13 @@ from numpy.typing import NDArray
 from index.artifact import Folder, digest
 from index.choose import IndexConfig
 from index.measure import exact_top_k
-from index.vectors import Floats, Ids, StoredVectors, VectorFile, unit
+from index.vector_sets import Askable, StoredVectors
+from index.vectors import Floats, Ids, VectorFile, unit
 
 __all__ = [
     "FOREIGN",
     "MIN_CORPUS_SHARE",
     "QUERIES",
-    "Askable",
     "QuerySet",
     "Samples",
     "draw_rows",
@@ -187,29 +186,6 @@ def _contents(vectors: VectorFile, rows: NDArray[np.intp]) -> Iterable[bytes]:
     for start in range(0, len(rows), HASH_ROWS):
         for row in vectors.gather(rows[start : start + HASH_ROWS]):
             yield hashlib.sha256(row.tobytes()).digest()
-
-
-class Askable(Protocol):
-    """Where queries from outside the corpus come from: an embedding set, or those of a version."""
-
-    @property
-    def folder(self) -> Folder:
-        """Where they lie, for messages."""
-
-    @property
-    def id(self) -> str:
-        """Identity of the set."""
-
-    @property
-    def parents(self) -> dict[str, str]:
-        """What it was made from; ``embeddings`` is its name."""
-
-    @property
-    def num_rows(self) -> int:
-        """Vectors in it."""
-
-    def iter_batches(self) -> Iterator[tuple[Ids, Floats]]:
-        """Stream ids and unit vectors float32 [n, D]."""
 
 
 def queries_key(

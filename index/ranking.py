@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from index.vectors import Floats, Ids
 
-__all__ = ["Grouping", "Ranking", "diverse", "first_of_each"]
+__all__ = ["Grouping", "Ranking", "best_of_any", "diverse", "first_of_each"]
 
 POOL = 5
 """A diverse answer is chosen from at least so many times its length; fewer would only reorder."""
@@ -37,10 +37,12 @@ class Ranking:
     Args:
         diversity: 0 for the nearest; up to 1, more and more for what is unlike the results before.
         groups: near-duplicate groups, of which only the nearest picture is shown; None for all.
+        any_of: one answer to all queries: a picture's score is the highest with any of them.
     """
 
     diversity: float = 0.0
     groups: Grouping | None = None
+    any_of: bool = False
 
     def __post_init__(self) -> None:
         if not 0 <= self.diversity <= 1:
@@ -64,12 +66,15 @@ class Ranking:
             vectors_of: gives the stored vectors of ids.
 
         Returns:
-            ids and scores [Q, K'], and what ``nearest`` gave last. K' < k when there are no more.
+            ids and scores [Q, K'] or, with ``any_of``, [1, K'], and what ``nearest`` gave last.
+            K' < k when there are no more.
         """
         wanted = max(POOL * k, MIN_POOL) if self.diversity else k
         count = wanted
         while True:
             ids, scores, more = nearest(count)
+            if self.any_of:
+                ids, scores = best_of_any(ids, scores, count)
             kept = (
                 np.ones(ids.shape, bool)
                 if self.groups is None
@@ -127,3 +132,23 @@ def diverse(scores_P: Floats, vectors_PD: Floats, k: int, diversity: float) -> N
         free[best] = False
         nearest_chosen = np.maximum(nearest_chosen, vectors_PD @ vectors_PD[best])
     return np.array(chosen, np.intp)
+
+
+def best_of_any(ids_QK: Ids, scores_QK: Floats, k: int) -> tuple[Ids, Floats]:
+    """One answer of the k best out of the answers to several queries, each picture once.
+
+    A picture's score is the highest that it has in any. Where each answer holds the k nearest, so
+    does this one: who is beaten by k pictures in every answer is beaten by k in all.
+
+    >>> ids, scores = best_of_any(np.array([[5, 7], [7, 9]]), np.array([[0.9, 0.4], [0.8, 0.3]]), 2)
+    >>> ids.tolist(), scores.tolist()
+    ([[5, 7]], [[0.9, 0.8]])
+
+    Returns:
+        ids and scores [1, K'], best first, equal scores by id; K' < k if there are no more.
+    """
+    ids, scores = ids_QK.reshape(-1), scores_QK.reshape(-1)
+    order = np.lexsort((ids, -scores))
+    _, first = np.unique(ids[order], return_index=True)
+    kept = order[np.sort(first)[:k]]
+    return ids[None, kept], scores[None, kept]

@@ -60,7 +60,12 @@ class Matches:
 
 
 def within_reach(
-    queries_QD: Floats, min_score: float, limit: int, batches: Iterable[tuple[Ids, Floats]]
+    queries_QD: Floats,
+    min_score: float,
+    limit: int,
+    batches: Iterable[tuple[Ids, Floats]],
+    *,
+    any_of: bool = False,
 ) -> Matches:
     """All rows whose cosine with a query is at least ``min_score``.
 
@@ -69,15 +74,19 @@ def within_reach(
         min_score: lowest cosine.
         limit: results a query; of more matches, the nearest.
         batches: ids [n] and vectors float32 [n, D] of all pictures that may be results.
+        any_of: one answer to all queries, by the highest cosine with any of them.
 
     Memory: at most ``3 * limit`` results a query, and one batch times Q.
     """
-    found: list[list[tuple[Ids, Floats]]] = [[] for _ in queries_QD]
-    counts = np.zeros(len(queries_QD), np.int64)
+    num_answers = 1 if any_of else len(queries_QD)
+    found: list[list[tuple[Ids, Floats]]] = [[] for _ in range(num_answers)]
+    counts = np.zeros(num_answers, np.int64)
     num_searched = 0
     for ids, vectors in batches:
         num_searched += len(ids)
         scores = queries_QD @ vectors.T
+        if any_of:
+            scores = scores.max(axis=0, keepdims=True)
         for query in np.flatnonzero((scores >= min_score).any(axis=1)):
             here = scores[query] >= min_score
             counts[query] += here.sum()

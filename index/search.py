@@ -27,6 +27,7 @@ from index.planner import Plan
 from index.ranking import Ranking
 from index.reach import Matches, within_reach
 from index.selection import Selection
+from index.vector_sets import iter_rows
 from index.vectors import Floats, Ids
 from index.versions import open_current, while_current
 
@@ -176,8 +177,8 @@ class Searcher:
             exclude_ids: pictures that are no results, such as the query itself.
             exact: compare with every picture instead of the tuned share.
             within: pictures that alone may be results, from `select`.
-            ranking: near-duplicates shown once, or different pictures preferred; None for the
-                nearest as they are.
+            ranking: near-duplicates shown once, different pictures preferred, or one answer to
+                all queries; None for the nearest as they are.
 
         Raises:
             ValueError: wrong shape or dimension, a query that is zero or not finite, k below 1, a
@@ -232,6 +233,7 @@ class Searcher:
         exclude_ids: Sequence[int] | Ids | None = None,
         within: Selection | None = None,
         limit: int = 10_000,
+        any_of: bool = False,
     ) -> Matches:
         """Every picture whose cosine with a query is at least ``min_score``: always exact.
 
@@ -241,6 +243,7 @@ class Searcher:
             exclude_ids: pictures that are no results.
             within: pictures that alone may be results, from `select`.
             limit: results a query; the answer still counts all and says that it is limited.
+            any_of: one answer to all queries, by the highest cosine with any of them.
 
         Raises:
             ValueError: as from `search`; a score that is no cosine; a limit below 1.
@@ -258,7 +261,8 @@ class Searcher:
         chosen.require_of(self.ids)
         if exclude_ids is not None:
             chosen = chosen.without(np.unique(np.asarray(exclude_ids, np.int64)))
-        return within_reach(queries, min_score, limit, self._vectors.iter_rows(chosen.rows))
+        batches = iter_rows(self._vectors, chosen.rows)
+        return within_reach(queries, min_score, limit, batches, any_of=any_of)
 
     def select(self, ids: Sequence[int] | Ids) -> Selection:
         """The pictures among ``ids`` that this version has, for ``search(..., within=...)``.

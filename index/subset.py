@@ -15,6 +15,7 @@ from index.measure import exact_top_k
 from index.part import Part, train_template
 from index.rank import SPARE, best_first
 from index.selection import Selection
+from index.vector_sets import iter_rows
 from index.vectors import Floats, Ids, VectorFile
 
 __all__ = ["Subsets"]
@@ -57,7 +58,7 @@ class Subsets:
             ids int64 [Q, k] and cosines float32 [Q, k], best first, equal ones by id.
         """
         if not self.keeps(len(selection)):
-            return exact_top_k(queries_QD, k, self._vectors.iter_rows(selection.rows))
+            return exact_top_k(queries_QD, k, iter_rows(self._vectors, selection.rows))
         scores, ids = self._part_of(selection).search(queries_QD, k + SPARE, nprobe=1)
         return best_first(ids, scores, k)
 
@@ -68,7 +69,7 @@ class Subsets:
                 self._kept.move_to_end(selection)
                 return part
         # Two threads may both do it: the same comes of it, and neither waits for the other.
-        part = Part.fill(self._template, self._vectors.iter_rows(selection.rows))
+        part = Part.fill(self._template, iter_rows(self._vectors, selection.rows))
         with self._lock:
             self._kept[selection] = part
             while len(self._kept) > MAX_KEPT:

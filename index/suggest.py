@@ -20,7 +20,8 @@ from numpy.typing import NDArray
 from index.classifier import Classifier
 from index.heads import centred
 from index.labels import LabelSnapshot
-from index.vectors import Float16s, Floats, Ids, VectorSource
+from index.vector_sets import VectorSource
+from index.vectors import Float16s, Floats, Ids
 
 __all__ = ["Suggester", "Suggestion"]
 

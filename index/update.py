@@ -33,7 +33,8 @@ from index.live_queries import Moved
 from index.lock import sole_writer
 from index.queries import QUERIES, QuerySet
 from index.service import put_in_service
-from index.vectors import Ids, StoredVectors
+from index.vector_sets import StoredVectors
+from index.vectors import Ids
 from index.versions import CHANGING, Standing, finished_version, open_current
 
 __all__ = ["Instructions", "Updated", "compact_index", "remove_pictures", "update_index"]
@@ -54,12 +55,14 @@ class Updated:
         door: its door.
         action: what was done.
         why: why that, in a sentence's part.
+        unknown: ids that were named and that this could do nothing for, rising.
     """
 
     version: str
     door: dict[str, Any]
     action: Action
     why: str
+    unknown: Ids = field(default_factory=lambda: NO_IDS)
 
     @property
     def drift(self) -> Drift | None:
@@ -149,11 +152,15 @@ def remove_pictures(folder: Folder, ids: Ids) -> Updated:
         _require_changeable(before)
         vectors = _living(before)
         wanted = np.unique(np.asarray(ids, np.int64))
-        here = wanted[vectors.contains(wanted)]
+        is_here = vectors.contains(wanted)
+        here, unknown = wanted[is_here], wanted[~is_here]
         if not len(here):
-            unknown = "none of them is in it"
             return Updated(
-                version=before.name, door=dict(before.door), action="reused", why=unknown
+                version=before.name,
+                door=dict(before.door),
+                action="reused",
+                why="none of them is in it",
+                unknown=unknown,
             )
         if len(here) == len(vectors):
             raise ValueError(
@@ -168,7 +175,8 @@ def remove_pictures(folder: Folder, ids: Ids) -> Updated:
         )
         name, made = change_version(before, change)
         put_in_service(folder, name, made)
-    return Updated(version=name, door=made, action="changed", why=f"{len(here):,} removed")
+    why = f"{len(here):,} removed"
+    return Updated(version=name, door=made, action="changed", why=why, unknown=unknown)
 
 
 def compact_index(

@@ -16,23 +16,20 @@ import os
 import weakref
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
 __all__ = [
+    "BATCH_ROWS",
     "MAX_ID",
     "VECTORS",
     "Float16s",
     "Floats",
     "Ids",
-    "StoredVectors",
     "VectorFile",
-    "VectorSource",
-    "VectorWriter",
     "locate",
     "require_ids",
     "unit",
@@ -61,52 +58,6 @@ SIGN_AND_FIELDS = np.int32(-0x7000_2000)
 """The sign of a float32, and where the 15 other bits of a float16 come to lie."""
 
 EXPONENTS_APART = np.float32(2.0 ** (127 - 15))
-
-
-class VectorSource(Protocol):
-    """What streams a corpus's vectors: an embedding set or an open index."""
-
-    @property
-    def encoder_id(self) -> str:
-        """The encoder that made the vectors."""
-
-    @property
-    def layer(self) -> str:
-        """The layer of that encoder."""
-
-    def iter_batches(self, batch_rows: int = ...) -> Iterator[tuple[Ids, Floats]]:
-        """Stream ids [n] and unit vectors float32 [n, D]."""
-
-
-class StoredVectors(Protocol):
-    """The vectors of an index by id and by row: of a `VectorFile`, or of what is alive of some."""
-
-    @property
-    def dim(self) -> int:
-        """D."""
-
-    @property
-    def ids(self) -> Ids:
-        """All ids int64 [N], rising."""
-
-    def __len__(self) -> int: ...
-
-    def rows_of(self, ids_M: Ids) -> NDArray[np.intp]:
-        """The row of every id; ``KeyError`` names one that is not there."""
-
-    def contains(self, ids_M: Ids) -> NDArray[np.bool_]:
-        """Which of the ids are there, bool [M]."""
-
-    def gather(self, rows_M: NDArray[np.intp]) -> Floats:
-        """The vectors of the given rows as float32 [M, D], in their order."""
-
-    def iter_rows(
-        self, rows_M: NDArray[np.intp], batch_rows: int = ...
-    ) -> Iterator[tuple[Ids, Floats]]:
-        """Stream ids [n] and vectors float32 [n, D] of some rows, in their order."""
-
-    def iter_batches(self, batch_rows: int = ...) -> Iterator[tuple[Ids, Floats]]:
-        """Stream ids [n] and vectors float32 [n, D] of all rows, in id order."""
 
 
 def locate(all_ids_N: Ids, wanted_M: Ids) -> tuple[NDArray[np.intp], NDArray[np.bool_]]:
@@ -168,68 +119,8 @@ def require_ids(ids_N: Ids, *, after: int = -1) -> None:
         )
 
 
-class VectorWriter:
-    """Writes ids and float16 vectors, in id order, as record batches of equal size."""
-
-    def __init__(self, path: str, dim: int) -> None:
-        self._dim = dim
-        self._schema = pa.schema(
-            [
-                pa.field("id", pa.int64(), nullable=False),
-                pa.field("vector", pa.list_(pa.float16(), dim), nullable=False),
-            ]
-        )
-        self._ids: list[Ids] = []
-        self._vectors: list[Float16s] = []
-        self._pending = 0
-        self._last_id = -1
-        self.num_rows = 0
-        self._writer = pa.ipc.new_file(path, self._schema)
-
-    def __enter__(self) -> VectorWriter:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        if error is None:
-            self._flush(final=True)
-        self._writer.close()
-
-    def add(self, ids_N: Ids, vectors_ND: Float16s) -> None:
-        """Append rows; ids have to rise over all calls."""
-        require_ids(ids_N, after=self._last_id)
-        if not len(ids_N):
-            return
-        self._last_id = int(ids_N[-1])
-        self._ids.append(ids_N)
-        self._vectors.append(vectors_ND)
-        self._pending += len(ids_N)
-        self.num_rows += len(ids_N)
-        if self._pending >= BATCH_ROWS:
-            self._flush(final=False)
-
-    def _flush(self, *, final: bool) -> None:
-        if not self._pending:
-            return
-        ids, vectors = np.concatenate(self._ids), np.concatenate(self._vectors)
-        end = len(ids) if final else len(ids) - len(ids) % BATCH_ROWS
-        for start in range(0, end, BATCH_ROWS):
-            stop = min(start + BATCH_ROWS, end)
-            flat = pa.array(np.ascontiguousarray(vectors[start:stop]).reshape(-1))
-            column = pa.FixedSizeListArray.from_arrays(flat, self._dim)
-            self._writer.write_batch(
-                pa.record_batch([pa.array(ids[start:stop]), column], schema=self._schema)
-            )
-        self._ids, self._vectors = [ids[end:]], [vectors[end:]]
-        self._pending = len(ids) - end
-
-
 class VectorFile:
-    """A file of ``VectorWriter``. Safe to use from many threads.
+    """A file of `index.vector_writer`. Safe to use from many threads.
 
     Args:
         path: the file.
@@ -291,14 +182,6 @@ class VectorFile:
             here = slice(start, start + GATHER_ROWS)
             widen(self._stored(rows_M[here]), out=vectors[here])
         return vectors
-
-    def iter_rows(
-        self, rows_M: NDArray[np.intp], batch_rows: int = BATCH_ROWS
-    ) -> Iterator[tuple[Ids, Floats]]:
-        """Stream ids [n] and vectors float32 [n, D] of some rows, in their order."""
-        for start in range(0, len(rows_M), batch_rows):
-            rows = rows_M[start : start + batch_rows]
-            yield self.ids[rows], self.gather(rows)
 
     def iter_batches(
         self, batch_rows: int = BATCH_ROWS, *, start: int = 0, stop: int | None = None

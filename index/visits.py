@@ -1,19 +1,23 @@
 """Filtered search by lists: visit those that hold selected pictures, and tell when that is enough.
 
+Every query walks by itself, in plain Python: for the few dozen lists that one visits, numpy's calls
+would take longer than FAISS does to compare what is in them.
+
 Shapes: Q queries, D embedding, K results, L lists, P lists visited.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from bisect import bisect_left
+from collections.abc import Sequence
+from itertools import accumulate
 
 import numpy as np
-from numpy.typing import NDArray
 
-from index.lists import Lists
+from index.lists import Held, Lists
 from index.rank import NONE
 from index.selection import Selection
-from index.vectors import Floats, Ids, VectorFile
+from index.vectors import Floats, Ids
 
 __all__ = ["Visits"]
 
@@ -28,6 +32,8 @@ NOTHING_NEW = 0.02
 FAR_SHARE, FAR = 0.25, 8.0
 """Where a query's own surroundings hold less than this share of what they should, its nearest lie
 scattered over many lists: so many times as much is compared at first."""
+AROUND = 6
+"""A query's own surroundings are one in so many of the lists that are ordered at first."""
 MARGIN = 1.5
 """Lists ordered, as a multiple of those that should do if all held as many selected pictures."""
 NEARBY = 4
@@ -39,19 +45,25 @@ PADDED = 8
 class Visits:
     """The visits of some queries to the lists that hold selected pictures.
 
-    Attributes:
-        compared: selected pictures compared so far, [Q].
+    A list is visited once: a later round adds what it finds to what was found before.
+
+    Args:
+        lists: of the index.
+        queries_QD: unit vectors float32, C-contiguous.
+        selection: what may be a result, not empty.
     """
 
-    def __init__(
-        self, lists: Lists, vectors: VectorFile, queries_QD: Floats, selection: Selection
-    ) -> None:
+    def __init__(self, lists: Lists, queries_QD: Floats, selection: Selection) -> None:
         self._lists = lists
-        self._vectors = vectors
         self._queries = queries_QD
         self._selection = selection
         self._held = lists.held(selection)
-        self.compared = np.zeros(len(queries_QD), np.int64)
+        self._walks = [_Walk(lists, self._held, query) for query in queries_QD]
+
+    @property
+    def compared(self) -> list[int]:
+        """Selected pictures compared so far, by query."""
+        return [walk.compared + self._held.num_unlisted for walk in self._walks]
 
     def run(self, width: int, enough: float, k: int) -> tuple[Floats, Ids]:
         """Visit until the k best came early among what was compared, or all was.
@@ -64,133 +76,150 @@ class Visits:
         Returns:
             The best by FAISS's own scores, and these, best first, [Q, width]; ids of -1 for none.
         """
-        targets = np.full(len(self._queries), enough)
-        visited = self._nearby(targets)
-        if visited is None:
-            visited = self._held_lists(self._queries, targets)
-        scores, ids = self._visit(self._queries, visited, width)
-        self.compared[:] = visited.compared
-        waiting = np.arange(len(self._queries))
+        steps = self._begin(enough)
+        scores, ids = _best([*self._visit(self._queries, steps, width), *self._unlisted(width)])
+        waiting = list(range(len(steps)))
+        best = ids[:, :k]
         while True:
-            needed = SETTLED * self._came_by(ids[waiting, :k], visited)
-            goes_on = (needed > visited.compared) & ~visited.is_all
-            if not goes_on.any():
+            going, steps = [], []
+            for number, needed in zip(waiting, self._needed(waiting, best), strict=True):
+                walk = self._walks[number]
+                if needed > walk.compared and not walk.is_done:
+                    going.append(number)
+                    steps.append(walk.go_on(max(AHEAD * needed, LEAST_GROWTH * walk.compared)))
+            if not going:
                 return scores, ids
-            least = LEAST_GROWTH * visited.compared
-            targets = np.maximum(AHEAD * np.minimum(needed, len(self._selection)), least)[goes_on]
-            waiting = waiting[goes_on]
-            queries = self._queries[waiting]
-            visited = self._held_lists(queries, targets)
-            scores[waiting], ids[waiting] = self._visit(queries, visited, width)
-            self.compared[waiting] = visited.compared
+            waiting = going
+            found = self._visit(self._queries[going], steps, width)
+            scores[going], ids[going] = _best([(scores[going], ids[going]), *found])
+            best = ids[going, :k]
 
-    def _nearby(self, targets_Q: NDArray[np.float64]) -> Visited | None:
-        """The nearest lists of all, if these hold enough; if not, raises targets of far queries."""
-        each = len(self._selection) / self._lists.num_lists
-        count = int(MARGIN * targets_Q[0] / each) + 4
+    def _begin(self, enough: float) -> list[list[int]]:
+        """The lists that each query visits first, until so many selected pictures are compared."""
+        count = int(MARGIN * enough * self._lists.num_lists / len(self._selection)) + 4
         if count > self._lists.num_lists // NEARBY:
-            return None
-        lists, closeness = self._lists.nearest(self._queries, count)
-        reached = self._held.counts[lists].cumsum(axis=1)
-        if (reached[:, -1] >= targets_Q).all():
-            return self._up_to(targets_Q, lists, closeness, reached)
-        targets_Q[reached[:, -1] < FAR_SHARE * targets_Q] *= FAR
-        return None
+            return [walk.go_on(enough) for walk in self._walks]
+        nearest = self._lists.nearest(self._queries, count)
+        held = self._held.counts[nearest]
+        around = zip(self._walks, nearest.tolist(), held.tolist(), strict=True)
+        each = len(self._selection) / self._lists.num_lists
+        return [walk.begin(enough, each, *ordered) for walk, *ordered in around]
 
-    def _held_lists(self, queries_QD: Floats, targets_Q: NDArray[np.float64]) -> Visited:
-        """The nearest of the lists that hold selected pictures, until these are enough."""
-        held = self._held
-        count = int(MARGIN * targets_Q.max() * held.num_lists / len(self._selection)) + 4
-        while True:
-            count = min(count, held.num_lists)
-            lists, closeness = self._lists.nearest(queries_QD, count, held)
-            reached = held.counts[lists].cumsum(axis=1)
-            if count == held.num_lists or (reached[:, -1] >= targets_Q).all():
-                return self._up_to(targets_Q, lists, closeness, reached)
-            count *= 2
-
-    def _up_to(
-        self,
-        targets_Q: NDArray[np.float64],
-        lists: Ids,
-        closeness: Floats,
-        reached: NDArray[np.int64],
-    ) -> Visited:
-        """As few of the lists as hold enough."""
-        num_queries, count = lists.shape
-        ends = np.minimum((reached < targets_Q[:, None]).sum(axis=1) + 1, count)
-        # FAISS reads rows of as many lists as there are at most.
-        width = min(-int(-ends.max() // PADDED) * PADDED, self._lists.num_lists)
-        padded = np.full((num_queries, width), NONE)
-        closest = np.zeros((num_queries, width), np.float32)
-        kept = min(width, count)
-        padded[:, :kept] = lists[:, :kept]
-        closest[:, :kept] = closeness[:, :kept]
-        padded[np.arange(width) >= ends[:, None]] = NONE
-        in_lists = reached[np.arange(num_queries), ends - 1]
-        return Visited(
-            lists=padded,
-            closeness=closest,
-            reached=reached,
-            compared=in_lists + self._held.num_unlisted,
-            is_all=in_lists + self._held.num_unlisted == len(self._selection),
-        )
-
-    def _visit(self, queries_QD: Floats, visited: Visited, width: int) -> tuple[Floats, Ids]:
-        """The best by FAISS's own scores, [Q, width]."""
-        parameters = self._held.parameters(visited.lists.shape[1])
-        found = [
-            part.search_lists(queries_QD, width, visited.lists, visited.closeness, parameters)
-            for part in self._lists.parts
+    def _visit(
+        self, queries_QD: Floats, steps: Sequence[Sequence[int]], width: int
+    ) -> list[tuple[Floats, Ids]]:
+        """What each part with lists finds in some lists for each query, [Q, width]."""
+        longest = max(map(len, steps))
+        longest = min(-(-longest // PADDED) * PADDED, self._lists.num_lists)
+        lists = np.array([[*step, *[-1] * (longest - len(step))] for step in steps], np.int64)
+        parameters = self._held.parameters(longest)
+        return [
+            part.search_lists(queries_QD, width, lists, parameters) for part in self._lists.parts
         ]
-        if self._held.num_unlisted:
-            found += [
-                part.search(queries_QD, width, nprobe=part.nlist, selector=self._selection.selector)
-                for part in self._lists.others
-            ]
-        if len(found) == 1:
-            return found[0]
-        scores, ids = (np.concatenate(columns, axis=1) for columns in zip(*found, strict=True))
-        best = np.argsort(np.where(ids == NONE, np.inf, -scores), axis=1, kind="stable")[:, :width]
-        return np.take_along_axis(scores, best, 1), np.take_along_axis(ids, best, 1)
 
-    def _came_by(self, ids_QK: Ids, visited: Visited) -> NDArray[np.float64]:
-        """Selected pictures compared before the list that brought the last of the k best, [Q].
+    def _unlisted(self, width: int) -> list[tuple[Floats, Ids]]:
+        """What parts without lists find, which compare all they have."""
+        if not self._held.num_unlisted:
+            return []
+        selector = self._selection.selector
+        return [
+            part.search(self._queries, width, nprobe=part.nlist, selector=selector)
+            for part in self._lists.others
+        ]
 
-        Infinite where there are fewer than k.
-        """
-        num_queries, num_visited = visited.lists.shape
-        queries = np.arange(num_queries)
-        place_of = np.zeros((num_queries, self._lists.num_lists + 1), np.int32)
-        # A list of -1 is the last column, which stands for parts without lists: these come first.
-        place_of[queries[:, None], visited.lists] = np.arange(num_visited, dtype=np.int32)
-        place_of[:, -1] = 0
-        is_short = ids_QK.min() == NONE
-        some = np.where(ids_QK == NONE, self._selection.ids[0], ids_QK) if is_short else ids_QK
-        lists = self._lists.of_row[self._vectors.rows_of(some)]
-        places = place_of[queries[:, None], lists]
-        places.sort(axis=1)
-        last = places[:, -1 - int(NOTHING_NEW * ids_QK.shape[1])]
-        before = np.where(last > 0, visited.reached[queries, last - 1], 0.0)
-        if is_short:
-            before[(ids_QK == NONE).any(axis=1)] = np.inf
-        return before
+    def _needed(self, which: Sequence[int], ids_QK: Ids) -> list[float]:
+        """Pictures to compare, by when the last of the k best came; all if there are fewer."""
+        short = (ids_QK[:, -1] == NONE).tolist()
+        some = ids_QK
+        if any(short):
+            some = np.where(ids_QK == NONE, self._selection.ids[0], ids_QK)
+        lists = self._lists.of_ids(some).tolist()
+        late = int(NOTHING_NEW * ids_QK.shape[1])
+        return [
+            float(len(self._selection))
+            if is_short
+            else SETTLED * self._walks[number].came_by(theirs, late)
+            for number, theirs, is_short in zip(which, lists, short, strict=True)
+        ]
 
 
-@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
-class Visited:
-    """What some queries visit.
+class _Walk:
+    """One query's way through the lists that hold selected pictures, nearest first.
 
-    Args:
-        lists: int64 [Q, P], nearest first; -1 for none.
-        closeness: float32 [Q, P], the inner products with their centroids.
-        reached: selected pictures in each list and those before it, at least of those visited.
-        compared: selected pictures compared, [Q].
-        is_all: whether these are all that are selected, [Q].
+    Attributes:
+        compared: selected pictures in the lists visited.
     """
 
-    lists: Ids
-    closeness: Floats
-    reached: NDArray[np.int64]
-    compared: NDArray[np.int64]
-    is_all: NDArray[np.bool_]
+    def __init__(self, lists: Lists, held: Held, query_D: Floats) -> None:
+        self._lists = lists
+        self._held = held
+        self._query = query_D
+        self._order: Sequence[int] | Ids = []
+        self._reached: Sequence[int] | Ids = []
+        self._visited = 0
+        self._is_all_ordered = False
+        # Parts without lists are compared first; their rows lie in list L.
+        self._before = {lists.num_lists: 0}
+        self.compared = 0
+
+    @property
+    def is_done(self) -> bool:
+        """Whether all lists with selected pictures were visited."""
+        return self._visited == self._held.num_lists
+
+    def begin(
+        self, enough: float, each: float, nearest: Sequence[int], held: Sequence[int]
+    ) -> list[int]:
+        """The lists to visit first.
+
+        Args:
+            enough: selected pictures to compare; more if few of those around it are selected.
+            each: selected pictures in a list on average.
+            nearest: the nearest of all lists, nearest first.
+            held: selected pictures in each.
+        """
+        pairs = [(number, count) for number, count in zip(nearest, held, strict=True) if count]
+        self._order = [number for number, _ in pairs]
+        self._reached = list(accumulate(count for _, count in pairs))
+        around = len(held) // AROUND
+        is_far = sum(held[:around]) < FAR_SHARE * each * around
+        return self.go_on(FAR * enough if is_far else enough)
+
+    def go_on(self, target: float) -> list[int]:
+        """The next lists, until ``target`` selected pictures are compared in all."""
+        is_short = not len(self._reached) or self._reached[-1] < target
+        if is_short and not self._is_all_ordered:
+            self._order_all()
+        first = self._visited
+        end = min(bisect_left(self._reached, target, first) + 1, len(self._order))
+        step, reached = list(self._order[first:end]), list(self._reached[first:end])
+        self._before.update(zip(step, [self.compared, *reached], strict=False))
+        if step:
+            self._visited, self.compared = end, reached[-1]
+        return step
+
+    def came_by(self, lists_K: Sequence[int], late: int) -> int:
+        """Pictures compared before the list that brought the last of some but for ``late`` ones."""
+        before = [self._before[number] for number in lists_K]
+        return sorted(before)[-1 - late] if late else max(before)
+
+    def _order_all(self) -> None:
+        """Put all other lists that hold something behind those whose order is known."""
+        distances = -(self._lists.centroids @ self._query)
+        is_other = self._held.counts > 0
+        is_other[self._order] = False
+        others = np.flatnonzero(is_other)
+        others = others[np.argsort(distances[others])]
+        order = np.concatenate([np.asarray(self._order, np.int64), others])
+        self._order, self._reached = order, self._held.counts[order].cumsum()
+        self._is_all_ordered = True
+
+
+def _best(found: Sequence[tuple[Floats, Ids]]) -> tuple[Floats, Ids]:
+    """The best of several findings by FAISS's own scores, as many as each has."""
+    if len(found) == 1:
+        return found[0]
+    width = found[0][0].shape[1]
+    scores, ids = (np.concatenate(columns, axis=1) for columns in zip(*found, strict=True))
+    best = np.argsort(np.where(ids == NONE, np.inf, -scores), axis=1, kind="stable")[:, :width]
+    return np.take_along_axis(scores, best, 1), np.take_along_axis(ids, best, 1)

@@ -7,6 +7,7 @@ was given, where, what is allowed and what to do next.
 from __future__ import annotations
 
 import hashlib
+from dataclasses import fields
 from typing import Annotated, Any, Literal, TypeVar
 
 from fastapi import APIRouter, HTTPException, Query, Request
@@ -16,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from starlette.datastructures import UploadFile
 
 from cluster.query import Example, SearchQuery
+from index.examples import Combine
 from ui.services import Services, sentence_of
 from ui.session import SearchAnswer
 
@@ -24,6 +26,7 @@ __all__ = ["api_router"]
 Model = TypeVar("Model", bound=BaseModel)
 
 DEFAULT_K = 24
+OPTIONS = {each.name for each in fields(SearchQuery)} - {"like", "unlike", "k"}
 IMMUTABLE = "private, max-age=31536000, immutable"
 # JavaScript numbers are exact up to here; SQLite and Arrow take no more than 2**63 - 1.
 MAX_ID = 2**53 - 1
@@ -61,6 +64,7 @@ class SearchOptions(BaseModel):
     model_config = ConfigDict(extra="forbid")
     like: Annotated[list[ExampleBody], Field(max_length=100)] = []
     unlike: Annotated[list[ExampleBody], Field(max_length=100)] = []
+    combine: Combine = "mean"
     where: Annotated[str, Field(max_length=10_000)] | None = None
     min_score: Annotated[float, Field(ge=-1, le=1)] | None = None
     diversity: Annotated[float, Field(ge=0, le=1)] = 0.0
@@ -74,11 +78,7 @@ class SearchOptions(BaseModel):
             like=(*first, *(example.example() for example in self.like)),
             unlike=tuple(example.example() for example in self.unlike),
             k=k,
-            where=self.where,
-            min_score=self.min_score,
-            diversity=self.diversity,
-            exact=self.exact,
-            collapse_duplicates=self.collapse_duplicates,
+            **self.model_dump(include=OPTIONS),
         )
 
 

@@ -60,3 +60,52 @@ def test_a_second_run_finds_all_made(library: Any) -> None:
 def test_an_unknown_index_is_named(library: Any) -> None:
     with pytest.raises(MissingArtifactError, match="Existing: digits-tiny"):
         find_relations(GraphJobConfig(index="other"), library.context)
+
+
+def test_what_pictures_are_to_each_other_follows_changes_of_the_index(
+    library: Any, make_vectors: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    common = ["--index", library.index, "--workspace", library.location]
+    graph = ["graph", *common, "--k", "5", "--map.method", "pca", "--threshold", "0.9"]
+    assert main([*graph]) == 0
+    assert main(["remove", *common, "--ids", "4"]) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "neighbours, near-duplicates, map: carried on from v000001, " in said
+    files = sorted(library.pictures.glob("*/*.png"))
+    shutil.copy(files[0], files[0].with_name("zz-copy.png"))
+    library.rescan()
+    make_vectors(library.workspace, library.workspace.open_encoder("tiny"))
+    index = ["index", "--corpus", "digits", "--encoder", "tiny", "--workspace", library.location]
+    assert main([*index, "--num-queries", "10"]) == 0
+    assert "map: carried on from v000002, " in " ".join(capsys.readouterr().out.split())
+    collection = Collection.open(library.workspace, library.index)
+    searcher = collection.searcher
+    assert collection.version == "v000003"
+    carried = NeighbourGraph.open(searcher)
+    assert (carried.door["carried_from"], carried.k) == ("v000002", 5)
+    ids, neighbours, scores = (np.concatenate(c) for c in zip(*carried.iter_pieces(), strict=True))
+    assert ids.tolist() == searcher.ids.tolist() == [n for n in range(31) if n != 4]
+    vectors = searcher.vectors_of(ids)
+    cosines = vectors @ vectors.T
+    np.fill_diagonal(cosines, -np.inf)
+    np.testing.assert_allclose(scores, -np.sort(-cosines, axis=1)[:, :5], atol=1e-3)
+    first = int(library.catalog.rows([30])[0].id)
+    copy_of = next(row.id for row in library.catalog.by_uri() if row.uri == str(files[0]))
+    assert copy_of in neighbours[ids.tolist().index(first)]
+    assert {copy_of, 30} <= set(DuplicateGroups.open(searcher).members(30).tolist())
+    assert DuplicateGroups.open(searcher).threshold == 0.9
+    assert open_map(searcher)["id"].to_pylist() == ids.tolist()
+    assert main(["graph", *common, "--k", "5", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["carried_from"] == "v000002", "found, not made again"
+
+
+def test_relations_that_cannot_be_carried_on_are_said_to_be_missing(
+    library: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    common = ["--index", library.index, "--workspace", library.location]
+    assert main(["graph", *common, "--k", "5", "--map.method", "none"]) == 0
+    assert main(["remove", *common, "--ids", *map(str, range(12))]) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "not carried on; make them: lookalike graph --index digits-tiny (too much" in said
+    with pytest.raises(MissingArtifactError, match="has no graph yet"):
+        NeighbourGraph.open(Collection.open(library.workspace, library.index).searcher)

@@ -121,6 +121,25 @@ def test_what_is_not_there_changes_nothing_and_all_of_it_is_refused(library: Any
     assert len(held(library)) == 30
 
 
+def test_ids_that_were_named_in_vain_are_counted_and_named(
+    library: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    common = ["--index", library.index, "--workspace", library.location]
+    assert main(["remove", *common, "--ids", "3", "99999", "4"]) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "changed: 2 removed" in said
+    assert "1 of 3 are not in the index: 99999" in said
+    assert main(["remove", *common, "--ids", "3", *map(str, range(100, 110))]) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "11 of 11 are not in the index: 3, 100, 101, 102, 103, ..." in said
+    assert main(["remove", *common, "--restore", "--ids", "3", "5"]) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "1 of 2 were not removed from it: 5" in said
+    assert 3 in held(library)
+    assert main(["remove", *common, "--restore"]) == 0
+    assert " of " not in capsys.readouterr().out.split("stay out")[-1].split("card:")[-1]
+
+
 def test_people_are_told_what_was_done_and_what_is_due(
     library: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -206,3 +206,29 @@ def test_near_duplicates_are_collapsed_once_they_were_found(
 def test_questions_without_an_answer_say_why(library: Any, options: Any, said: str) -> None:
     with pytest.raises((ValueError, FileNotFoundError), match=said):
         asked(library, **options)
+
+
+def test_the_best_score_to_any_example_ranks_what_none_lies_between(library: Any) -> None:
+    vectors = Searcher.open(library.folder("indexes", library.index)).vectors_of(range(30))
+    other = query(library, 8)
+    report = asked(library, like=("3", other), unlike=("20",), combine="best", k=28)
+    merits = [one - vectors[20] for one in (vectors[3], vectors[8])]
+    merits = [merit / np.linalg.norm(merit) for merit in merits]
+    best = np.max(vectors @ np.transpose(merits), axis=1)
+    expected = [int(picture) for picture in np.argsort(-best) if picture not in (3, 20)]
+    assert [hit["id"] for hit in report["hits"]][:12] == expected[:12]
+    bound = report["hits"][9]["score"] - 1e-4
+    reaching = asked(library, like=("3", other), unlike=("20",), combine="best", min_score=bound)
+    assert reaching["reaching"] == 10
+    assert [hit["id"] for hit in reaching["hits"]] == [hit["id"] for hit in report["hits"][:10]]
+    one = asked(library, like=("3",), unlike=("20",), combine="best")
+    assert one["hits"] == asked(library, like=("3",), unlike=("20",))["hits"], "one is the mean"
+
+
+def test_what_best_has_no_use_for_is_refused(library: Any) -> None:
+    with pytest.raises(ValueError, match=r"weights \[2\.0\].*only 1 is allowed"):
+        asked(library, like=("3:2",), combine="best")
+    with pytest.raises(ValueError, match="without an example to be like"):
+        asked(library, unlike=("3",), combine="best")
+    with pytest.raises(ValueError, match="combine is 'most'; allowed is mean or best"):
+        asked(library, like=("3",), combine="most")

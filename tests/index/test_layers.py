@@ -17,7 +17,9 @@ from index.projection import MapConfig, build_map, open_map
 from index.ranking import Ranking, diverse
 from index.search import Searcher
 from index.update import Instructions, remove_pictures, update_index
-from index.vectors import VectorFile, VectorWriter, unit
+from index.vector_sets import iter_rows
+from index.vector_writer import VectorWriter
+from index.vectors import VectorFile, unit
 
 DIM = 3
 
@@ -61,7 +63,7 @@ def test_what_is_alive_reads_as_one_sorted_table(place, base, added, data):
     rows = rows[rows < len(expected)]
     np.testing.assert_array_equal(live.rows_of(expected[rows]), rows)
     np.testing.assert_array_equal(live.gather(rows), vectors[rows])
-    for stream, order in ((live.iter_rows(rows, 4), rows), (live.iter_batches(5), slice(None))):
+    for stream, order in ((iter_rows(live, rows, 4), rows), (live.iter_batches(5), slice(None))):
         parts = [(np.empty(0, np.int64), np.empty((0, DIM), np.float32)), *stream]
         np.testing.assert_array_equal(np.concatenate([p[0] for p in parts]), expected[order])
         np.testing.assert_array_equal(np.concatenate([p[1] for p in parts]), vectors[order])

@@ -162,3 +162,34 @@ def test_ids_that_lie_thin_are_selected_without_a_bitmap_as_long_as_the_last() -
     members = [i for i in range(40) if dense.selector.is_member(i)]
     assert members == [0, 7, 8, 19]
     assert Selection.of_ids(ids, np.array([5])).selector is not None
+
+
+def test_many_queries_at_once_are_answered_as_one_by_one(searcher: Searcher, way: str) -> None:
+    """In blocks too: each query walks through the lists by itself."""
+    rng = np.random.default_rng(8)
+    queries = rng.normal(size=(30, DIM))
+    for rows in selections(searcher, 0.3).values():
+        chosen = searcher.select(searcher.ids[rows])
+        together = searcher.search(queries, 7, within=chosen)
+        singly = [searcher.search(query[None], 7, within=chosen) for query in queries]
+        np.testing.assert_array_equal(together.ids, np.concatenate([one.ids for one in singly]))
+        assert all(len(set(row)) == 7 for row in together.ids.tolist()), "no list is visited twice"
+
+
+def test_clusters_whose_centres_have_nothing_in_common_are_found_by_far_queries(
+    publish_store: Any, clustered: Any, tmp_path: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No cluster lies between a query and those selected: its neighbours lie anywhere."""
+    monkeypatch.setattr(planner, "GATHER_NS", 1e9)
+    monkeypatch.setattr(subset, "KEPT_BYTES", 0)
+    vectors, _ = clustered(12_000, 64, classes=400, noise=0.7)
+    store = publish_store(Folder.at(tmp_path / "set"), vectors)
+    build_index(store, Folder.at(tmp_path / "ix"), IndexConfig(kind="ivf", num_queries=200))
+    found = Searcher.open(tmp_path / "ix", verify="sizes")
+    rows = np.arange(6000)  # rows are sorted by cluster
+    chosen = found.select(found.ids[rows])
+    queries = found.vectors_of(found.ids[6000::60])
+    hits = found.search(queries, 10, within=chosen)
+    assert hits.plan.way == "lists"
+    truth = best_scores(found, queries, 10, rows)
+    assert (hits.scores >= truth[:, -1:] - TIE).mean() >= 0.95

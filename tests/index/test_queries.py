@@ -7,7 +7,8 @@ from index.build import build_index
 from index.choose import IndexConfig
 from index.measure import exact_top_k
 from index.queries import QuerySet, draw_rows, draw_samples
-from index.vectors import VectorFile, VectorWriter, unit
+from index.vector_writer import VectorWriter
+from index.vectors import VectorFile, unit
 
 
 @pytest.fixture

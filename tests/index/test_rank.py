@@ -17,7 +17,8 @@ from index.planner import Planner
 from index.rank import MAX_DROPPED, Ranker, best_first
 from index.search import Searcher
 from index.selection import Selection
-from index.vectors import VectorFile, VectorWriter, unit
+from index.vector_writer import VectorWriter
+from index.vectors import VectorFile, unit
 
 NUM_ROWS, DIM, COPIES = 1500, 16, 25
 

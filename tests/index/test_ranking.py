@@ -9,6 +9,7 @@ import pytest
 
 from index.examples import combine_examples
 from index.ranking import Ranking, diverse
+from index.vectors import unit
 
 
 class Pairs:
@@ -135,3 +136,30 @@ def test_negatives_alone_find_what_is_least_like_them(shared_searcher: Any) -> N
 def test_examples_that_point_nowhere_are_refused(arguments: Any, options: Any, said: str) -> None:
     with pytest.raises(ValueError, match=said):
         combine_examples(*arguments, **options)
+
+
+@pytest.mark.parametrize("diversity", [0.0, 0.4])
+def test_one_answer_to_several_queries_ranks_by_the_best_score(
+    shared_searcher: Any, diversity: float
+) -> None:
+    """Within a selection, tuned, exact and with variety: the brute-force maximum decides."""
+    ids = shared_searcher.ids
+    vectors = shared_searcher.vectors_of(ids)
+    queries = unit(vectors[[4, 300, 599]])
+    best = (queries @ vectors.T).max(axis=0)
+    even = shared_searcher.select(ids[::2])
+    for within, rows in ((None, np.arange(len(ids))), (even, np.arange(0, len(ids), 2))):
+        order = rows[np.argsort(-best[rows], kind="stable")]
+        hits = shared_searcher.search(
+            queries, 12, within=within, ranking=Ranking(diversity=diversity, any_of=True)
+        )
+        assert hits.ids.shape == (1, 12)
+        if not diversity:
+            np.testing.assert_allclose(hits.scores[0], best[order[:12]], atol=1e-3)
+        places = np.searchsorted(ids, hits.ids[0])
+        np.testing.assert_allclose(hits.scores[0], best[places], atol=1e-3)
+    everything = shared_searcher.search(queries, 1000, ranking=Ranking(any_of=True))
+    assert (sorted(everything.ids[0]), everything.flags) == (ids.tolist(), {"short"})
+    reach = shared_searcher.range_search(queries, 0.3, any_of=True)
+    assert reach.num_matching.tolist() == [(best >= 0.3).sum()]
+    assert set(reach.ids.tolist()) == set(ids[best >= 0.3].tolist())

@@ -29,7 +29,7 @@ def test_a_range_holds_all_that_reach_the_score(shared_searcher: Any, min_score:
 def test_a_limited_range_counts_all_and_lists_the_nearest(
     shared_searcher: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("index.vectors.VectorFile.iter_rows.__defaults__", (7,))
+    monkeypatch.setattr("index.vector_sets.iter_rows.__defaults__", (7,))
     query = shared_searcher.vectors_of(shared_searcher.ids[:1])
     found = shared_searcher.range_search(query, -1, limit=5)
     assert found.ids.tolist() == truth(shared_searcher, query[0], -1)[:5]

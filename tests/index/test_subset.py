@@ -11,7 +11,8 @@ import pytest
 from index import subset
 from index.selection import Selection
 from index.subset import MAX_KEPT, Subsets
-from index.vectors import VectorFile, VectorWriter, unit
+from index.vector_writer import VectorWriter
+from index.vectors import VectorFile, unit
 
 NUM_ROWS, DIM = 700, 12
 

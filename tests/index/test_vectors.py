@@ -7,7 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from index import vectors as vectors_module
-from index.vectors import VectorFile, VectorWriter, require_ids, unit, widen
+from index.vector_writer import VectorWriter
+from index.vectors import VectorFile, require_ids, unit, widen
 
 
 def write(path, ids, rows, piece, *, mapped=True):

@@ -31,6 +31,11 @@ def test_a_filter_and_examples_go_with_an_id_or_an_upload(reader: TestClient, sh
         reader, shapes.index, like=[{"id": 1}, {"id": 2, "weight": 2}], unlike=[{"id": 40}], k=3
     ).json()
     assert {1, 2, 40}.isdisjoint(hit["id"] for hit in mixed["hits"])
+    likes = {"like": [{"id": 1}, {"id": 40}], "combine": "best", "k": 60}
+    scores = {hit["id"]: hit["score"] for hit in ask(reader, shapes.index, **likes).json()["hits"]}
+    for example in (1, 40):
+        for hit in ask(reader, shapes.index, id=example, k=60).json()["hits"]:
+            assert scores.get(hit["id"], 1) >= hit["score"] - 1e-6, "the best of both"
     uploaded = send(reader, shapes.index, shapes.jpeg("cross", 3), where="name like 'cross%'")
     assert uploaded.json()["hits"][0]["name"] == "cross-03.png"
 
