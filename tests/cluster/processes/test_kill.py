@@ -294,6 +294,7 @@ def test_kills_of_workers_and_drivers_at_random_moments_cost_no_bit(
             until(
                 lambda begun=begun: len(read_run(folder).get("attempts", [])) > begun,
                 "the next attempt",
+                driver,
             )
             target = before + dice.randint(1, 12)
             in_save = dice.random() < 0.5
@@ -302,6 +303,7 @@ def test_kills_of_workers_and_drivers_at_random_moments_cost_no_bit(
                     newest_step(folder) >= min(target, 80) and (is_saving(folder) or not in_save)
                 ),
                 "progress",
+                driver,
             )
             kill()
         driver.communicate()
