@@ -59,7 +59,7 @@ CASES = {
     "png-32": Case(
         title="PNGs of 32 px, at 32 px",
         size=32,
-        num=8_192,
+        num=60_000,
         shard_rows=2048,
         write=small_pngs,
         goal=2.0,

@@ -115,7 +115,6 @@ def embed(config: EmbedConfig, context: Context) -> dict[str, Any]:
         "name": config.set_name,
         "encoder": config.encoder,
         "decode_limit_s": config.decode_limit_s,
-        "profile": context.where.profile_settings(),
     }
     job = ShardJob(
         f"embed {config.set_name}",

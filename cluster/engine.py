@@ -221,7 +221,7 @@ def _check_room(profile: Profile, where: Where, total: Mapping[str, float]) -> N
         ("num_workers", "worker", profile.cpus_per_worker, profile.gpus_per_worker),
         ("embed_actors", "actor", profile.cpus_per_actor, profile.gpus_per_actor),
     ):
-        number = getattr(profile, count)
+        number = getattr(profile, count) or 1  # actors share the CPUs of one
         kept_free = 2 if of == "actor" and profile.decode_tasks else 1
         if number * each_cpus > cpus - kept_free or number * each_gpus > gpus:
             raise ValueError(

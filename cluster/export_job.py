@@ -1,18 +1,19 @@
 """export: an encoder as files that other programs run without lookalike.
 
-1. Write the files, and a card with the Python that uses them, into a scratch folder. 2. Run that
-Python there, in a process of its own, on real pictures; its vectors have to be the encoder's.
-3. Only then publish the folder, by one rename.
+1. Write the files into a hidden folder beside the one asked for. 2. Run the Python of their card
+there, in a process of its own, on real pictures; its vectors have to be the encoder's. 3. Only then
+publish them with the card, by one rename. What a killed export leaves, the next one clears.
 """
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import subprocess
 import sys
 import tempfile
-import uuid
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,7 @@ from index.artifact import (
     open_door,
     publish,
 )
+from index.lock import sole_writer
 
 __all__ = ["ExportConfig", "export"]
 
@@ -44,6 +46,8 @@ MIN_COSINE = 0.9999
 NUM_PICTURES = 30
 """Pictures of a corpus that an export is checked on, beside two photographs."""
 TIMEOUT_S = 600
+NEW = "export"
+"""Name of the finished folder beside its check, before it gets the one asked for."""
 
 CHECK = """
 import sys
@@ -85,20 +89,36 @@ def export(config: ExportConfig, context: Context) -> dict[str, Any]:
         MissingArtifactError: there is no such encoder or corpus.
         FileNotFoundError: there is no folder to make ``out`` in.
         FileExistsError: ``out`` holds something else.
-        ValueError: the format cannot hold this encoder or needs a package that is missing, or the
-            export does not give the encoder's vectors; nothing is written then.
+        ValueError: the format cannot hold this encoder or needs a package that is missing, another
+            process exports to ``out``, or the export does not give the encoder's vectors; nothing
+            is written then.
     """
-    workspace = context.workspace
-    encoder = workspace.open_encoder(config.encoder)
+    encoder = context.workspace.open_encoder(config.encoder)
     encoder.dim(config.layer)  # refuses a layer that it lacks, before anything is looked at
     out = config.out.expanduser().resolve()
+    config = replace(config, out=out)
     known = _published(config, encoder, out)
-    if known is not None:
-        return _report(config, out, known, note="was there already, unchanged")
+    if known is None:
+        with _beside(out) as scratch:
+            door = _export(config, encoder, context, scratch)
+            _move(scratch / NEW, out)
+        return _report(config, door)
+    if _hidden(out).exists():
+        # One that was killed at its very end has left it; one that is there now clears it itself.
+        with contextlib.suppress(ValueError), _beside(out):
+            pass
+    return _report(config, known, note="was there already, unchanged")
+
+
+def _export(
+    config: ExportConfig, encoder: Encoder, context: Context, scratch: Path
+) -> dict[str, Any]:
+    """Make and check the export as the folder `NEW` of a scratch folder; returns its door."""
+    workspace = context.workspace
     source, pixels = _pictures(config, workspace, encoder.config.preprocess)
     context.say(f"export: writing {config.to}, then running it on {len(pixels)} pictures")
     files = export_files(encoder, config.to, config.layer)
-    cosine = _lowest_cosine(files, encoder, pixels, config)
+    cosine = _lowest_cosine(files, encoder, pixels, config, scratch)
     checked = f"On {len(pixels)} pictures ({source}) the lowest cosine to lookalike's own vectors"
     notes = CardNotes(
         name=config.encoder,
@@ -106,9 +126,12 @@ def export(config: ExportConfig, context: Context) -> dict[str, Any]:
         origin=_origin(workspace, config.encoder),
     )
     files[CARD_FILE] = export_card(encoder, config.to, config.layer, notes).encode()
+    folder = Folder.at(scratch / NEW)
+    for name, data in files.items():
+        folder.write_atomic(name, data)
     body = {
         "id": encoder.encoder_id,
-        "config": {**asdict(config), "out": out.name},
+        "config": {**asdict(config), "out": config.out.name},
         "to": config.to,
         "layer": config.layer,
         "parents": {"encoder_id": encoder.encoder_id, "encoder": config.encoder},
@@ -117,7 +140,34 @@ def export(config: ExportConfig, context: Context) -> dict[str, Any]:
         "lowest_cosine": cosine,
         "versions": library_versions("torch", "torchvision", "onnx", "onnxruntime", "timm"),
     }
-    return _report(config, out, _publish(out, files, body))
+    return publish(folder, "export", body, list(files))
+
+
+def _hidden(out: Path) -> Path:
+    return out.with_name(f".{out.name}.export")
+
+
+@contextlib.contextmanager
+def _beside(out: Path) -> Iterator[Path]:
+    """A hidden folder beside ``out`` for one process, empty but for its lock; gone afterwards."""
+    scratch = _hidden(out)
+    with sole_writer(Folder.at(scratch), f"exporting to {out.name}"):
+        try:
+            for left in scratch.iterdir():
+                if left.is_dir():
+                    shutil.rmtree(left)
+            yield scratch
+        finally:
+            shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _move(folder: Path, out: Path) -> None:
+    try:
+        folder.rename(out)
+    except OSError as error:
+        if not out.exists():
+            raise
+        raise _occupied(out, "files that were put there in the meantime") from error
 
 
 def _published(config: ExportConfig, encoder: Encoder, out: Path) -> dict[str, Any] | None:
@@ -172,15 +222,19 @@ def _pictures(
 
 
 def _lowest_cosine(
-    files: dict[str, bytes], encoder: Encoder, pixels: NDArray[np.uint8], config: ExportConfig
+    files: dict[str, bytes],
+    encoder: Encoder,
+    pixels: NDArray[np.uint8],
+    config: ExportConfig,
+    scratch: Path,
 ) -> float:
     """Lowest cosine between the encoder's vectors and those that the card's own lines give."""
-    with tempfile.TemporaryDirectory(prefix="lookalike-export-") as scratch:
-        folder = Path(scratch, "export")
+    with tempfile.TemporaryDirectory(dir=scratch) as place:
+        folder = Path(place, "export")
         folder.mkdir()
         for name, data in files.items():
             (folder / name).write_bytes(data)
-        asked, answered = Path(scratch, "pixels.npy"), Path(scratch, "vectors.npy")
+        asked, answered = Path(place, "pixels.npy"), Path(place, "vectors.npy")
         np.save(asked, pixels)
         program = usage(encoder, config.to, config.layer) + CHECK
         command = [sys.executable, "-P", "-W", "ignore", "-c", program, str(asked), str(answered)]
@@ -224,34 +278,13 @@ def _origin(workspace: Workspace, name: str) -> dict[str, str]:
     return rows
 
 
-def _publish(out: Path, files: dict[str, bytes], body: dict[str, Any]) -> dict[str, Any]:
-    """Write beside ``out``, then rename; whatever fails before leaves nothing."""
-    staging = out.with_name(f".{out.name}-{uuid.uuid4().hex}")
-    folder = Folder.at(staging)
-    try:
-        for name, data in files.items():
-            folder.write_atomic(name, data)
-        door = publish(folder, "export", body, list(files))
-        try:
-            staging.rename(out)
-        except OSError as error:
-            if not out.exists():
-                raise
-            raise _occupied(out, "files that were put there in the meantime") from error
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
-    return door
-
-
-def _report(
-    config: ExportConfig, out: Path, door: dict[str, Any], note: str | None = None
-) -> dict[str, Any]:
+def _report(config: ExportConfig, door: dict[str, Any], note: str | None = None) -> dict[str, Any]:
     return {
         "encoder": config.encoder,
         "encoder_id": door["id"],
         "to": config.to,
         "layer": config.layer,
-        "out": str(out),
+        "out": str(config.out),
         "files": sorted(door["files"]),
         "bytes": sum(record["bytes"] for record in door["files"].values()),
         "checked_on": door["checked_on"],

@@ -12,11 +12,12 @@ from cluster.context import Context
 from cluster.workspace import check_name
 from encoders.encoder import Encoder
 from encoders.foreign import Foreign, foreign_encoder, from_file, from_timm, from_torchvision
-from index.artifact import Folder, library_versions, open_door
+from index.artifact import Folder, library_versions, open_door, require_whole
 
 __all__ = ["ImportConfig", "import_encoder"]
 
 DOOR = "card.json"
+EXPORT_DOOR = "export.json"
 SUFFIX = ".safetensors"
 TORCHVISION, TIMM = "torchvision:", "timm:"
 
@@ -61,6 +62,7 @@ def import_encoder(config: ImportConfig, context: Context) -> dict[str, Any]:
 
     Raises:
         FileNotFoundError: there is no such file.
+        CorruptArtifactError: it lies in an export and is not what was exported.
         ValueError: the source is not known or cannot be loaded, or an encoder of this name is
             another one.
     """
@@ -101,9 +103,18 @@ def _foreign(config: ImportConfig) -> Foreign:
         raise FileNotFoundError(
             f"{source}: no such file. Give a {SUFFIX} file, torchvision:NAME or timm:NAME."
         )
+    _require_as_exported(path)
     return from_file(
         path.read_bytes(), path.name, architecture=config.architecture, size=config.size
     )
+
+
+def _require_as_exported(path: Path) -> None:
+    """Refuse a file that is not what the export's door beside it says; others vouch for nothing."""
+    folder = Folder.at(path.parent)
+    if folder.exists(EXPORT_DOOR):
+        door = open_door(folder, "export", verify="sizes")
+        require_whole(folder, door, {path.name} & set(door["files"]))
 
 
 def _is_published(folder: Folder, config: ImportConfig, encoder: Encoder) -> bool:

@@ -7,6 +7,7 @@ position without copying.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import stat
@@ -27,6 +28,7 @@ from cluster.decode_limit import DecodeLimit
 from cluster.plan import Shard, ShardRow, plan_shards
 from cluster.shard_job import ShardJob
 from cluster.shards import OUT_OF_REACH, read_data
+from cluster.where import Profile
 from cluster.workspace import Workspace
 from encoders.picture import (
     PictureError,
@@ -140,15 +142,15 @@ class PixelWork:
         location: the workspace.
         name: the cache's name.
         preprocess: the fields of `PreprocessConfig` that make the square.
-        num_threads: decoding threads.
+        profile: how many CPUs decode.
     """
 
     def __init__(
-        self, location: str, name: str, preprocess: dict[str, Any], num_threads: int
+        self, location: str, name: str, preprocess: dict[str, Any], profile: Profile
     ) -> None:
         self._folder = Workspace.at(location).folder("pixels", name)
         self._preprocess = PreprocessConfig(**preprocess)
-        self._pool = ThreadPoolExecutor(num_threads)
+        self._pool = ThreadPoolExecutor(max(1, profile.cpus_per_actor))
         self.limit = DecodeLimit()
         load_formats()
 
@@ -218,15 +220,15 @@ def build_pixels(
             f"({catalog.counts()}). Mend the files and scan again."
         )
     plan = digest([config, [shard.name for shard in shards]])
-    if (ready := _ready(folder, plan)) is not None:
-        return ready
     arguments = {
         "location": context.workspace.location,
         "name": name,
         "preprocess": square,
-        "num_threads": max(1, context.where.profile_settings().cpus_per_actor),
     }
     job = ShardJob(f"pixels {name}", folder, shards, PixelWork, arguments, error_budget)
+    if (ready := _ready(folder, plan)) is not None:
+        _clear_late(job, plan)
+        return ready
     with sole_writer(folder, "building these pixels"):
         door = _publish(folder, job.run(context), plan, config, catalog)
         # Workers of a run that is under way have the files of the door before mapped already.
@@ -244,6 +246,17 @@ def _ready(folder: Folder, plan: str) -> PixelCache | None:
         logger.warning("the pixel cache is damaged and will be mended: %s", error)
         return None
     return cache if cache.plan == plan and not OUT_OF_REACH & set(cache.failed) else None
+
+
+def _clear_late(job: ShardJob, plan: str) -> None:
+    """Clear for a build that was killed between its door and its clearing, unless one is at it."""
+    door = open_door(job.folder, "pixels", verify="sizes")
+    if not job.folder.is_local or not job.others(door):
+        return
+    with contextlib.suppress(ValueError), sole_writer(job.folder, "clearing these pixels"):
+        door = open_door(job.folder, "pixels", verify="sizes")
+        if door["plan"] == plan:
+            job.clear(door)
 
 
 def _publish(

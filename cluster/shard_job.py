@@ -46,7 +46,7 @@ class ShardJob:
         folder: the artefact's folder.
         shards: the whole plan.
         make_work: class of the `ShardWork`.
-        arguments: its keyword arguments.
+        arguments: its keyword arguments; it is given the ``profile`` as well.
         error_budget: share of failed pictures at which the job stops.
         retry_failed: do shards again that have failed pictures.
     """
@@ -115,14 +115,19 @@ class ShardJob:
 
         Give the door that was replaced as well as the new one: somebody may have it open.
         """
+        for name in self.others(*doors):
+            (self.folder / SHARD_FOLDER).remove(name)
+
+    def others(self, *doors: Mapping[str, Any]) -> set[str]:
+        """Names of the files that `clear` would delete."""
         named = {file for door in doors for file in door["files"]}
         named |= {f"{SHARD_FOLDER}/{shard.name}.json" for shard in self.shards}
         keep = {name.removeprefix(f"{SHARD_FOLDER}/") for name in named}
-        shards = self.folder / SHARD_FOLDER
+        found = set((self.folder / SHARD_FOLDER).names())
         if not self.folder.is_local:
             # No lock keeps others away there: their plan is theirs.
-            keep |= {name for name in shards.names() if name.startswith(PLAN)}
-        shards.remove_others("", keep=keep)
+            keep |= {name for name in found if name.startswith(PLAN)}
+        return found - keep
 
 
 class _Tally:
@@ -171,7 +176,7 @@ def _distribute(
     job: ShardJob, pending: list[Shard], plan: str, context: Context
 ) -> Iterator[dict[str, Any]]:
     """Records of the pending shards as Ray Data's actors finish them."""
-    with context.ray() as profile:
+    with context.ray() as whole:
         import ray
 
         table = pa.table(
@@ -181,12 +186,12 @@ def _distribute(
                 "number": [shard.number for shard in pending],
             }
         )
-        actors = min(profile.embed_actors, len(pending))
+        profile = whole.for_work(sum(map(len, pending)), len(pending))
         done = ray.data.from_arrow([table.slice(i, 1) for i in range(len(pending))]).map_batches(
             ShardActor,
             batch_size=1,
             batch_format="pyarrow",
-            compute=ray.data.ActorPoolStrategy(size=actors),
+            compute=ray.data.ActorPoolStrategy(size=profile.embed_actors),
             num_cpus=profile.cpus_per_actor,
             num_gpus=profile.gpus_per_actor,
             label_selector=profile.data_labels,
@@ -194,7 +199,7 @@ def _distribute(
                 "location": context.workspace.location,
                 "folder_path": job.folder.path,
                 "make_work": job.make_work,
-                "arguments": job.arguments,
+                "arguments": {**job.arguments, "profile": profile},
             },
         )
         for batch in done.iter_batches(batch_size=1, batch_format="pyarrow", prefetch_batches=0):

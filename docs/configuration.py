@@ -1,7 +1,8 @@
 """Writes ``configuration.md`` from the sources: every setting, its type, its default, and why.
 
-Settings are the dataclasses that users fill: those named ``...Config``, and ``Options``, ``Where``
-and ``Profile``. They are read from the syntax tree: nothing is imported, and none is forgotten.
+Settings are the dataclasses that users fill: those named ``...Config`` or ``...Options``, and
+``Where`` and ``Profile``. They are read from the syntax tree: nothing is imported, and none is
+forgotten.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ __all__ = ["render", "settings_of"]
 
 CHECKOUT = Path(__file__).resolve().parent.parent
 PAGE = CHECKOUT / "docs" / "configuration.md"
-ALSO = {"Options", "Where", "Profile"}
+ALSO = {"Where", "Profile"}
 ROOMS = {
     "encoders": "What to train (encoders)",
     "index": "What to index and classify (index)",
@@ -59,7 +60,7 @@ def fields_of(settings: ast.ClassDef) -> Iterator[tuple[str, str, str, str]]:
 
 
 def _is_settings(node: ast.ClassDef) -> bool:
-    named = node.name in ALSO or node.name.endswith("Config")
+    named = node.name in ALSO or node.name.endswith(("Config", "Options"))
     decorators = map(ast.unparse, node.decorator_list)
     return named and any(text.startswith("dataclass") for text in decorators)
 
@@ -84,6 +85,8 @@ def _plain(default: str) -> str:
 
 def _section(settings: ast.ClassDef, module: str) -> str:
     first_line = (ast.get_docstring(settings) or "").split("\n")[0]
+    for base in map(ast.unparse, settings.bases):
+        first_line += f" The settings of `{base}` come first."
     rows = [
         f"| `{name}` | `{kind.replace('|', chr(92) + '|')}` | `{default}` | {why} |"
         for name, kind, default, why in fields_of(settings)

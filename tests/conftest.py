@@ -340,7 +340,8 @@ def is_ours(error: Exception) -> bool:
     """Whether an error is one of this project's, in a sentence, and not some library's."""
     if type(error).__module__.partition(".")[0] in ROOMS:
         return True
-    plain = type(error) in (ValueError, FileNotFoundError) and not getattr(error, "errno", None)
+    kinds = (ValueError, FileExistsError, FileNotFoundError)
+    plain = type(error) in kinds and not getattr(error, "errno", None)
     return plain and len(str(error).split()) > 6
 
 

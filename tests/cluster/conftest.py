@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import inspect
 import io
 import logging
 import resource
+import textwrap
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +23,7 @@ import torch
 from PIL import Image
 from rich.console import Console
 
-from cluster import pretrain_job
+from cluster import pretrain_job, shard_job
 from cluster.catalog import Catalog
 from cluster.context import Context
 from cluster.pretrain_worker import train_worker
@@ -201,6 +203,36 @@ def s3_options() -> Iterator[str]:
         yield f"endpoint_override=127.0.0.1:{port}&scheme=http&region=us-east-1"
     finally:
         server.stop()
+
+
+def do_shards_here(job: Any, pending: Any, plan: str, context: Any) -> Iterator[Any]:
+    """Instead of Ray's actors, one of them in this process; its source is run by others, too."""
+    import json
+
+    from cluster.shard_actor import ShardActor
+
+    location = context.workspace.location
+    profile = context.where.profile_settings().for_work(sum(map(len, pending)), len(pending))
+    arguments = {**job.arguments, "profile": profile}
+    actor = ShardActor(location, job.folder.path, job.make_work, arguments)
+    for position, shard in enumerate(pending):
+        yield json.loads(actor.do(plan, position, shard.number))
+
+
+@pytest.fixture
+def shards_here(monkeypatch: pytest.MonkeyPatch) -> str:
+    """Has shards done without Ray, by the actor's own code; is the Python that does so elsewhere.
+
+    Indented as the code is that tests give to the `forge`.
+    """
+    monkeypatch.setattr(shard_job, "_distribute", do_shards_here)
+    source = (
+        "from typing import Any, Iterator\n"
+        "from cluster import shard_job\n"
+        f"{inspect.getsource(do_shards_here)}"
+        "shard_job._distribute = do_shards_here\n"
+    )
+    return textwrap.indent(source, "    ")
 
 
 class ScanHere(Protocol):

@@ -21,6 +21,7 @@ from cluster.plan import plan_shards, write_plan
 from cluster.scan_job import ScanConfig, scan
 from cluster.shard_actor import ShardActor
 from cluster.shards import committed
+from cluster.where import Profile
 from cluster.workspace import Workspace
 
 
@@ -84,7 +85,7 @@ def test_a_store_that_fails_in_mid_write_commits_nothing_and_is_gone_on_with(
         "location": context.workspace.location,
         "name": "mine",
         "preprocess": {"size": 16},
-        "num_threads": 1,
+        "profile": Profile(cpus_per_actor=1),
     }
     actor = ShardActor(context.workspace.location, folder.path, PixelWork, arguments)
     (shard,) = plan_shards(catalog, key="k", shard_rows=100)

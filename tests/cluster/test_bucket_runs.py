@@ -35,6 +35,7 @@ CONFIG = PretrainJobConfig(
     corpus="digits", name="run", training=TRAINING, checkpoint_every=4, log_every=1
 )
 NUM_STEPS = 12
+WAIT_S = 600
 DRIVER = """
 import sys
 from dataclasses import replace
@@ -120,6 +121,7 @@ def test_a_run_in_a_bucket_goes_on_after_a_kill_to_the_bits_of_one_on_disk(
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)
 def test_a_driver_that_is_killed_is_gone_on_with_from_its_bucket(
     scanned: Here, local_ray: Any
 ) -> None:
@@ -132,7 +134,7 @@ def test_a_driver_that_is_killed_is_gone_on_with_from_its_bucket(
     command = [sys.executable, "-c", DRIVER, context.workspace.location]
     driver = subprocess.Popen(command, env=environment, start_new_session=True)
     try:
-        deadline = time.monotonic() + 200
+        deadline = time.monotonic() + WAIT_S
         while not checkpoints(context):
             assert driver.poll() is None, "the run ended before it could be killed"
             assert time.monotonic() < deadline, "no checkpoint was written"

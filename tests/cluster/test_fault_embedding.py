@@ -9,9 +9,7 @@ from typing import Any
 
 import pytest
 
-from cluster import shard_job
 from cluster.catalog import Catalog
-from cluster.context import Context
 from cluster.decode_limit import DecodeLimit
 from cluster.embed_job import EmbedConfig, embed
 from cluster.plan import Plan, plan_shards, write_plan
@@ -26,26 +24,15 @@ pytestmark = pytest.mark.usefixtures("no_fsync")
 
 EMBED = """
     import io
-    import json
 
     import torch
     from rich.console import Console
 
-    from cluster import shard_job
     from cluster.context import Context
     from cluster.embed_job import EmbedConfig, embed
-    from cluster.shard_actor import ShardActor
     from cluster.workspace import Workspace
 
     torch.set_num_threads(1)
-
-    def here(job, pending, plan, context):
-        location = context.workspace.location
-        actor = ShardActor(location, job.folder.path, job.make_work, job.arguments)
-        for position, shard in enumerate(pending):
-            yield json.loads(actor.do(plan, position, shard.number))
-
-    shard_job._distribute = here
 
     def run(home):
         context = Context(Workspace.at(home), console=Console(file=io.StringIO()))
@@ -55,16 +42,8 @@ NAME = "mine-tiny"
 
 
 @pytest.fixture
-def embed_here(monkeypatch: pytest.MonkeyPatch, quiet: Any) -> Any:
-    """Embeds without Ray, by the actor's own code."""
-
-    def here(job: Any, pending: Any, plan: str, context: Context) -> Any:
-        location = context.workspace.location
-        actor = ShardActor(location, job.folder.path, job.make_work, job.arguments)
-        for position, shard in enumerate(pending):
-            yield json.loads(actor.do(plan, position, shard.number))
-
-    monkeypatch.setattr(shard_job, "_distribute", here)
+def embed_here(shards_here: str, quiet: Any) -> Any:
+    """Embeds without Ray."""
 
     def run(home: Path) -> dict[str, Any]:
         config = EmbedConfig(corpus="mine", encoder="tiny", shard_rows=4)
@@ -103,9 +82,8 @@ def answers(home: Path, verify: Any = "full") -> list[Any]:
 
 
 @pytest.mark.slow
-@pytest.mark.slow
 def test_whatever_is_killed_old_or_new_vectors_are_there_and_the_next_run_finishes(
-    home: Path, forge: Any, embed_here: Any
+    home: Path, forge: Any, embed_here: Any, shards_here: str
 ) -> None:
     before = answers(home)
     whole = shutil.copytree(home, home.with_name("whole"))
@@ -116,7 +94,7 @@ def test_whatever_is_killed_old_or_new_vectors_are_there_and_the_next_run_finish
     def check(home: Path, is_done: bool) -> None:
         assert answers(home) in ([after] if is_done else [before, after])
 
-    assert forge.walk(EMBED, home, check) > 25
+    assert forge.walk(shards_here + EMBED, home, check) > 25
 
 
 @pytest.mark.parametrize("verify", ["full", "sizes"])

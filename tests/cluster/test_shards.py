@@ -25,6 +25,7 @@ from cluster.scan_job import ScanConfig, scan
 from cluster.shard_actor import ShardActor, ShardError
 from cluster.shard_job import ErrorBudgetError, ShardJob
 from cluster.shards import commit, committed, read_picture
+from cluster.where import Profile
 from cluster.workspace import Workspace
 from encoders.picture import PreprocessConfig, open_picture
 from index.artifact import Folder, publish
@@ -49,7 +50,7 @@ def actor(context: Context) -> tuple[ShardActor, Folder]:
         "location": context.workspace.location,
         "name": "mine",
         "preprocess": {"size": SIZE},
-        "num_threads": 1,
+        "profile": Profile(cpus_per_actor=1),
     }
     return ShardActor(context.workspace.location, folder.path, PixelWork, arguments), folder
 
@@ -305,7 +306,6 @@ def test_what_a_worker_raises_comes_out_as_it_was_raised(
         "location": context.workspace.location,
         "name": "mine",
         "preprocess": {"size": SIZE},
-        "num_threads": 1,
     }
     with pytest.raises(ShardError, match=r"^\[Errno 21\] Is a directory") as raised:
         ShardJob("pixels", folder, [shard], PixelWork, arguments, 0.5).run(context)

@@ -20,7 +20,7 @@ def write_profile(folder: Path, fields: str, name: str = "mine") -> Path:
 def test_laptop_is_there_without_a_file_and_shares_the_cores(tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setattr("cluster.where.CHECKOUT", tmp_path)
     profile = Where().profile_settings()
-    assert profile.num_workers == profile.embed_actors == 1
+    assert (profile.num_workers, profile.embed_actors) == (1, 0)
     assert profile.cpus_per_worker == profile.cpus_per_actor == num_cores()
 
 
@@ -96,6 +96,40 @@ def test_shares_of_this_machine_are_refused_on_a_cluster() -> None:
 def test_a_share_is_at_least_one_core_and_a_stated_number_stays() -> None:
     shared = Profile(num_workers=4, embed_actors=2, cpus_per_actor=3).on_machine(2)
     assert (shared.cpus_per_worker, shared.cpus_per_actor) == (1, 3)
+
+
+@pytest.mark.parametrize(
+    ("cores", "num_pictures", "num_shards", "expected"),
+    [
+        (2, 5_000, 2, (1, 2)),
+        (2, 60_000, 15, (2, 1)),
+        (2, 60_000, 1, (1, 2)),
+        (16, 60_000, 15, (4, 4)),
+        (16, 20_000, 5, (2, 8)),
+        (1, 60_000, 15, (1, 1)),
+        (3, 0, 0, (1, 3)),
+    ],
+)
+def test_so_many_actors_start_by_themselves_as_the_work_is_worth(
+    cores: int, num_pictures: int, num_shards: int, expected: tuple[int, int]
+) -> None:
+    profile = Profile(embed_actors=0).on_machine(cores).for_work(num_pictures, num_shards)
+    assert (profile.embed_actors, profile.cpus_per_actor) == expected
+
+
+def test_a_stated_number_of_actors_stays_and_one_of_a_gpu_is_one() -> None:
+    stated = Profile(embed_actors=3, cpus_per_actor=2)
+    assert stated.for_work(10, 8) == stated
+    assert stated.for_work(10, 2).embed_actors == 2
+    assert Profile(embed_actors=0, cpus_per_actor=8, gpus_per_actor=1).for_work(10**6, 99) == (
+        Profile(embed_actors=1, cpus_per_actor=8, gpus_per_actor=1)
+    )
+
+
+def test_as_many_actors_as_there_is_use_for_are_refused_on_a_cluster(tmp_path: Path) -> None:
+    path = write_profile(tmp_path, "cpus_per_worker: 1\ncpus_per_actor: 1\nembed_actors: 0")
+    with pytest.raises(ValueError, match="embed_actors 0 in profile"):
+        Where(profile="mine", ray_config=path, address="10.0.0.1:6379").profile_settings()
 
 
 def test_pools_become_label_selectors() -> None:

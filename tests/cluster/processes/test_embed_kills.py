@@ -11,7 +11,6 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +27,7 @@ from index.embeddings import EmbeddingStore
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(900)]
 
+ACTOR = "ShardActor"
 NUM_KILLS = 8
 WAIT_S = 300
 
@@ -42,28 +42,6 @@ def vectors(workspace: Workspace, name: str) -> list[tuple[int, bytes]]:
     )
 
 
-def workers_of(pid: int) -> list[int]:
-    """Processes below one that do shards."""
-    parents: dict[int, int] = {}
-    titles: dict[int, bytes] = {}
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            try:
-                number = int(entry.name)
-                parents[number] = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
-                titles[number] = (entry / "cmdline").read_bytes()
-            except OSError:
-                continue
-
-    def lineage(number: int) -> Iterator[int]:
-        while number in parents:
-            yield number
-            number = parents[number]
-
-    named = [number for number, title in titles.items() if b"ShardActor" in title]
-    return [number for number in named if pid in lineage(number)]
-
-
 @pytest.fixture
 def context(tmp_path: Path, pictures: Any, make_encoder: Any) -> Context:
     context = Context(Workspace.at(tmp_path / "workspace"), console=Console(file=io.StringIO()))
@@ -74,7 +52,7 @@ def context(tmp_path: Path, pictures: Any, make_encoder: Any) -> Context:
 
 
 def test_workers_that_are_killed_in_mid_shard_change_nothing(
-    context: Context, local_ray: Any
+    context: Context, processes_below: Any, local_ray: Any
 ) -> None:
     embed(EmbedConfig(corpus="digits", encoder="tiny", shard_rows=4, name="whole"), context)
     config = EmbedConfig(corpus="digits", encoder="tiny", shard_rows=4, name="killed")
@@ -84,7 +62,7 @@ def test_workers_that_are_killed_in_mid_shard_change_nothing(
     killed: set[int] = set()
     until = time.monotonic() + WAIT_S
     while len(killed) < 2 and job.is_alive() and time.monotonic() < until:
-        for number in set(workers_of(os.getpid())) - killed:
+        for number in set(processes_below(os.getpid(), ACTOR)) - killed:
             os.kill(number, signal.SIGKILL)
             killed.add(number)
         time.sleep(0.05)
@@ -106,7 +84,10 @@ def num_committed(workspace: Workspace, name: str) -> int:
 
 
 @pytest.mark.slow
-def test_whatever_is_killed_the_vectors_are_those_of_an_unharmed_run(context: Context) -> None:
+@pytest.mark.timeout(2400)
+def test_whatever_is_killed_the_vectors_are_those_of_an_unharmed_run(
+    context: Context, processes_below: Any
+) -> None:
     """The driver with its whole Ray; in half of the cases, workers a moment before."""
     workspace = context.workspace
     subprocess.run(command(workspace, "whole"), cwd=CHECKOUT, capture_output=True, check=True)
@@ -121,11 +102,13 @@ def test_whatever_is_killed_the_vectors_are_those_of_an_unharmed_run(context: Co
         ) as driver:
             until_s = time.monotonic() + WAIT_S
             target = num_committed(workspace, "killed") + rng.randint(0, 5)
-            while num_committed(workspace, "killed") < target or not workers_of(driver.pid):
+            while num_committed(workspace, "killed") < target or not processes_below(
+                driver.pid, ACTOR
+            ):
                 assert time.monotonic() < until_s
                 if driver.poll() is not None:
                     break
-            victims = workers_of(driver.pid) if rng.random() < 0.5 else []
+            victims = processes_below(driver.pid, ACTOR) if rng.random() < 0.5 else []
             for number in victims:
                 os.kill(number, signal.SIGKILL)
             if victims:

@@ -70,25 +70,6 @@ if "ray_config" in given:
 where = Where(**given)
 pretrain(config, Context(Workspace.at(location), where, console=Console(file=sys.stderr)))
 """
-NODES = """
-import os, sys
-os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = "15"
-from ray.cluster_utils import Cluster
-cluster = Cluster(
-    initialize_head=True,
-    head_node_args={"num_cpus": 0, "object_store_memory": 100 << 20, "include_dashboard": False},
-)
-add = lambda: cluster.add_node(num_cpus=2, object_store_memory=100 << 20)
-nodes = [add(), add()]
-print(cluster.address, flush=True)
-for line in sys.stdin:
-    if line.strip() == "kill":
-        cluster.remove_node(nodes.pop(), allow_graceful=False)
-    else:
-        nodes.append(add())
-    print("done", flush=True)
-cluster.shutdown()
-"""
 
 
 def config_of(name: str) -> PretrainJobConfig:
@@ -171,23 +152,19 @@ def until(
         time.sleep(0.002)
 
 
-def training_workers(ancestor: int) -> list[int]:
-    """Processes of workers below one of ours, and not of another Ray on this machine."""
-    listed = subprocess.run(
-        ["ps", "-axo", "pid=,ppid=,command="], capture_output=True, text=True, check=True
-    )
-    rows = [line.split(None, 2) for line in listed.stdout.splitlines()]
-    parents = {int(pid): int(parent) for pid, parent, *_ in rows}
-
-    def is_ours(pid: int) -> bool:
-        return pid == ancestor or (pid in parents and is_ours(parents[pid]))
-
-    return [int(row[0]) for row in rows if "RayTrainWorker" in row[-1] and is_ours(int(row[0]))]
+Kill = Callable[[int, random.Random], None]
 
 
-def kill_a_worker(ancestor: int, dice: random.Random) -> None:
-    for pid in dice.sample(workers := training_workers(ancestor), min(1, len(workers))):
-        os.kill(pid, signal.SIGKILL)
+@pytest.fixture
+def kill_a_worker(processes_below: Any) -> Kill:
+    """Kills one of the workers below a process, if there is one yet."""
+
+    def kill(ancestor: int, dice: random.Random) -> None:
+        workers = processes_below(ancestor, "RayTrainWorker")
+        for pid in dice.sample(workers, min(1, len(workers))):
+            os.kill(pid, signal.SIGKILL)
+
+    return kill
 
 
 def assert_little_was_lost(folder: Folder, num_kills: int) -> None:
@@ -200,7 +177,7 @@ def assert_little_was_lost(folder: Folder, num_kills: int) -> None:
 
 
 def test_a_worker_killed_in_mid_save_and_at_random_costs_an_interval_and_no_bit(
-    context: Context,
+    context: Context, kill_a_worker: Kill
 ) -> None:
     folder = context.workspace.folder("runs", "killed")
     dice = random.Random(0)
@@ -299,7 +276,10 @@ def test_ctrl_c_in_a_terminal_leaves_an_encoder_and_the_run_goes_on_to_the_same_
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", [1, 2])
 def test_kills_of_workers_and_drivers_at_random_moments_cost_no_bit(
-    context: Context, start_driver: Callable[..., subprocess.Popen[str]], seed: int
+    context: Context,
+    start_driver: Callable[..., subprocess.Popen[str]],
+    kill_a_worker: Kill,
+    seed: int,
 ) -> None:
     folder = context.workspace.folder("runs", "killed")
     dice = random.Random(seed)
@@ -314,6 +294,7 @@ def test_kills_of_workers_and_drivers_at_random_moments_cost_no_bit(
             until(
                 lambda begun=begun: len(read_run(folder).get("attempts", [])) > begun,
                 "the next attempt",
+                driver,
             )
             target = before + dice.randint(1, 12)
             in_save = dice.random() < 0.5
@@ -322,6 +303,7 @@ def test_kills_of_workers_and_drivers_at_random_moments_cost_no_bit(
                     newest_step(folder) >= min(target, 80) and (is_saving(folder) or not in_save)
                 ),
                 "progress",
+                driver,
             )
             kill()
         driver.communicate()
@@ -330,41 +312,12 @@ def test_kills_of_workers_and_drivers_at_random_moments_cost_no_bit(
     np.testing.assert_array_equal(weights(context, "killed"), weights(context, "calm"))
 
 
-class Nodes:
-    """A head without CPUs and two nodes with two each, in a process of their own."""
-
-    def __init__(self) -> None:
-        self.process = subprocess.Popen(
-            [sys.executable, "-c", NODES],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            env={**os.environ, "PYTHONPATH": str(CHECKOUT)},
-        )
-        assert self.process.stdout is not None
-        self.address = self.process.stdout.readline().strip()
-
-    def tell(self, word: str) -> None:
-        assert self.process.stdin is not None
-        assert self.process.stdout is not None
-        self.process.stdin.write(f"{word}\n")
-        self.process.stdin.flush()
-        self.process.stdout.readline()
-
-
-@pytest.fixture
-def nodes() -> Iterator[Nodes]:
-    made = Nodes()
-    yield made
-    made.process.communicate(timeout=60)
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("least", [1, 0], ids=["elastic", "fixed"])
 def test_a_run_that_loses_a_node_goes_on_at_the_exact_step(
     context: Context,
     tmp_path: Path,
-    nodes: Nodes,
+    start_nodes: Any,
     start_driver: Callable[..., subprocess.Popen[str]],
     least: int,
 ) -> None:
@@ -374,11 +327,12 @@ def test_a_run_that_loses_a_node_goes_on_at_the_exact_step(
     )
     where = {"profile": "test", "ray_config": str(placed.where.ray_config)}
     folder = context.workspace.folder("runs", "lost")
+    nodes = start_nodes(head_cpus=0, node_cpus=2)
     driver = start_driver("lost", address=nodes.address, **where)
     until(lambda: newest_step(folder) > 2 * EVERY, "progress on two nodes", driver)
-    nodes.tell("kill")
+    nodes.lose()
     if not least:
-        nodes.tell("add")
+        nodes.add()
     _, said = driver.communicate(timeout=WAIT_S)
     assert driver.returncode == 0, said
     attempts = read_run(folder)["attempts"]
