@@ -215,7 +215,7 @@ def best_first(ids_QM: Ids, scores_QM: Floats, k: int) -> tuple[Ids, Floats]:
     [[9, 4, 7]]
     """
     if _falls(scores_QM):  # as FAISS leaves a part without equal scores
-        return ids_QM[:, :k], scores_QM[:, :k]
+        return ids_QM[:, :k].copy(), scores_QM[:, :k].copy()  # in one piece
     order = np.lexsort((ids_QM, -scores_QM), axis=-1)[:, :k]
     return np.take_along_axis(ids_QM, order, 1), np.take_along_axis(scores_QM, order, 1)
 

@@ -34,6 +34,7 @@ def test_rows_come_back_whatever_the_pieces_were(
     rows = rng.normal(size=(num_rows, 3)).astype(np.float16)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(vectors_module, "BATCH_ROWS", 8)
+        patch.setattr("index.vector_writer.BATCH_ROWS", 8)
         patch.setattr(vectors_module, "GATHER_ROWS", 5)
         file = write(path, ids, rows, piece, mapped=mapped)
         assert len(file) == num_rows
