@@ -111,16 +111,10 @@ def build_graph(
             return made
         k = min(config.k, len(searcher) - 1)
         find = partial(others or other_pictures, searcher)
+        parts = enumerate(np.split(searcher.ids, range(PIECE_ROWS, len(searcher), PIECE_ROWS)))
         pieces = [
-            _piece(
-                find,
-                folder,
-                searcher.ids[start : start + PIECE_ROWS],
-                k,
-                f"piece-{start // PIECE_ROWS:05d}-{graph_id[:12]}",
-                advance,
-            )
-            for start in range(0, len(searcher), PIECE_ROWS)
+            _piece(find, folder, ids, k, f"piece-{number:05d}-{graph_id[:12]}", advance)
+            for number, ids in parts
         ]
         body = {
             "id": graph_id,
