@@ -98,12 +98,9 @@ def _show_index(report: dict[str, Any], console: Console) -> None:
 
 def _show_changed(report: dict[str, Any], console: Console) -> None:
     recall = report["recall"]
-    layers = ""
-    if report["delta_rows"] or report["dead_rows"]:
-        layers = (
-            f", {report['delta_rows']:,} of them in the delta; dead and "
-            f"passed over: {report['dead_rows']:,}"
-        )
+    layers = f", {report['delta_rows']:,} of them in the delta" if report["delta_rows"] else ""
+    if report["dead_rows"]:
+        layers += f"; dead and passed over: {report['dead_rows']:,}"
     lines = [
         f"index {report['index']} {report['version']}, {report['action']}: {report['why']}",
         f"{report['rows']:,} vectors{layers}",

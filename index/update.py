@@ -159,7 +159,7 @@ def remove_pictures(folder: Folder, ids: Ids) -> Updated:
                 version=before.name,
                 door=dict(before.door),
                 action="reused",
-                why="none of them is in it",
+                why="none of them is in it" if len(wanted) else "no picture is meant",
                 unknown=unknown,
             )
         if len(here) == len(vectors):
