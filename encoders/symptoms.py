@@ -151,9 +151,9 @@ SYMPTOMS = (
     Rule(
         name="labels_say_nothing",
         sees=_labels_say_nothing,
-        advice="The usual cause is a mistake in the labels, such as a shifted column; else a run too "
-        "short or too slow. Look at the labels of the corpus, raise epochs or optim.lr, or train "
-        "with simclr, which needs none.",
+        advice="The usual cause is a mistake in the labels, such as a shifted column; else a run "
+        "too short or too slow. Look at the labels of the corpus, raise epochs or optim.lr, or "
+        "train with simclr, which needs none.",
     ),
     Rule(name="forgets", sees=_forgets),
     Rule(name="dead", sees=_dead),
