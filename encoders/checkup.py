@@ -71,9 +71,14 @@ class Checkup:
         return CHANCE_SPREAD / math.sqrt(self.batch_pictures)
 
     def least_rank(self, num_pictures: int) -> float:
-        """The effective rank of so many pictures below which they lie along few directions."""
-        possible = possible_rank(num_pictures, self.dim)
-        return max(self.config.min_rank, self.config.min_rank_share * possible)
+        """The effective rank of so many pictures below which they lie along few directions.
+
+        Not above half of what the untrained network had in a batch: without BatchNorm in its head
+        a network begins narrow, and has not collapsed.
+        """
+        wide = self.config.min_rank_share * possible_rank(num_pictures, self.dim)
+        before = self.start.get("batch_rank", math.inf)
+        return max(self.config.min_rank, min(wide, HALF * before))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

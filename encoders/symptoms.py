@@ -19,7 +19,7 @@ LEAST_GAIN = 0.05
 # How much better views may be told apart in training than in eval mode.
 GAP = 0.3
 # How near to chance the pairs of a batch are, and how much better held-out ones, to be unpaired.
-UNPAIRED, PAIRED = 0.03, 0.08
+UNPAIRED, PAIRED = 0.03, 0.06
 HALF = 0.5
 # Share of a run after which classes are told apart, if labels have to do with pictures.
 LATE = 0.75
@@ -151,8 +151,9 @@ SYMPTOMS = (
     Rule(
         name="labels_say_nothing",
         sees=_labels_say_nothing,
-        advice="The usual cause is a mistake in the labels, such as a shifted column. Look at the "
-        "labels of the corpus, or train with simclr, which needs none.",
+        advice="The usual cause is a mistake in the labels, such as a shifted column; else a run "
+        "too short or too slow. Look at the labels of the corpus, raise epochs or optim.lr, or "
+        "train with simclr, which needs none.",
     ),
     Rule(name="forgets", sees=_forgets),
     Rule(name="dead", sees=_dead),

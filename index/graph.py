@@ -111,7 +111,11 @@ def build_graph(
             return made
         k = min(config.k, len(searcher) - 1)
         find = partial(others or other_pictures, searcher)
-        pieces = _pieces(searcher.ids, find, folder, k, graph_id, advance)
+        parts = enumerate(np.split(searcher.ids, range(PIECE_ROWS, len(searcher), PIECE_ROWS)))
+        pieces = [
+            _piece(find, folder, ids, k, f"piece-{number:05d}-{graph_id[:12]}", advance)
+            for number, ids in parts
+        ]
         body = {
             "id": graph_id,
             "config": asdict(config),
@@ -135,23 +139,6 @@ def made_before(folder: Folder, kind: str, wanted_id: str) -> dict[str, Any] | N
         if door["id"] == wanted_id:
             return door
     return None
-
-
-def _pieces(
-    all_ids_N: Ids,
-    find: Callable[[Ids, int], tuple[Ids, Floats]],
-    folder: Folder,
-    k: int,
-    graph_id: str,
-    advance: Callable[[int], object],
-) -> list[str]:
-    """Names of the files with the neighbours of all rows."""
-    names = []
-    for start in range(0, len(all_ids_N), PIECE_ROWS):
-        prefix = f"piece-{start // PIECE_ROWS:05d}-{graph_id[:12]}"
-        ids = all_ids_N[start : start + PIECE_ROWS]
-        names.append(_piece(find, folder, ids, k, prefix, advance))
-    return names
 
 
 def _parents(searcher: Searcher) -> dict[str, str]:

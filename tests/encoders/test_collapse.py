@@ -127,6 +127,14 @@ def test_a_healthy_run_raises_no_alarm(name: str, seed: int) -> None:
     assert run.training.is_healthy
 
 
+def test_a_head_without_batchnorm_begins_narrow_and_is_left_to_learn() -> None:
+    config = config_of("simclr")
+    head = replace(config.projector, batch_norm=False)
+    run = Run(replace(config, projector=head, seed=2))
+    run.until()
+    assert run.training.findings == []
+
+
 # --- collapse: the run stops itself ---------------------------------------------------------------
 
 
@@ -367,3 +375,8 @@ def test_two_pictures_in_turn_are_said_to_be_few() -> None:
 def test_a_temperature_that_makes_the_loss_absurd_is_named() -> None:
     with pytest.raises(CollapseError, match=r"stand out: method\.temperature 0\.001"):
         Run(with_method("simclr", temperature=1e-3)).until()
+
+
+def test_pairs_of_different_pictures_are_seen_by_byol_too() -> None:
+    run = Run(replace(config_of("byol"), seed=2), views_of_others)
+    assert "not alike" in run.until("unpaired")
