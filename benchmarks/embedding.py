@@ -60,7 +60,7 @@ CASES = {
         title="PNGs of 32 px, at 32 px",
         size=32,
         num=60_000,
-        shard_rows=2048,
+        shard_rows=2000,
         write=small_pngs,
         goal=2.0,
     ),
