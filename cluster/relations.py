@@ -48,8 +48,12 @@ def follow_relations(context: Context, index: str, done: Updated) -> str | None:
     if earlier is None:
         return f"{again} (too much changed)"
     config = GraphConfig(**earlier.graph.door["config"])
-    with context.progress("neighbours carried on", len(searcher), "pictures") as line:
-        carry_graph(searcher, config, earlier, line.advance)
+    try:
+        with context.progress("neighbours carried on", len(searcher), "pictures") as line:
+            carry_graph(searcher, config, earlier, line.advance)
+    except (ArtifactError, OSError, ValueError) as error:
+        # The version is in service already: a full disk, or another who is at it, undoes nothing.
+        return f"{again} ({error})"
     try:
         _follow_the_rest(collection, earlier)
     except ArtifactError as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import shutil
 from pathlib import Path
@@ -109,3 +110,18 @@ def test_relations_that_cannot_be_carried_on_are_said_to_be_missing(
     assert "not carried on; make them: lookalike graph --index digits-tiny (too much" in said
     with pytest.raises(MissingArtifactError, match="has no graph yet"):
         NeighbourGraph.open(Collection.open(library.workspace, library.index).searcher)
+
+
+def test_a_disk_that_fills_while_relations_follow_leaves_the_change_in_service(
+    library: Any, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    common = ["--index", library.index, "--workspace", library.location]
+    assert main(["graph", *common, "--k", "5", "--map.method", "none"]) == 0
+    monkeypatch.setattr("cluster.relations.carry_graph", full)
+    assert main(["remove", *common, "--ids", "4"]) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "lookalike graph --index digits-tiny ([Errno 28] No space left on device)" in said
+    assert Collection.open(library.workspace, library.index).version == "v000002"
