@@ -43,6 +43,8 @@ LOCAL = {
 SPARE_CPUS = 2
 LEAST_CPUS = 4
 MIB = 1 << 20
+TOO_LATE = "timed out during startup"
+"""What Ray says of a node that did not report in time, which cannot be set."""
 
 
 @contextlib.contextmanager
@@ -63,7 +65,8 @@ def connect(
 
     Raises:
         ValueError: an unknown profile, or one too large for this machine; a malformed address.
-        ConnectionError: no cluster answers at the address, or it refuses our token.
+        ConnectionError: no cluster answers at the address, or it refuses our token; Ray did not
+            start here in time.
     """
     profile = where.profile_settings()
     _set_defaults(QUIET if where.address else {**QUIET, **LOCAL})
@@ -128,16 +131,25 @@ def _set_defaults(variables: Mapping[str, str]) -> None:
 def _start(num_cpus: int, object_store_bytes: int | None) -> None:
     import ray
 
-    # Workers inherit the path: from any folder, and before any other package of these names.
-    with _on_python_path(CHECKOUT), _held_back_stderr():
-        ray.init(
-            address="local",
-            num_cpus=num_cpus,
-            include_dashboard=False,
-            object_store_memory=object_store_bytes or local_object_store_bytes(_memory_bytes()),
-            log_to_driver=False,
-            logging_level=logging.ERROR,
-        )
+    try:
+        # Workers inherit the path: from any folder, and before any other package of these names.
+        with _on_python_path(CHECKOUT), _held_back_stderr():
+            ray.init(
+                address="local",
+                num_cpus=num_cpus,
+                include_dashboard=False,
+                object_store_memory=object_store_bytes or local_object_store_bytes(_memory_bytes()),
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+            )
+    except Exception as error:  # Ray raises just that
+        if TOO_LATE not in str(error):
+            raise
+        raise ConnectionError(
+            f"Ray did not start on this machine within its 30 s: {os.getloadavg()[0]:.1f} programs "
+            f"want its {num_cores()} cores. Nothing was begun. Try again when it is less busy, or "
+            "join a Ray that runs, with --address."
+        ) from error
     _close_token_file()
 
 

@@ -29,6 +29,8 @@ def show(verb: str, report: dict[str, Any], console: Console) -> None:
 
 def _show_fields(report: dict[str, Any], console: Console) -> None:
     table = Table(show_header=False, box=None, pad_edge=False)
+    table.add_column()
+    table.add_column(overflow="fold")  # a file's name is of no use when it is cut
     for name, value in report.items():
         if value is not None:
             table.add_row(name.replace("_", " "), Text(_words(value)))

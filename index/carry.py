@@ -23,7 +23,7 @@ from index.lock import sole_writer
 from index.projection import MAP, open_map, places_table, write_places
 from index.rank import best_first
 from index.search import Searcher
-from index.vectors import Floats, Ids, locate, unit
+from index.vectors import VECTORS, Floats, Ids, locate, unit
 from index.versions import version_names
 
 __all__ = ["Earlier", "carry_graph", "carry_map", "find_earlier", "other_graphs"]
@@ -124,7 +124,7 @@ def find_earlier(searcher: Searcher, config: GraphConfig | None = None) -> Earli
     It has to be of the same encoder and layer, share most of its vectors, and have as many
     neighbours a picture as ``config`` asks for; of any number if that is None.
 
-    Cost: one pass over the vectors of both.
+    Cost: one pass over the vectors of both; over those of their deltas alone if they share a base.
     """
     index = Folder(searcher.folder.fs, searcher.folder.path.rpartition("/")[0])
     for folder in other_graphs(index, searcher.version):
@@ -145,9 +145,9 @@ def find_earlier(searcher: Searcher, config: GraphConfig | None = None) -> Earli
 def _compared(searcher: Searcher, other: Searcher, graph: NeighbourGraph) -> Earlier | None:
     """What differs; None if it is too much to carry anything on."""
     both = np.intersect1d(searcher.ids, other.ids, assume_unique=True)
-    replaced = []
-    for start in range(0, len(both), COMPARED_ROWS):
-        ids = both[start : start + COMPARED_ROWS]
+    replaced, unsure = [], _maybe_replaced(searcher, other, both)
+    for start in range(0, len(unsure), COMPARED_ROWS):
+        ids = unsure[start : start + COMPARED_ROWS]
         differs = (searcher.vectors_of(ids) != other.vectors_of(ids)).any(axis=1)
         replaced.append(ids[differs])
     stayed = np.setdiff1d(both, np.concatenate([*replaced, both[:0]]), assume_unique=True)
@@ -156,6 +156,14 @@ def _compared(searcher: Searcher, other: Searcher, graph: NeighbourGraph) -> Ear
     if len(came) > MOST_CAME or max(len(came), len(lost)) > MOST_CHANGED * len(searcher):
         return None
     return Earlier(other, graph, lost, came, searcher.vectors_of(came))
+
+
+def _maybe_replaced(searcher: Searcher, other: Searcher, both: Ids) -> Ids:
+    """Those of the pictures of both whose vectors may differ: of one base, those in a delta."""
+    bases = (one.door["files"][VECTORS]["sha256"] for one in (searcher, other))
+    if len({*bases}) > 1:
+        return both
+    return np.intersect1d(both, np.union1d(searcher.delta_ids, other.delta_ids))
 
 
 def carry_graph(

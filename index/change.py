@@ -28,6 +28,7 @@ from index.live_queries import InService, Moved, follow_queries, judge_again, qu
 from index.part import Part, train_template
 from index.queries import QUERIES, QuerySet
 from index.rank import Ranker
+from index.shelf import open_parts
 from index.vector_sets import StoredVectors, iter_rows
 from index.vector_writer import VectorWriter
 from index.vectors import VECTORS, Float16s, Floats, Ids, VectorFile
@@ -41,7 +42,7 @@ __all__ = [
     "change_version",
     "drawn",
     "list_sizes",
-    "open_parts",
+    "open_base",
     "removed_ids",
     "trained_state",
 ]
@@ -233,7 +234,7 @@ class _Changing:
     def _drift(
         self, after: Searched, layers: Mapping[str, Any], nprobe: int, trained: Mapping[str, Any]
     ) -> Drift:
-        parts = open_parts(self._new, self._door)
+        parts = open_base(self._new, self._door)
         part = parts[0]
         num_dead = layers["dead"]["rows"] if layers["dead"] else 0
         num_delta = layers["delta"]["rows"] if layers["delta"] else 0
@@ -274,7 +275,7 @@ def trained_state(
     """
     if "trained" in door:
         return dict(door["trained"])
-    parts = open_parts(folder, door)
+    parts = open_base(folder, door)
     rows = drawn(np.arange(len(vectors)), door["config"]["seed"])
     return {
         "version": folder.path.rpartition("/")[2],
@@ -286,9 +287,9 @@ def trained_state(
     }
 
 
-def open_parts(folder: Folder, door: Mapping[str, Any]) -> list[Part]:
+def open_base(folder: Folder, door: Mapping[str, Any]) -> list[Part]:
     """The FAISS parts of a version's base, dead rows included."""
-    return [Part.open(folder.local_path(part["file"])) for part in door["parts"]]
+    return open_parts([folder.local_path(part["file"]) for part in door["parts"]])
 
 
 def list_sizes(parts: Sequence[Part]) -> NDArray[np.float64]:

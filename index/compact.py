@@ -25,7 +25,7 @@ from index.change import (
     REMOVED,
     drawn,
     list_sizes,
-    open_parts,
+    open_base,
     trained_state,
 )
 from index.choose import IndexConfig, Recipe
@@ -34,8 +34,9 @@ from index.fill import FillParts, plan_parts, save_template
 from index.id_file import write_ids
 from index.layers import open_ranker
 from index.live_queries import Moved, follow_queries, judge_again
-from index.part import ShelvedPart, emptied
+from index.part import emptied
 from index.queries import QUERIES, QuerySet
+from index.shelf import shelve_parts
 from index.tune import Candidate, Judgement
 from index.vector_sets import StoredVectors, VectorSet
 from index.vector_writer import VectorWriter
@@ -216,7 +217,7 @@ class _Folding:
         self._new.remove(saved)
         self._files |= {job.name: record for job, record in zip(jobs, records, strict=True)}
         return Candidate(
-            recipe, [ShelvedPart(self._new.local_path(job.name)) for job in jobs], vectors
+            recipe, shelve_parts([self._new.local_path(job.name) for job in jobs]), vectors
         )
 
     def _judged(self, candidate: Candidate, judging: QuerySet) -> Judgement:
@@ -240,7 +241,7 @@ class _Folding:
         own = {name: record["sha256"] for name, record in self._files.items()}
         parents = {**source.parents, "embeddings_id": source.id}
         stated = [{"file": part.path.name, "rows": part.num_rows} for part in candidate.parts]
-        parts = open_parts(self._new, {"parts": stated})
+        parts = open_base(self._new, {"parts": stated})
         sample = candidate.vectors.gather(drawn(np.arange(rows), self._config.seed))
         uneven = imbalance(list_sizes(parts))
         drift = Drift(

@@ -25,8 +25,9 @@ from index.budget import Budget, give_back
 from index.choose import Field, IndexConfig, LeftOut, Recipe, exact_recipe
 from index.fill import FillParts, plan_parts, save_template
 from index.kmeans import train_centroids
-from index.part import ShelvedPart, hnsw_seconds, train_template
+from index.part import hnsw_seconds, train_template
 from index.queries import QuerySet, Samples
+from index.shelf import shelve_parts
 from index.tune import Candidate, Judgement, Tuned, judge, tune
 from index.vectors import Floats, VectorFile
 
@@ -176,7 +177,7 @@ class Contest:
         give_back()
         build_s = train_s + time.perf_counter() - start
         files = {job.name: record for job, record in zip(jobs, records, strict=True)}
-        parts = [ShelvedPart(self.folder.local_path(name)) for name in files]
+        parts = shelve_parts([self.folder.local_path(name) for name in files])
         candidate = Candidate(recipe, parts, self.vectors)
         choosing = self.queries.half(judging=False)
         tuned = tune(candidate, choosing, self.config.target_recall)

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -20,10 +21,10 @@ import numpy as np
 from index.artifact import Folder
 from index.id_file import NO_IDS, read_ids
 from index.live import LiveVectors
-from index.part import Part, ShelvedPart
 from index.planner import Plan, Planner
 from index.rank import Ranker, best_first
 from index.selection import Selection
+from index.shelf import AnyPart, open_parts, shelve_parts
 from index.vector_sets import StoredVectors
 from index.vectors import VECTORS, Floats, Ids, VectorFile
 
@@ -143,7 +144,7 @@ def open_layers(folder: Folder, door: Mapping[str, Any]) -> Opened:
         folder: the version's folder.
         door: its door, checked against the files.
     """
-    parts = [[Part.open(folder.local_path(name)) for name in names] for names in _parts(door)]
+    parts = [open_parts(paths) for paths in _parts(folder, door)]
     vectors, rankers = _open(folder, door, parts, mapped=True)
     nprobe = door["parameters"]["nprobe"]
     planners = [
@@ -169,22 +170,22 @@ def open_ranker(
     """
     if not sparing:
         return open_layers(folder, door).ranker
-    parts = [[ShelvedPart(folder.local_path(name)) for name in names] for names in _parts(door)]
+    parts = [shelve_parts(paths) for paths in _parts(folder, door)]
     vectors, rankers = _open(folder, door, parts, mapped=False)
     return rankers[0] if isinstance(vectors, VectorFile) else LayeredRanker(rankers, vectors)
 
 
-def _parts(door: Mapping[str, Any]) -> list[list[str]]:
-    """Names of the FAISS files of the base, and of the delta if there is one."""
+def _parts(folder: Folder, door: Mapping[str, Any]) -> list[list[Path]]:
+    """The FAISS files of the base, and of the delta if there is one."""
     delta = door.get("delta")
-    base = [part["file"] for part in door["parts"]]
-    return [base, [delta["part"]]] if delta else [base]
+    names = [[part["file"] for part in door["parts"]], *([[delta["part"]]] if delta else [])]
+    return [[folder.local_path(name) for name in layer] for layer in names]
 
 
 def _open(
     folder: Folder,
     door: Mapping[str, Any],
-    parts: Sequence[Sequence[Part | ShelvedPart]],
+    parts: Sequence[Sequence[AnyPart]],
     *,
     mapped: bool,
 ) -> tuple[StoredVectors, list[Ranker]]:

@@ -55,6 +55,11 @@ class LiveVectors:
         added = self._delta.ids
         return np.insert(alive, np.searchsorted(alive, added), added)
 
+    @property
+    def delta_ids(self) -> Ids:
+        """Ids of the rows of the delta, rising."""
+        return self.ids[self._delta_rows]
+
     @cached_property
     def _delta_rows(self) -> NDArray[np.intp]:
         """Where the delta's rows are among all."""

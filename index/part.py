@@ -28,7 +28,6 @@ from index.vectors import Floats, Ids
 
 __all__ = [
     "Part",
-    "ShelvedPart",
     "emptied",
     "hnsw_seconds",
     "one_thread",
@@ -117,9 +116,13 @@ class Part:
             entries that a graph looks at.
         lossy: whether the most effort may still miss a neighbour.
         coarse: finds the lists; None if there are none.
+
+    Args:
+        faiss_index: filled.
+        coarse: of the same centroids, if there is one; else its own.
     """
 
-    def __init__(self, faiss_index: Any) -> None:
+    def __init__(self, faiss_index: Any, coarse: Coarse | None = None) -> None:
         self._faiss = faiss_index
         self._is_ivf = isinstance(faiss_index, faiss.IndexIVF)
         self._is_graph = not self._is_ivf and isinstance(
@@ -128,7 +131,9 @@ class Part:
         self._kept: dict[int, Any] = {}
         self.num_rows = int(faiss_index.ntotal)
         self.nlist = int(faiss_index.nlist) if self._is_ivf else 1
-        self.coarse = Coarse(faiss_index.quantizer) if self._is_ivf else None
+        self.coarse = coarse
+        if coarse is None and self._is_ivf:
+            self.coarse = Coarse(faiss_index.quantizer, owner=faiss_index)
         if self._is_graph:
             self.nlist = MAX_EFFORT
         self.lossy = self._is_graph or isinstance(faiss_index, faiss.IndexIVFPQFastScan)
@@ -147,9 +152,9 @@ class Part:
         return part
 
     @classmethod
-    def open(cls, path: Path) -> Part:
+    def open(cls, path: Path, coarse: Coarse | None = None) -> Part:
         """Memory-map a file of ``write``; 4-bit codes are read into memory."""
-        return cls(read_faiss(path, mapped=True))
+        return cls(read_faiss(path, mapped=True), coarse)
 
     def write(self, path: str) -> None:
         """Write the FAISS file; not atomic by itself."""
@@ -162,6 +167,7 @@ class Part:
         *,
         nprobe: int,
         selector: Any = None,
+        nearest: tuple[Floats, Ids] | None = None,
     ) -> tuple[Floats, Ids]:
         """Nearest rows in the lists visited: inner products [Q, K] and ids [Q, K], -1 for none.
 
@@ -173,9 +179,15 @@ class Part:
             k: results a query, fewer if there are fewer rows.
             nprobe: lists to visit.
             selector: FAISS's selector of the ids that may be results; None for all.
+            nearest: those lists, if they are known, as from `Coarse.proposed`.
         """
-        parameters = self._parameters(min(nprobe, self.nlist), k, selector)
-        scores, ids = self._faiss.search(queries_QD, min(k, self.num_rows), params=parameters)
+        effort, k = min(nprobe, self.nlist), min(k, self.num_rows)
+        parameters = self._parameters(effort, k, selector)
+        if nearest is None and self.coarse is not None:
+            nearest = self.coarse.proposed(queries_QD, effort)
+        if nearest is not None:
+            return self._search_lists(queries_QD, k, *nearest, parameters)
+        scores, ids = self._faiss.search(queries_QD, k, params=parameters)
         return scores, ids
 
     def _parameters(self, effort: int, k: int, selector: Any) -> Any:
@@ -205,13 +217,18 @@ class Part:
             lists_QP: int64 numbers of lists, C-contiguous.
             parameters: FAISS's, with the selector of ids and as many lists as there are columns.
         """
+        # Codes are no residuals, so FAISS does not look at how near a list's centroid is.
+        closeness_QP = np.zeros(lists_QP.shape, np.float32)
+        return self._search_lists(queries_QD, k, closeness_QP, lists_QP, parameters)
+
+    def _search_lists(
+        self, queries_QD: Floats, k: int, closeness_QP: Floats, lists_QP: Ids, parameters: Any
+    ) -> tuple[Floats, Ids]:
         num_queries = len(queries_QD)
         scores = np.empty((num_queries, k), np.float32)
         ids = np.empty((num_queries, k), np.int64)
-        # Codes are no residuals, so FAISS does not look at how near a list's centroid is.
-        closeness = np.zeros(lists_QP.shape, np.float32)
         # FAISS's wrapper for arrays takes nprobe from the shared index, and no parameters.
-        arrays = (faiss.swig_ptr(a) for a in (lists_QP, closeness, scores, ids))
+        arrays = (faiss.swig_ptr(a) for a in (lists_QP, closeness_QP, scores, ids))
         self._faiss.search_preassigned_c(
             num_queries, faiss.swig_ptr(queries_QD), k, *arrays, False, parameters
         )
@@ -240,7 +257,7 @@ class Part:
         """The list that each vector lies in or would lie in, int64 [N]."""
         if self.coarse is None:
             return np.zeros(len(vectors_ND), np.int64)
-        return self.coarse.nearest(np.ascontiguousarray(vectors_ND), 1)[1][:, 0]
+        return self.coarse.lists_of(np.ascontiguousarray(vectors_ND))
 
     def misfits(self, vectors_ND: Floats) -> list[Floats]:
         """Squared distances [N] of vectors to what stands for them, where that was trained.
@@ -262,29 +279,6 @@ class Part:
             return int(self._faiss.id_map.size())
         lists = self._faiss.invlists
         return sum(int(lists.list_size(number)) for number in range(self.nlist))
-
-
-class ShelvedPart:
-    """A part that is in memory only while it is searched, so that a build needs room for one.
-
-    Args:
-        path: a file of ``Part.write``.
-    """
-
-    def __init__(self, path: Path) -> None:
-        opened = Part.open(path)
-        self.path = path
-        self.num_rows, self.nlist, self.lossy = opened.num_rows, opened.nlist, opened.lossy
-
-    def search(
-        self, queries_QD: Floats, k: int, *, nprobe: int, selector: Any = None
-    ) -> tuple[Floats, Ids]:
-        """As `Part.search`."""
-        return self.open().search(queries_QD, k, nprobe=nprobe, selector=selector)
-
-    def open(self) -> Part:
-        """The part, in memory for as long as it is held."""
-        return Part.open(self.path)
 
 
 def emptied(path: Path) -> Any:

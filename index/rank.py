@@ -18,8 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from index.measure import exact_top_k
-from index.part import Part, ShelvedPart
 from index.selection import Selection, not_any_of
+from index.shelf import AnyPart
 from index.vectors import Floats, Ids, VectorFile
 
 __all__ = ["MAX_CANDIDATE_BYTES", "MAX_DROPPED", "NONE", "SPARE", "Ranker", "best_first"]
@@ -59,7 +59,7 @@ class Ranker:
             lists is: one more than there are then stands for a scan of the stored vectors.
     """
 
-    parts: Sequence[Part | ShelvedPart]
+    parts: Sequence[AnyPart]
     vectors: VectorFile
     refine: int = 1
     live: Selection | None = None
@@ -150,10 +150,7 @@ class Ranker:
         """FAISS's scores and ids [Q, M]; what is excluded, or missing, is -1."""
         if self.lossy and nprobe >= self.nlist:
             return self._scan(queries, ask)
-        found = [
-            part.search(queries, ask.width, nprobe=nprobe, selector=ask.selector)
-            for part in self.parts
-        ]
+        found = self._search_parts(queries, ask, nprobe)
         scores, ids = found[0]
         if len(found) > 1:
             scores, ids = (np.concatenate(columns, axis=1) for columns in zip(*found, strict=True))
@@ -161,6 +158,21 @@ class Ranker:
             dropped = _is_any_of(ids, ask.exclude)
             ids[dropped], scores[dropped] = NONE, -np.inf
         return scores, ids
+
+    def _search_parts(self, queries: Floats, ask: _Ask, nprobe: int) -> list[tuple[Floats, Ids]]:
+        """What each part proposes; those of the same centroids visit lists that are found once."""
+        coarse = self.parts[0].coarse if len(self.parts) > 1 else None
+        nearest = None if coarse is None else coarse.proposed(queries, nprobe)
+        return [
+            part.search(
+                queries,
+                ask.width,
+                nprobe=nprobe,
+                selector=ask.selector,
+                nearest=nearest if part.coarse is coarse else None,
+            )
+            for part in self.parts
+        ]
 
     def _scan(self, queries: Floats, ask: _Ask) -> tuple[Floats, Ids]:
         """What is nearest by the stored vectors alone, as wide as what the parts propose."""

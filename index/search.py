@@ -22,7 +22,9 @@ import pyarrow as pa
 from numpy.typing import ArrayLike
 
 from index.artifact import Folder, Proven, Verify, proven_files
+from index.id_file import NO_IDS
 from index.layers import open_layers
+from index.live import LiveVectors
 from index.planner import Plan
 from index.ranking import Ranking
 from index.reach import Matches, within_reach
@@ -33,7 +35,6 @@ from index.versions import open_current, while_current
 
 __all__ = ["EncoderMismatchError", "Hits", "Searcher", "require_same_encoder"]
 
-NO_IDS: Ids = np.empty(0, np.int64)
 NO_FLAGS: frozenset[str] = frozenset()
 SHORT = frozenset({"short"})
 
@@ -263,6 +264,11 @@ class Searcher:
             chosen = chosen.without(np.unique(np.asarray(exclude_ids, np.int64)))
         batches = iter_rows(self._vectors, chosen.rows)
         return within_reach(queries, min_score, limit, batches, any_of=any_of)
+
+    @property
+    def delta_ids(self) -> Ids:
+        """Ids int64 of the pictures that came, or got another vector, since the base, rising."""
+        return self._vectors.delta_ids if isinstance(self._vectors, LiveVectors) else NO_IDS
 
     def select(self, ids: Sequence[int] | Ids) -> Selection:
         """The pictures among ``ids`` that this version has, for ``search(..., within=...)``.

@@ -21,9 +21,10 @@ from numpy.typing import NDArray
 
 from index.choose import Kind, Recipe
 from index.measure import TIE, Proportion, recall_at_k
-from index.part import ShelvedPart, one_thread
+from index.part import one_thread
 from index.queries import QuerySet
 from index.rank import Ranker
+from index.shelf import ShelvedPart
 from index.vectors import Floats, Ids, VectorFile
 
 __all__ = [

@@ -107,6 +107,27 @@ def test_a_cluster_that_refuses_is_reported_with_what_to_look_at(
         engine._join("head:6379")
 
 
+def test_a_machine_too_busy_to_start_ray_is_told_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    import ray
+
+    def start(**_: object) -> None:
+        # Ray's words: its own timeout cannot be waited for here, nor set.
+        raise Exception("The current node timed out during startup. This could happen because ...")
+
+    monkeypatch.setattr(ray, "init", start)
+    said = r"within its 30 s: .* programs want its \d+ cores\. Nothing was begun\. Try again .*"
+    with pytest.raises(ConnectionError, match=said):
+        engine._start(4, None)
+
+
+def test_ray_still_has_the_words_of_a_late_start() -> None:
+    import inspect
+
+    from ray._private import node
+
+    assert engine.TOO_LATE in inspect.getsource(node)
+
+
 def test_the_rooms_travel_to_a_cluster_unless_a_ray_job_brought_them(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

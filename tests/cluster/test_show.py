@@ -75,6 +75,11 @@ def test_any_report_becomes_lines_of_names_and_values() -> None:
     assert words("scan", {"files": [], "ok": True}) == "files none ok True"
 
 
+def test_a_long_name_goes_on_in_the_next_line() -> None:
+    name = "/pictures/" + "x" * 200 + ".png"
+    assert name in words("graph", {"outliers": [{"id": 1, "file": name}]}).replace(" ", "")
+
+
 def test_file_names_are_shown_as_they_are() -> None:
     name = "/a/[bold]x[/bold] [link=http://x]y[/link].png"
     assert name in words("search", search_report(hit(1, name)))

@@ -107,6 +107,28 @@ def test_a_carried_graph_is_the_graph_made_from_scratch(corpus: Corpus) -> None:
     assert np.isin(carried[1], searcher.ids).all()
 
 
+def test_versions_of_one_base_are_compared_by_their_deltas(
+    corpus: Corpus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    build_graph(corpus.open(), K)
+    corpus.vectors[30], corpus.vectors[400] = corpus.vectors[200], corpus.vectors[7] * 1.0
+    del corpus.vectors[50]
+    assert corpus.update() == "changed"
+    searcher, asked = corpus.open(), []
+    assert searcher.delta_ids.tolist() == [30, 400]
+    gather = Searcher.vectors_of
+
+    def counted(self: Searcher, ids: Any) -> Any:
+        asked.extend(np.asarray(ids).tolist())
+        return gather(self, ids)
+
+    monkeypatch.setattr(Searcher, "vectors_of", counted)
+    earlier = find_earlier(searcher, K)
+    assert earlier is not None
+    assert (earlier.lost.tolist(), earlier.came.tolist()) == ([30, 50], [30, 400])
+    assert sorted({*asked}) == [30, 400], "the other 398 have the vectors of the same file"
+
+
 def test_nothing_is_carried_where_too_much_differs(corpus: Corpus) -> None:
     assert find_earlier(corpus.open(), K) is None, "no other version"
     build_graph(corpus.open(), K)
