@@ -95,7 +95,8 @@ def beside_others(
     """Rounds, and what they ran on, with what is kept of the others in the order of the table."""
     file = measuring.RESULTS / f"{name}.json"
     kept = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
-    if kept.get("settings") != settings:
+    others = {each for both in kept.get("rounds", []) for each in both} - {*rounds[0]}
+    if kept.get("settings") != settings or not others:
         return rounds, hardware
     load = max(hardware["load"], kept["machine"]["load"])
     whole = [

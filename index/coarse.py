@@ -25,8 +25,8 @@ faiss: Any = faiss_library  # its type stubs do not know what is behind its wrap
 CODED_FROM, CODED_DIM = 1024, 64
 """Lists and dimensions from which on codes propose: to compare fewer takes no longer, and codes of
 few dimensions tell lists badly apart."""
-PROPOSED, PROPOSED_AT_LEAST = 8, 32
-"""Lists that codes propose for each one wanted, and at least."""
+PROPOSED, PROPOSED_AT_LEAST = 8, 20
+"""Lists that codes propose for each one wanted, and at least: FAISS keeps up to 20 in a heap."""
 WORTH = 8
 """Codes propose as long as that is at most one list in so many: to look a proposed one up takes as
 long as to compare some in a row."""
