@@ -56,7 +56,7 @@ def follow_relations(context: Context, index: str, done: Updated) -> str | None:
         return f"{again} ({error})"
     try:
         _follow_the_rest(collection, earlier)
-    except ArtifactError as error:
+    except (ArtifactError, OSError, ValueError) as error:
         logger.warning("near-duplicates or map were not carried on: %s", error)
         return f"neighbours from {earlier.searcher.version}, the rest {again}"
     return f"carried on from {earlier.searcher.version}, {earlier.num_searched:,} pictures searched"
@@ -70,6 +70,8 @@ def _follow_the_rest(collection: Collection, earlier: Earlier) -> None:
 
     Raises:
         ArtifactError: those of the version before, or the embedding set, are damaged or gone.
+        OSError: there is no room.
+        ValueError: another process makes them.
     """
     searcher, before = collection.searcher, earlier.searcher.folder
     graph = NeighbourGraph.open(searcher, verify="sizes")

@@ -112,16 +112,22 @@ def test_relations_that_cannot_be_carried_on_are_said_to_be_missing(
         NeighbourGraph.open(Collection.open(library.workspace, library.index).searcher)
 
 
+@pytest.mark.parametrize("step", ["carry_graph", "build_map"])
 def test_a_disk_that_fills_while_relations_follow_leaves_the_change_in_service(
-    library: Any, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    library: Any,
+    capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+    step: str,
 ) -> None:
     def full(*_: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
     common = ["--index", library.index, "--workspace", library.location]
-    assert main(["graph", *common, "--k", "5", "--map.method", "none"]) == 0
-    monkeypatch.setattr("cluster.relations.carry_graph", full)
+    assert main(["graph", *common, "--k", "5", "--map.method", "pca"]) == 0
+    monkeypatch.setattr(f"cluster.relations.{step}", full)
     assert main(["remove", *common, "--ids", "4"]) == 0
-    said = " ".join(capsys.readouterr().out.split())
-    assert "lookalike graph --index digits-tiny ([Errno 28] No space left on device)" in said
+    said = " ".join([*capsys.readouterr().out.split(), caplog.text])
+    assert "make them: lookalike graph --index digits-tiny" in said
+    assert "[Errno 28] No space left on device" in said
     assert Collection.open(library.workspace, library.index).version == "v000002"

@@ -15,6 +15,7 @@ from index.duplicates import DuplicateGroups
 from index.graph import NeighbourGraph
 from index.projection import open_map
 from index.search import Searcher
+from index.update import remove_pictures
 
 FIND = """
     import sys
@@ -32,6 +33,25 @@ FIND = """
         found = graph.NeighbourGraph.open(searcher)
         build_duplicates(searcher, found, [], DuplicateConfig(threshold=0.9))
         build_map(searcher, MapConfig(method="pca"))
+"""
+
+CARRY = """
+    import sys
+    from index import graph
+    from index.artifact import Folder
+    from index.carry import carry_graph, carry_map, find_earlier
+    from index.duplicates import DuplicateConfig, build_duplicates
+    from index.search import Searcher
+
+    graph.PIECE_ROWS = 16
+
+    def run(home):
+        searcher = Searcher.open(Folder.at(home), threads=1)
+        earlier = find_earlier(searcher)
+        carry_graph(searcher, graph.GraphConfig(k=3, num_checked=5), earlier)
+        found = graph.NeighbourGraph.open(searcher)
+        build_duplicates(searcher, found, [], DuplicateConfig(threshold=0.9))
+        carry_map(searcher, found, earlier)
 """
 
 
@@ -54,12 +74,16 @@ def answers(home: Path) -> list[Any]:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("job", [FIND, CARRY], ids=["found", "carried"])
 def test_whatever_is_killed_the_next_run_finds_the_same(
-    version: Path, forge: Any, tmp_path: Path
+    version: Path, forge: Any, tmp_path: Path, job: str
 ) -> None:
     home = shutil.copytree(version, tmp_path / "ix")
-    whole = shutil.copytree(version, tmp_path / "whole")
-    assert forge.run(FIND, whole)["ended"] == "done"
+    if job == CARRY:
+        assert forge.run(FIND, home)["ended"] == "done"
+        remove_pictures(Folder.at(home), Searcher.open(Folder.at(home)).ids[[7, 21]])
+    whole = shutil.copytree(home, tmp_path / "whole")
+    assert (ended := forge.run(job, whole))["ended"] == "done", ended
     oracle = answers(whole)
 
     def check(home: Path, is_done: bool) -> None:
@@ -70,7 +94,7 @@ def test_whatever_is_killed_the_next_run_finds_the_same(
         assert Searcher.open(Folder.at(home)).search(searched, 3).ids.shape == (1, 3)
 
     searched = Searcher.open(Folder.at(home)).vectors_of([5])
-    assert forge.walk(FIND, home, check) > 20
+    assert forge.walk(job, home, check) > 20
 
 
 def test_all_damage_is_noticed(
