@@ -35,8 +35,11 @@ from index.heads import centred
 __all__ = ["CONTESTANTS", "Contestant", "run_name", "sweep_name"]
 
 BATCH = 128
+WIDTHS = (16, 32, 64)
+GRAY = (0.5, 0.8)
+"""Crops of half of the area and more, brightness and contrast by this much (docs/log.md)."""
 SWEEP_TRAIN = 50_000
-LEARNING_RATES = (0.03, 0.1, 0.3)
+LEARNING_RATES = (0.3, 1.0, 3.0)
 SECOND = {"temperature": (0.2, 0.1, 0.5), "momentum": (0.97, 0.9, 0.99)}
 """The first of each goes with all learning rates, the others with the best of them."""
 LOADERS = 2
@@ -63,17 +66,18 @@ class Contestant:
         """What is swept beside the learning rate."""
         return "momentum" if self.method == "byol" else "temperature"
 
-    def command(self, folder: Path, seed: int) -> list[str]:
+    def command(self, folder: Path, seed: int, threads: int) -> list[str]:
         """The program that trains it."""
         if self.library == "lightly":
             program = [measuring.peers_python(), measuring.peer_script("lightly_train")]
-            program += ["--workers", str(LOADERS), "--gray"]
+            program += ["--workers", str(LOADERS)]
         else:
             program = [measuring.OWN_PYTHON, "-m", "benchmarks.own_training"]
             program += ["--labels", str(folder / "labels.npy")]
         return [
             *(*program, "--method", self.method, "--pixels", str(folder / "train.npy")),
-            *("--batch", str(BATCH), "--threads", str(num_cores()), "--seed", str(seed)),
+            *("--widths", *map(str, WIDTHS), "--gray", *map(str, GRAY)),
+            *("--batch", str(BATCH), "--threads", str(threads), "--seed", str(seed)),
         ]
 
 
@@ -104,22 +108,16 @@ def options_of(settings: dict[str, float]) -> list[str]:
 
 
 def trained(
-    contestant: Contestant,
-    folder: Path,
-    settings: dict[str, float],
-    seed: int,
-    steps: int,
-    pictures: int | None = None,
+    command: list[str], folder: Path, settings: dict[str, float], steps: int
 ) -> tuple[dict[str, Any], list[NDArray[np.float32]]]:
     """Train it so many steps; what it did, and vectors of both splits."""
-    command = [*contestant.command(folder, seed), *options_of(settings)]
-    if pictures:
-        command += ["--pictures", str(pictures)]
     targets = [folder / f"{split}-vectors.npy" for split in ("train", "test")]
     embedding = []
     for split, target in zip(("train", "test"), targets, strict=True):
         embedding += ["--embed", str(folder / f"{split}.npy"), str(target)]
-    figures = measuring.child([*command, "--steps", str(steps), *embedding], TIMEOUT_S)
+    figures = measuring.child(
+        [*command, *options_of(settings), "--steps", str(steps), *embedding], TIMEOUT_S
+    )
     return figures, [np.load(target) for target in targets]
 
 
@@ -129,7 +127,7 @@ def measure_speeds(asked: argparse.Namespace, folder: Path) -> None:
         return  # What was trained already was trained by these.
     hardware = measuring.machine()
     commands = {
-        who.name: [*who.command(folder, 0), "--measure-s", str(asked.speed_s)]
+        who.name: [*who.command(folder, 0, num_cores()), "--measure-s", str(asked.speed_s)]
         for who in CONTESTANTS
         if who.library
     }
@@ -171,7 +169,8 @@ def run(contestant: Contestant, asked: argparse.Namespace, folder: Path, seed: i
         vectors = raw_vectors(folder)
     else:
         steps = steps_in(contestant, asked.budget_s)
-        figures, vectors = trained(contestant, folder, settings, seed, steps)
+        command = contestant.command(folder, seed, asked.threads)
+        figures, vectors = trained(command, folder, settings, steps)
     labels = [np.load(folder / name) for name in ("labels.npy", "test-labels.npy")]
     found = judge(vectors[0], labels[0], vectors[1], labels[1])
     body = {
@@ -205,10 +204,11 @@ def sweep(contestant: Contestant, asked: argparse.Namespace, folder: Path) -> No
     labels = np.load(folder / "labels.npy")
     bank, queries = slice(None, SWEEP_TRAIN), slice(SWEEP_TRAIN, None)
     steps = steps_in(contestant, asked.sweep_budget_s)
+    command = [*contestant.command(folder, 0, asked.threads), "--pictures", str(SWEEP_TRAIN)]
     trials: list[dict[str, Any]] = []
 
     def attempt(settings: dict[str, float]) -> None:
-        figures, (vectors, _) = trained(contestant, folder, settings, 0, steps, SWEEP_TRAIN)
+        figures, (vectors, _) = trained(command, folder, settings, steps)
         knn = knn20(vectors[bank], labels[bank], vectors[queries], labels[queries])
         trials.append({"settings": settings, "knn20": knn, "run": figures})
         print(f"{contestant.name} {settings}: kNN-20 {knn:.3f}", flush=True)
@@ -264,6 +264,12 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3, help="of measuring speeds")
     parser.add_argument("--sweep", action="store_true", help="find everyone's settings, and end")
     parser.add_argument("--sweep-budget-s", type=float, default=60.0, help="of one of its runs")
+    parser.add_argument(
+        "--threads",
+        type=int,
+        default=num_cores(),
+        help="of one training; with fewer, two may run at once, and none makes more steps for it",
+    )
     asked = parser.parse_args()
     work = [] if asked.speeds else list(missing(asked))
     todo = ", ".join(f"{who.name} seed {seed}" for who, seed in work) or "nothing"

@@ -38,9 +38,6 @@ METHODS = {
 }
 UNTRAINED = "random-init"
 SIZE = 32
-# Gray pictures: saturation, hue and dropping the colour would change nothing.
-VIEW = AugmentConfig(saturation=0.0, hue=0.0, gray_probability=0.0)
-SOLARISED = replace(VIEW, solarise_probability=0.2)
 MANY_STEPS = 10**6
 
 
@@ -59,6 +56,16 @@ def lengths(steps: int, num_pictures: int, batch: int) -> tuple[int, int]:
 def configuration(asked: argparse.Namespace, epochs: int) -> PretrainConfig:
     """The method's small recipe for this task."""
     config = METHODS[asked.method]()
+    scale, strength = asked.gray
+    # Gray pictures: saturation, hue and dropping the colour would change nothing.
+    view = AugmentConfig(
+        crop_scale=(scale, 1.0),
+        brightness=strength,
+        contrast=strength,
+        saturation=0.0,
+        hue=0.0,
+        gray_probability=0.0,
+    )
     if isinstance(config.method, BYOLConfig):
         method: Any = replace(config.method, momentum=MomentumConfig(start=asked.momentum))
     else:
@@ -67,9 +74,9 @@ def configuration(asked: argparse.Namespace, epochs: int) -> PretrainConfig:
         config,
         method=method,
         preprocess=PreprocessConfig(size=SIZE),
-        backbone=replace(config.backbone, stem="stride2"),
-        view_a=VIEW,
-        view_b=SOLARISED if asked.method == "byol" else VIEW,
+        backbone=replace(config.backbone, stem="stride2", widths=tuple(asked.widths)),
+        view_a=view,
+        view_b=replace(view, solarise_probability=0.2) if asked.method == "byol" else view,
         optim=replace(config.optim, lr=asked.lr),
         batch_size=asked.batch,
         epochs=epochs,
@@ -126,6 +133,8 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--method", choices=[*METHODS, UNTRAINED], required=True)
     parser.add_argument("--pixels", required=True, help="a .npy file, uint8 [N, S, S, 3]")
     parser.add_argument("--labels", help="a .npy file, int64 [N], for SupCon")
+    parser.add_argument("--widths", type=int, nargs="+", required=True, help="of the network")
+    parser.add_argument("--gray", type=float, nargs=2, metavar=("SCALE", "STRENGTH"), required=True)
     parser.add_argument("--pictures", type=int, help="train on the first so many alone")
     parser.add_argument("--batch", type=int, required=True)
     parser.add_argument("--threads", type=int, required=True)

@@ -7,6 +7,8 @@ benchmark (momentum SGD with a cosine). Heads are as wide as those of the projec
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from lightly.loss import NegativeCosineSimilarity, NTXentLoss
@@ -21,27 +23,36 @@ from lightly.transforms import (
     SimCLRTransform,
 )
 from lightly.utils.scheduler import cosine_schedule
-from narrow_resnet import FEATURE_DIM, HIDDEN_DIM, OUTPUT_DIM, backbone
+from narrow_resnet import HIDDEN_DIM, OUTPUT_DIM, backbone
 from torch import Tensor, nn
 
-__all__ = ["METHODS", "transform_of"]
+__all__ = ["METHODS", "Settings", "transform_of"]
 
 PREDICTOR_DIM = 512
 QUEUE = 4096
 MOCO_MOMENTUM = 0.99
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Settings:
+    """Of a method; SimCLR and MoCo have no use for the momentum, nor BYOL for the temperature."""
+
+    widths: Sequence[int]
+    temperature: float
+    momentum: float
+
+
 class SimCLR(nn.Module):
-    def __init__(self, temperature: float, momentum: float) -> None:  # noqa: ARG002
+    def __init__(self, settings: Settings) -> None:
         super().__init__()
-        self.backbone = backbone()
+        self.backbone = backbone(settings.widths)
         self.head = ProjectionHead(
             [
-                (FEATURE_DIM, HIDDEN_DIM, nn.BatchNorm1d(HIDDEN_DIM), nn.ReLU()),
+                (settings.widths[-1], HIDDEN_DIM, nn.BatchNorm1d(HIDDEN_DIM), nn.ReLU()),
                 (HIDDEN_DIM, OUTPUT_DIM, None, None),
             ]
         )
-        self.criterion = NTXentLoss(temperature=temperature)
+        self.criterion = NTXentLoss(temperature=settings.temperature)
 
     def loss(self, views: list[Tensor], step: int, num_steps: int) -> Tensor:  # noqa: ARG002
         z0, z1 = (self.head(self.backbone(view)) for view in views)
@@ -49,15 +60,17 @@ class SimCLR(nn.Module):
 
 
 class MoCo(nn.Module):
-    def __init__(self, temperature: float, momentum: float) -> None:  # noqa: ARG002
+    def __init__(self, settings: Settings) -> None:
         super().__init__()
-        self.backbone = backbone()
-        self.head = MoCoProjectionHead(FEATURE_DIM, HIDDEN_DIM, OUTPUT_DIM)
+        self.backbone = backbone(settings.widths)
+        self.head = MoCoProjectionHead(settings.widths[-1], HIDDEN_DIM, OUTPUT_DIM)
         self.backbone_momentum = copy.deepcopy(self.backbone)
         self.head_momentum = copy.deepcopy(self.head)
         deactivate_requires_grad(self.backbone_momentum)
         deactivate_requires_grad(self.head_momentum)
-        self.criterion = NTXentLoss(temperature=temperature, memory_bank_size=(QUEUE, OUTPUT_DIM))
+        self.criterion = NTXentLoss(
+            temperature=settings.temperature, memory_bank_size=(QUEUE, OUTPUT_DIM)
+        )
 
     def loss(self, views: list[Tensor], step: int, num_steps: int) -> Tensor:  # noqa: ARG002
         update_momentum(self.backbone, self.backbone_momentum, m=MOCO_MOMENTUM)
@@ -68,17 +81,17 @@ class MoCo(nn.Module):
 
 
 class BYOL(nn.Module):
-    def __init__(self, temperature: float, momentum: float) -> None:  # noqa: ARG002
+    def __init__(self, settings: Settings) -> None:
         super().__init__()
-        self.backbone = backbone()
-        self.head = BYOLProjectionHead(FEATURE_DIM, HIDDEN_DIM, OUTPUT_DIM)
+        self.backbone = backbone(settings.widths)
+        self.head = BYOLProjectionHead(settings.widths[-1], HIDDEN_DIM, OUTPUT_DIM)
         self.prediction = BYOLPredictionHead(OUTPUT_DIM, PREDICTOR_DIM, OUTPUT_DIM)
         self.backbone_momentum = copy.deepcopy(self.backbone)
         self.head_momentum = copy.deepcopy(self.head)
         deactivate_requires_grad(self.backbone_momentum)
         deactivate_requires_grad(self.head_momentum)
         self.criterion = NegativeCosineSimilarity()
-        self.momentum = momentum
+        self.momentum = settings.momentum
 
     def loss(self, views: list[Tensor], step: int, num_steps: int) -> Tensor:
         momentum = cosine_schedule(step, num_steps, self.momentum, 1)
@@ -92,17 +105,25 @@ class BYOL(nn.Module):
 METHODS: dict[str, type[nn.Module]] = {"simclr": SimCLR, "moco": MoCo, "byol": BYOL}
 
 
-def transform_of(method: str, size: int, *, gray: bool) -> Any:
-    """The method's transform for small pictures; on gray ones without what only changes colour."""
-    if not gray:
+def transform_of(method: str, size: int, gray: tuple[float, float] | None) -> Any:
+    """The method's transform for small pictures.
+
+    Args:
+        method: a key of `METHODS`.
+        size: edge in pixels.
+        gray: of gray pictures the least share of the area that a crop keeps, and the strength of
+            brightness and contrast; what only changes colour is left out then.
+    """
+    if gray is None:
         return SimCLRTransform(input_size=size, cj_strength=0.5, gaussian_blur=0.0)
+    min_scale, strength = gray
     shared: dict[str, Any] = {
         "input_size": size,
-        "cj_bright": 0.4,
-        "cj_contrast": 0.4,
+        "cj_bright": strength,
+        "cj_contrast": strength,
         "cj_sat": 0.0,
         "cj_hue": 0.0,
-        "min_scale": 0.2,
+        "min_scale": min_scale,
         "random_gray_scale": 0.0,
         "gaussian_blur": 0.0,
     }

@@ -15,8 +15,8 @@ from typing import Any
 import lightly
 import numpy as np
 import torch
-from lightly_methods import METHODS, transform_of
-from narrow_resnet import num_parameters, pin_threads
+from lightly_methods import METHODS, Settings, transform_of
+from narrow_resnet import WIDTHS, num_parameters, pin_threads
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
@@ -43,7 +43,10 @@ class Run:
     def __init__(self, asked: argparse.Namespace) -> None:
         torch.manual_seed(asked.seed)
         self.num_steps, self.step = asked.steps, 0
-        self.method = METHODS[asked.method](asked.temperature, asked.momentum)
+        settings = Settings(
+            widths=asked.widths, temperature=asked.temperature, momentum=asked.momentum
+        )
+        self.method = METHODS[asked.method](settings)
         self.optimizer = torch.optim.SGD(
             [p for p in self.method.parameters() if p.requires_grad],
             lr=asked.lr,
@@ -52,7 +55,7 @@ class Run:
         )
         self.schedule = torch.optim.lr_scheduler.CosineAnnealingLR(self.optimizer, asked.steps)
         pixels = np.load(asked.pixels, mmap_mode="r")[: asked.pictures]
-        transform = transform_of(asked.method, pixels.shape[1], gray=asked.gray)
+        transform = transform_of(asked.method, pixels.shape[1], asked.gray)
         self.loader = DataLoader(
             Pictures(pixels, transform),
             batch_size=asked.batch,
@@ -114,11 +117,12 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--method", choices=sorted(METHODS), default="simclr")
     parser.add_argument("--pixels", required=True, help="a .npy file, uint8 [N, S, S, 3]")
+    parser.add_argument("--widths", type=int, nargs="+", default=WIDTHS, help="of the network")
     parser.add_argument("--pictures", type=int, help="train on the first so many alone")
     parser.add_argument("--batch", type=int, required=True)
     parser.add_argument("--workers", type=int, required=True, help="of the loader")
     parser.add_argument("--threads", type=int, required=True)
-    parser.add_argument("--gray", action="store_true")
+    parser.add_argument("--gray", type=float, nargs=2, metavar=("SCALE", "STRENGTH"))
     parser.add_argument("--lr", type=float, default=0.06)
     parser.add_argument("--weight-decay", type=float, default=5e-4)
     parser.add_argument("--temperature", type=float, default=0.5)

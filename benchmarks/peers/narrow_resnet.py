@@ -7,26 +7,30 @@ Shapes: N pictures, S edge, D features.
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Sequence
 
 import torch
 from torch import nn
 from torchvision.models import resnet
 
 WIDTHS = (32, 64, 128)
-FEATURE_DIM = WIDTHS[-1]
 HIDDEN_DIM, OUTPUT_DIM = 256, 128
 
 
-def backbone() -> nn.Sequential:
-    """Float pictures [N, 3, S, S] to features [N, 128]; the first convolution has stride 2."""
-    width = WIDTHS[0]
+def backbone(widths: Sequence[int] = WIDTHS) -> nn.Sequential:
+    """Float pictures [N, 3, S, S] to features [N, D]; the first convolution has stride 2.
+
+    Args:
+        widths: channels, one a stage; D is the last.
+    """
+    width = widths[0]
     layers: OrderedDict[str, nn.Module] = OrderedDict(
         conv1=nn.Conv2d(3, width, 5, stride=2, padding=2, bias=False),
         bn1=nn.BatchNorm2d(width),
         relu=nn.ReLU(inplace=True),
         pool1=nn.Identity(),
     )
-    for stage, next_width in enumerate(WIDTHS):
+    for stage, next_width in enumerate(widths):
         stride = 1 if stage == 0 else 2
         layers[f"stage{stage + 1}"] = nn.Sequential(_block(width, next_width, stride))
         width = next_width
@@ -50,10 +54,10 @@ def _block(width_in: int, width_out: int, stride: int) -> nn.Module:
     return resnet.BasicBlock(width_in, width_out, stride, shortcut)
 
 
-def projector() -> nn.Sequential:
-    """Features [N, 128] to [N, 128] through a hidden layer of 256."""
+def projector(feature_dim: int = WIDTHS[-1]) -> nn.Sequential:
+    """Features [N, D] to [N, 128] through a hidden layer of 256."""
     return nn.Sequential(
-        nn.Linear(FEATURE_DIM, HIDDEN_DIM, bias=False),
+        nn.Linear(feature_dim, HIDDEN_DIM, bias=False),
         nn.BatchNorm1d(HIDDEN_DIM),
         nn.ReLU(inplace=True),
         nn.Linear(HIDDEN_DIM, OUTPUT_DIM),

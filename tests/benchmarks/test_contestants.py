@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import benchmarks.own_training
-from benchmarks.accuracy_equal_time import CONTESTANTS, run_name, sweep_name
+from benchmarks.accuracy_equal_time import CONTESTANTS, GRAY, WIDTHS, run_name, sweep_name
 from benchmarks.judging import NUM_DRAWS, few_labels, judge
 from benchmarks.losses import whole_nt_xent
 from benchmarks.own_training import METHODS, configuration, lengths
@@ -22,7 +22,14 @@ from encoders.losses import nt_xent
 
 def asked(method: str) -> argparse.Namespace:
     return argparse.Namespace(
-        method=method, lr=0.05, temperature=0.3, momentum=0.9, batch=32, seed=1
+        method=method,
+        lr=0.05,
+        temperature=0.3,
+        momentum=0.9,
+        batch=32,
+        seed=1,
+        widths=WIDTHS,
+        gray=GRAY,
     )
 
 
@@ -33,7 +40,8 @@ def test_the_peers_network_is_ours_tensor_by_tensor(method: str) -> None:
     else:
         config = configuration(asked(method), epochs=1)
     ours = Encoder.initialise(config.encoder, seed=0)
-    backbone, projector = narrow_resnet.backbone(), narrow_resnet.projector()
+    widths = config.backbone.widths
+    backbone, projector = narrow_resnet.backbone(widths), narrow_resnet.projector(widths[-1])
     backbone.load_state_dict(ours.backbone.net.state_dict())
     projector.load_state_dict(ours.projector.state_dict())
     images = torch.randn(4, 3, 32, 32)
@@ -48,7 +56,7 @@ def test_the_peers_network_starts_as_ours_does() -> None:
     torch.manual_seed(0)
     spread = {
         name: float(tensor.std())
-        for name, tensor in narrow_resnet.backbone().state_dict().items()
+        for name, tensor in narrow_resnet.backbone(WIDTHS).state_dict().items()
         if tensor.ndim == 4
     }
     ours = Encoder.initialise(configuration(asked("simclr"), epochs=1).encoder, seed=0)
@@ -57,7 +65,7 @@ def test_the_peers_network_starts_as_ours_does() -> None:
             assert spread[name] == pytest.approx(float(tensor.std()), rel=0.1)
         if name.endswith("bn2.weight"):
             assert (tensor == 0).all()
-            assert (narrow_resnet.backbone().state_dict()[name] == 0).all()
+            assert (narrow_resnet.backbone(WIDTHS).state_dict()[name] == 0).all()
 
 
 @pytest.mark.parametrize("steps", [1, 5, 468, 469, 700, 5_999])
