@@ -11,15 +11,16 @@ from __future__ import annotations
 import importlib.util
 from collections import OrderedDict
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
-from torchvision.models import resnet
 
 __all__ = [
+    "RESNETS",
     "Backbone",
     "BackboneConfig",
+    "BasicBlock",
     "Stem",
     "build_backbone",
     "check_crop",
@@ -31,7 +32,8 @@ __all__ = [
 Stem = Literal["auto", "small", "stride2", "imagenet"]
 
 TIMM_PREFIX = "timm:"
-RESNETS = {"resnet18": resnet.resnet18, "resnet34": resnet.resnet34, "resnet50": resnet.resnet50}
+RESNETS = ("resnet18", "resnet34", "resnet50")
+"""Of torchvision, which is imported for these alone: that takes as long as importing torch."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -167,7 +169,9 @@ def _stem_layers(stem: Stem, width: int) -> tuple[nn.Conv2d, nn.Module]:
 
 
 def _torchvision_backbone(config: BackboneConfig, stem: Stem) -> Backbone:
-    net = RESNETS[config.name](weights=None, zero_init_residual=config.zero_init_residual)
+    from torchvision.models import get_model
+
+    net = get_model(config.name, weights=None, zero_init_residual=config.zero_init_residual)
     feature_dim = int(net.fc.in_features)
     net.fc = nn.Identity()
     if stem != "imagenet":
@@ -177,7 +181,7 @@ def _torchvision_backbone(config: BackboneConfig, stem: Stem) -> Backbone:
 
 
 def _narrow_backbone(config: BackboneConfig, stem: Stem) -> Backbone:
-    """He et al. 2015 (section 4.2) for CIFAR, with free widths and torchvision's basic block."""
+    """He et al. 2015 (section 4.2) for CIFAR, with free widths."""
     width = config.widths[0]
     convolution, pool = _stem_layers(stem, width)
     layers: OrderedDict[str, nn.Module] = OrderedDict(
@@ -187,7 +191,7 @@ def _narrow_backbone(config: BackboneConfig, stem: Stem) -> Backbone:
         blocks = []
         for position in range(config.blocks_per_stage):
             stride = 2 if stage > 0 and position == 0 else 1
-            blocks.append(_basic_block(width, next_width, stride))
+            blocks.append(BasicBlock(width, next_width, stride))
             width = next_width
         layers[f"stage{stage + 1}"] = nn.Sequential(*blocks)
     layers["pool"] = nn.AdaptiveAvgPool2d(1)
@@ -196,19 +200,38 @@ def _narrow_backbone(config: BackboneConfig, stem: Stem) -> Backbone:
     for module in net.modules():
         if isinstance(module, nn.Conv2d):
             nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
-        if isinstance(module, resnet.BasicBlock) and config.zero_init_residual:
+        if isinstance(module, BasicBlock) and config.zero_init_residual:
             nn.init.zeros_(module.bn2.weight)
     return Backbone(net, width)
 
 
-def _basic_block(width_in: int, width_out: int, stride: int) -> nn.Module:
-    shortcut = None
-    if stride != 1 or width_in != width_out:
-        shortcut = nn.Sequential(
-            nn.Conv2d(width_in, width_out, 1, stride=stride, bias=False), nn.BatchNorm2d(width_out)
-        )
-    block: nn.Module = resnet.BasicBlock(width_in, width_out, stride, shortcut)
-    return block
+class BasicBlock(nn.Module):
+    """Two 3x3 convolutions beside a shortcut (He et al. 2015, figure 5, left).
+
+    Tensors have the names that torchvision's block of this name gives them, so that one's weights
+    are the other's.
+    """
+
+    def __init__(self, width_in: int, width_out: int, stride: int) -> None:
+        super().__init__()
+        downsample = None
+        if stride != 1 or width_in != width_out:
+            convolution = nn.Conv2d(width_in, width_out, 1, stride=stride, bias=False)
+            downsample = nn.Sequential(convolution, nn.BatchNorm2d(width_out))
+        self.conv1 = nn.Conv2d(width_in, width_out, 3, stride=stride, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(width_out)
+        self.relu = nn.ReLU(inplace=True)
+        self.conv2 = nn.Conv2d(width_out, width_out, 3, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(width_out)
+        self.downsample = downsample
+
+    def forward(self, inputs_NCHW: Tensor) -> Tensor:
+        """Features [N, width_out, H / stride, W / stride]."""
+        shortcut = inputs_NCHW if self.downsample is None else self.downsample(inputs_NCHW)
+        features: Tensor = self.relu(self.bn1(self.conv1(inputs_NCHW)))
+        features = self.bn2(self.conv2(features))
+        features += shortcut
+        return cast(Tensor, self.relu(features))
 
 
 def timm_facts(name: str) -> Any:

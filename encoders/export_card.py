@@ -11,9 +11,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from torch import nn
-from torchvision.models.resnet import BasicBlock
 
-from encoders.backbone import RESNETS, TIMM_PREFIX, timm_options
+from encoders.backbone import RESNETS, TIMM_PREFIX, BasicBlock, timm_options
 from encoders.encoder import Encoder, Layer
 from encoders.export import (
     BACKBONE_FILE,

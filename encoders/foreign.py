@@ -18,7 +18,6 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load
 from torch import Tensor
-from torchvision.models import get_model_weights
 
 from encoders.backbone import (
     RESNETS,
@@ -112,6 +111,8 @@ def from_torchvision(name: str, weights: str = "DEFAULT") -> Foreign:
     backbone = BackboneConfig(name=name, stem="imagenet")
     if weights == UNTRAINED:
         return Foreign(name=asked, backbone=backbone, weights=None, origin=NO_WEIGHTS)
+    from torchvision.models import get_model_weights
+
     published = get_model_weights(name)
     if weights not in published.__members__:
         known = ", ".join([*published.__members__, UNTRAINED])

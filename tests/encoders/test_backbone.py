@@ -1,11 +1,13 @@
+import copy
+import subprocess
 import sys
 
 import pytest
 import torch
 from torch import nn
-from torchvision.models import resnet18
+from torchvision.models import resnet, resnet18
 
-from encoders.backbone import BackboneConfig, build_backbone, resolve_stem
+from encoders.backbone import BackboneConfig, BasicBlock, build_backbone, resolve_stem
 
 
 def output(config: BackboneConfig, size: int) -> tuple[torch.Tensor, int]:
@@ -60,6 +62,32 @@ def test_widths_and_blocks_shape_the_narrow_network():
     net = build_backbone(config, 16).net
     assert [len(net.stage1), len(net.stage2)] == [2, 2]
     assert not hasattr(net, "stage3")
+
+
+def test_the_basic_block_is_torchvisions_to_the_bit():
+    for width_out, stride in ((8, 1), (8, 2), (12, 1)):
+        ours = BasicBlock(8, width_out, stride)
+        theirs = resnet.BasicBlock(8, width_out, stride, copy.deepcopy(ours.downsample))
+        assert list(theirs.state_dict()) == list(ours.state_dict())
+        theirs.load_state_dict(ours.state_dict())
+        inputs = [torch.randn(2, 8, 6, 6, generator=torch.Generator().manual_seed(1)) for _ in "ab"]
+        outputs = [
+            block(x.requires_grad_()) for block, x in zip((ours, theirs), inputs, strict=True)
+        ]
+        assert torch.equal(*outputs)
+        for found in outputs:
+            found.square().sum().backward()
+        assert torch.equal(inputs[0].grad, inputs[1].grad)
+
+
+def test_a_narrow_network_does_not_wait_for_torchvision():
+    code = (
+        "import sys, encoders.training, cluster.shard_actor, cluster.pretrain_worker\n"
+        "from encoders.encoder import Encoder, EncoderConfig\n"
+        "Encoder.initialise(EncoderConfig(), 0)\n"
+        "assert not {'torchvision', 'torch._dynamo'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def test_at_full_size_a_resnet_is_torchvisions_own():
