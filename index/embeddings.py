@@ -11,12 +11,11 @@ from __future__ import annotations
 import threading
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
@@ -32,6 +31,9 @@ from index.artifact import (
 )
 from index.shard import STATUSES, THUMBNAIL_BATCH_ROWS, ShardBatch, ShardRecord, write_shard
 from index.vectors import Float16s, Floats, Ids, require_ids
+
+if TYPE_CHECKING:
+    import pyarrow.dataset as ds
 
 __all__ = [
     "STATUSES",
@@ -191,6 +193,8 @@ class EmbeddingStore:
 
         DuckDB, Polars and pandas scan it as it is; a filter on ``status`` or ``id`` is pushed down.
         """
+        import pyarrow.dataset as ds  # imports pandas, which takes half a second
+
         paths = [f"{self.folder.path}/{shard['vectors']}" for shard in self.door["shards"]]
         return ds.dataset(paths, filesystem=self.folder.fs, format="parquet")
 

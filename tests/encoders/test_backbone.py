@@ -80,12 +80,12 @@ def test_the_basic_block_is_torchvisions_to_the_bit():
         assert torch.equal(inputs[0].grad, inputs[1].grad)
 
 
-def test_a_narrow_network_does_not_wait_for_torchvision():
+def test_a_narrow_network_waits_for_no_library_that_it_does_not_need():
     code = (
-        "import sys, encoders.training, cluster.shard_actor, cluster.pretrain_worker\n"
+        "import sys, encoders.training, cluster.search_job, cluster.shard_actor\n"
         "from encoders.encoder import Encoder, EncoderConfig\n"
         "Encoder.initialise(EncoderConfig(), 0)\n"
-        "assert not {'torchvision', 'torch._dynamo'} & set(sys.modules)"
+        "assert not {'torchvision', 'torch._dynamo', 'pandas'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
 
