@@ -41,14 +41,14 @@ def accuracy_section(results: Path) -> list[str]:
     lines = [
         f"As many steps as take {_budget(folders[-1]):g} s on all cores, at the speeds that "
         f"everyone had in turn on a quiet machine; batch {first['batch']}, the same "
-        "narrow ResNet of widths 16, 32 and 64 with a stride-2 stem, Fashion-MNIST at 32 px; measured on the test split, "
-        "in %. Few labels: the mean over 10 draws, the same for everyone. ± is the standard "
-        "deviation over seeds. Recipes: lookalike's `-small` ones; lightly's examples with "
-        "momentum SGD and a cosine. Learning rate and temperature (BYOL: momentum) of each come "
-        "from the same sweep on the train split. Crops (of half of the area and more), flips, "
-        "brightness and contrast (by up to 0.8) are equal, chosen in short runs of lookalike's "
-        "SimCLR on the train split (docs/log.md); BYOL's second view is also solarised. SupCon learns from all 60,000 labels, the others "
-        "from none.\n",
+        "narrow ResNet of widths 16, 32 and 64 with a stride-2 stem, Fashion-MNIST at 32 px; "
+        "measured on the test split, in %. Few labels: the mean over 10 draws, the same for "
+        "everyone. ± is the standard deviation over seeds. Recipes: lookalike's `-small` ones; "
+        "lightly's examples with momentum SGD and a cosine. Learning rate and temperature (BYOL: "
+        "momentum) of each come from the same sweep on the train split. Crops (of half of the "
+        "area and more), flips, brightness and contrast (by up to 0.8) are equal, chosen in short "
+        "runs of lookalike's SimCLR on the train split (docs/log.md); BYOL's second view is also "
+        "solarised. SupCon learns from all 60,000 labels, the others from none.\n",
         table(["", *FIGURES.values(), "pictures seen"], rows),
         "Each method against lightly's (and SupCon, which lightly lacks, against its SimCLR) and "
         "against raw pixels, in points with the 95 % interval over seeds; goal: level or above.\n",

@@ -27,13 +27,19 @@ def ranged(found: Spread) -> str:
 
 
 def judged(what: str, found: Spread, goal: float, *, at_least: bool = True) -> str:
-    """A goal, and whether the median reached it.
+    """A goal, and whether the median reached it; and whether every round did.
 
     >>> judged("x", Spread(median=3.0, low=2.0, high=4.0, n=3), 3.5)
     '- x: 3 (2 to 4), n = 3; goal at least 3.5: **missed**.'
+    >>> judged("x", Spread(median=3.0, low=2.0, high=4.0, n=3), 2.5)
+    '- x: 3 (2 to 4), n = 3; goal at least 2.5: reached by the median, not by every round.'
     """
-    reached = found.median >= goal if at_least else found.median <= goal
+    worst = found.low if at_least else found.high
+    sign = 1 if at_least else -1
+    reached, always = (sign * (value - goal) >= 0 for value in (found.median, worst))
     word, verdict = "least" if at_least else "most", "reached" if reached else "**missed**"
+    if reached and not always:
+        verdict += " by the median, not by every round"
     return f"- {what}: {ranged(found)}, n = {found.n}; goal at {word} {goal:,g}: {verdict}."
 
 

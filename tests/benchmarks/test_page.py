@@ -61,7 +61,9 @@ def test_without_results_every_section_says_how_to_measure_it(tmp_path: Path) ->
 
 def test_a_goal_that_is_reached_by_the_median_alone_is_reached() -> None:
     found = Spread(median=20.0, low=15.0, high=22.0, n=5)
-    assert "reached" in judged("x", found, 20.0)
+    assert judged("x", found, 20.0).endswith("reached by the median, not by every round.")
+    assert judged("x", found, 15.0).endswith(": reached.")
+    assert judged("x", found, 22.0, at_least=False).endswith(": reached.")
     assert "**missed**" in judged("x", found, 20.1)
     assert "**missed**" in judged("x", found, 19.9, at_least=False)
     assert "reached" in judged("x", found, 20.0, at_least=False)
