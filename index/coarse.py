@@ -18,7 +18,7 @@ import numpy as np
 
 from index.vectors import Floats, Ids
 
-__all__ = ["Coarse"]
+__all__ = ["Coarse", "search_faiss"]
 
 faiss: Any = faiss_library  # its type stubs do not know what is behind its wrappers
 
@@ -73,7 +73,7 @@ class Coarse:
     def proposed(self, queries_QD: Floats, count: int) -> tuple[Floats, Ids] | None:
         """As `nearest`; None where codes do not propose, since too few lists are there."""
         count = min(count, self._num_lists)
-        return self.nearest(queries_QD, count) if self._is_coded(count) else None
+        return self.nearest(queries_QD, count) if self.is_coded(count) else None
 
     def nearest(self, queries_QD: Floats, count: int) -> tuple[Floats, Ids]:
         """Inner products with the nearest centroids, and their lists, [Q, P], nearest first.
@@ -82,9 +82,9 @@ class Coarse:
             queries_QD: unit vectors float32, C-contiguous.
             count: P, at most as many as there are.
         """
-        if self._is_coded(count):
-            return _search(self._coded, queries_QD, count, self._parameters(count))
-        return _search(self._quantizer, queries_QD, count, None)
+        if self.is_coded(count):
+            return search_faiss(self.coded, queries_QD, count, self.parameters(count))
+        return search_faiss(self._quantizer, queries_QD, count, None)
 
     def lists_of(self, vectors_ND: Floats) -> Ids:
         """The list that each vector belongs to, int64 [N]: the nearest, by a comparison with all.
@@ -92,34 +92,53 @@ class Coarse:
         Args:
             vectors_ND: float32, C-contiguous.
         """
-        return _search(self._quantizer, vectors_ND, 1, None)[1][:, 0]
+        return search_faiss(self._quantizer, vectors_ND, 1, None)[1][:, 0]
 
-    def _is_coded(self, count: int) -> bool:
+    def is_coded(self, count: int) -> bool:
+        """Whether codes propose the nearest so many."""
         return self.may_code and _proposed(count) * WORTH <= self._num_lists
 
     @cached_property
-    def _coded(self) -> Any:
+    def coded(self) -> Any:
         """FAISS's search by codes, refined by the centroids themselves."""
-        return faiss.IndexRefine(_codes(self.centroids()), self._quantizer)
+        flat = self._quantizer
+        stored = faiss.rev_swig_ptr(flat.get_xb(), flat.ntotal * flat.d)
+        return faiss.IndexRefine(_codes(stored.reshape(flat.ntotal, flat.d)), flat)
 
-    def _parameters(self, count: int) -> Any:
-        """FAISS's, which it only reads, so that threads may share them."""
+    def parameters(self, count: int) -> Any:
+        """What `coded` is to be told to find the nearest so many; None where codes do not propose.
+
+        FAISS only reads it, so that threads may share it.
+        """
         kept = self._kept.get(count)
-        if kept is None:
+        if kept is None and self.is_coded(count):
             kept = faiss.IndexRefineSearchParameters(k_factor=_proposed(count) / count)
             self._kept[count] = kept
         return kept
 
 
-def _search(
+def search_faiss(
     faiss_index: Any, queries_QD: Floats, count: int, parameters: Any
 ) -> tuple[Floats, Ids]:
-    """FAISS's search; its wrapper for arrays takes as long as a few hundred comparisons."""
-    closeness = np.empty((len(queries_QD), count), np.float32)
-    lists = np.empty((len(queries_QD), count), np.int64)
-    queries, *found = (faiss.swig_ptr(a) for a in (queries_QD, closeness, lists))
-    faiss_index.search_c(len(queries_QD), queries, count, *found, parameters)
-    return closeness, lists
+    """FAISS's search; its wrapper for arrays takes as long as a few hundred comparisons.
+
+    Args:
+        faiss_index: of any kind.
+        queries_QD: float32, C-contiguous.
+        count: results a query.
+        parameters: FAISS's; None for none.
+
+    Returns:
+        scores float32 and ids int64, [Q, count], best first; an id of -1 is none.
+    """
+    num_queries = len(queries_QD)
+    scores = np.empty((num_queries, count), np.float32)
+    ids = np.empty((num_queries, count), np.int64)
+    pointer = faiss.swig_ptr
+    faiss_index.search_c(
+        num_queries, pointer(queries_QD), count, pointer(scores), pointer(ids), parameters
+    )
+    return scores, ids
 
 
 def _proposed(count: int) -> int:
@@ -135,7 +154,10 @@ def _codes(centroids_KD: Floats) -> Any:
     """
     dim = centroids_KD.shape[1]
     codes = faiss.IndexPQFastScan(dim, dim // 2, 4, faiss.METRIC_INNER_PRODUCT)
-    mean_D, deviation_D = centroids_KD.mean(axis=0), centroids_KD.std(axis=0)
+    # Without copies of them, which would stay on the heap as long as the process lives.
+    mean_D = centroids_KD.mean(axis=0)
+    square_D = np.einsum("kd,kd->d", centroids_KD, centroids_KD) / len(centroids_KD)
+    deviation_D = np.sqrt(np.maximum(square_D - mean_D**2, 0))
     levels_D4 = mean_D[:, None] + deviation_D[:, None] * LEVELS
     book = np.empty((dim // 2, 16, 2), np.float32)
     book[:, :, 0] = np.repeat(levels_D4[0::2], 4, axis=1)

@@ -30,11 +30,11 @@ from index.change import (
 )
 from index.choose import IndexConfig, Recipe
 from index.drift import Drift, delta_bound, imbalance, worse_by
+from index.faiss_file import emptied
 from index.fill import FillParts, plan_parts, save_template
 from index.id_file import write_ids
 from index.layers import open_ranker
 from index.live_queries import Moved, follow_queries, judge_again
-from index.part import emptied
 from index.queries import QUERIES, QuerySet
 from index.shelf import shelve_parts
 from index.tune import Candidate, Judgement

@@ -16,7 +16,8 @@ from typing import Any
 from index.artifact import FileRecord, Folder
 from index.budget import Budget, give_back
 from index.choose import Recipe
-from index.part import Part, read_faiss, write_faiss
+from index.faiss_file import read_faiss, write_faiss
+from index.part import Part
 from index.vectors import VECTORS, VectorFile
 
 __all__ = ["FillParts", "PartJob", "fill_here", "fill_part", "plan_parts", "save_template"]

@@ -25,5 +25,5 @@ def write_ids(path: str, ids: Ids) -> None:
 def read_ids(path: Path) -> Ids:
     """Read a file of `write_ids`."""
     with pa.OSFile(str(path)) as source:
-        found: Ids = pa.ipc.open_file(source).read_all()["id"].to_numpy()
+        found: Ids = np.from_dlpack(pa.ipc.open_file(source).read_all()["id"].combine_chunks())
     return found

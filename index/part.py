@@ -10,11 +10,10 @@ Shapes: Q queries, N rows, D embedding, K results a query.
 from __future__ import annotations
 
 import contextlib
-import errno
 import math
-import os
 import time
 from collections.abc import Iterable, Iterator
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -23,18 +22,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from index.choose import HNSW_LINKS, Recipe
-from index.coarse import Coarse
+from index.coarse import Coarse, search_faiss
+from index.faiss_file import read_faiss, write_faiss
 from index.vectors import Floats, Ids
 
 __all__ = [
     "Part",
-    "emptied",
     "hnsw_seconds",
     "one_thread",
-    "read_faiss",
     "set_threads",
     "train_template",
-    "write_faiss",
 ]
 
 faiss: Any = faiss_library  # its type stubs know neither index attributes nor search parameters
@@ -44,12 +41,7 @@ NO_IDS = np.empty(0, np.int64)
 MAX_EFFORT = 512
 """Most of a graph that a search looks at (efSearch); what more would take is left to a scan."""
 
-NEVER_MAPPED = (b"IwPf",)
-"""First bytes of files with 4-bit codes, which are copied: mapped, they would count twice."""
-
 HNSW_TRIAL_ROWS = 2000
-
-DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS)
 
 
 def set_threads(count: int) -> None:
@@ -125,6 +117,7 @@ class Part:
     def __init__(self, faiss_index: Any, coarse: Coarse | None = None) -> None:
         self._faiss = faiss_index
         self._is_ivf = isinstance(faiss_index, faiss.IndexIVF)
+        self._is_fp16 = isinstance(faiss_index, faiss.IndexIVFScalarQuantizer)
         self._is_graph = not self._is_ivf and isinstance(
             faiss.downcast_index(faiss_index.index), faiss.IndexHNSW
         )
@@ -183,12 +176,26 @@ class Part:
         """
         effort, k = min(nprobe, self.nlist), min(k, self.num_rows)
         parameters = self._parameters(effort, k, selector)
-        if nearest is None and self.coarse is not None:
-            nearest = self.coarse.proposed(queries_QD, effort)
+        if nearest is None and self.coarse is not None and self.coarse.is_coded(effort):
+            if self._is_fp16:
+                return search_faiss(self._through_codes, queries_QD, k, parameters)
+            nearest = self.coarse.nearest(queries_QD, effort)
         if nearest is not None:
             return self._search_lists(queries_QD, k, *nearest, parameters)
-        scores, ids = self._faiss.search(queries_QD, k, params=parameters)
-        return scores, ids
+        return search_faiss(self._faiss, queries_QD, k, parameters)
+
+    @cached_property
+    def _through_codes(self) -> Any:
+        """The same lists behind `Coarse.coded`: one call, where to name the lists takes two."""
+        assert self.coarse is not None, "who has no lists has no codes of them"
+        own, codes = self._faiss, faiss.ScalarQuantizer.QT_fp16
+        inner, residual, owned = faiss.METRIC_INNER_PRODUCT, False, False
+        through = faiss.IndexIVFScalarQuantizer(
+            self.coarse.coded, own.d, own.nlist, codes, inner, residual, owned
+        )
+        through.replace_invlists(own.invlists, owned)
+        through.is_trained, through.ntotal = True, own.ntotal
+        return through
 
     def _parameters(self, effort: int, k: int, selector: Any) -> Any:
         """FAISS's parameters. FAISS only reads them, so that threads may share them."""
@@ -199,7 +206,8 @@ class Part:
         if kept is not None:
             return kept
         if self._is_ivf:
-            made = faiss.SearchParametersIVF(sel=selector, nprobe=effort)
+            of_codes = None if self.coarse is None else self.coarse.parameters(effort)
+            made = faiss.SearchParametersIVF(sel=selector, nprobe=effort, quantizer_params=of_codes)
         else:
             made = faiss.SearchParameters(sel=selector)
         if selector is None:
@@ -281,16 +289,6 @@ class Part:
         return sum(int(lists.list_size(number)) for number in range(self.nlist))
 
 
-def emptied(path: Path) -> Any:
-    """What a part's file was trained to, without its rows: a template for other parts.
-
-    Memory: that of the part.
-    """
-    template = read_faiss(path)
-    template.reset()
-    return template
-
-
 def hnsw_seconds(sample_ND: Floats, num_rows: int) -> float:
     """About how long a graph over so many rows takes to build, by a small one of the sample."""
     rows = sample_ND[:HNSW_TRIAL_ROWS]
@@ -299,28 +297,3 @@ def hnsw_seconds(sample_ND: Floats, num_rows: int) -> float:
     graph.add(np.ascontiguousarray(rows))
     each = (time.perf_counter() - start) / len(rows)
     return each * num_rows * math.log(num_rows) / math.log(len(rows))
-
-
-def read_faiss(path: Path, *, mapped: bool = False) -> Any:
-    """A FAISS index; ``mapped`` leaves on disk what its kind allows, and allows no changes."""
-    with path.open("rb") as file:
-        mapped = mapped and file.read(4) not in NEVER_MAPPED
-    try:
-        return faiss.read_index(str(path), faiss.IO_FLAG_MMAP_IFC if mapped else 0)
-    except RuntimeError as error:
-        raise ValueError(f"{path}: not a FAISS index. Build the index again.") from error
-
-
-def write_faiss(faiss_index: Any, path: str) -> None:
-    """Write a FAISS index.
-
-    Raises:
-        OSError: the disk would not take it; FAISS says so in words alone.
-    """
-    try:
-        faiss.write_index(faiss_index, path)
-    except RuntimeError as error:
-        for number in DISK_ERRORS:
-            if os.strerror(number) in str(error):
-                raise OSError(number, os.strerror(number), path) from error
-        raise

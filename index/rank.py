@@ -65,6 +65,7 @@ class Ranker:
     live: Selection | None = None
     lossy: bool = field(init=False)
     nlist: int = field(init=False)
+    _asks: dict[int, _Ask] = field(init=False, default_factory=dict, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "lossy", any(part.lossy for part in self.parts))
@@ -94,13 +95,11 @@ class Ranker:
             products with the stored vectors, which rounding may take a hair over 1.
             K' = min(k, number of rows that are not excluded). Never an id of -1.
         """
-        exclude = exclude if exclude is not None and len(exclude) else None
-        k = min(k, self.num_available(exclude))
-        if not k or not len(queries_QD):
-            return np.empty((len(queries_QD), k), np.int64), np.empty((len(queries_QD), k), "f4")
-        ask = self._ask(k, exclude)
-        query_bytes = 4 * self.vectors.dim * ask.width * len(self.parts)
-        step = max(1, MAX_CANDIDATE_BYTES // query_bytes)
+        ask = self._ask(k, exclude if exclude is not None and len(exclude) else None)
+        if not ask.k or not len(queries_QD):
+            shape = len(queries_QD), ask.k
+            return np.empty(shape, np.int64), np.empty(shape, np.float32)
+        step = ask.block
         if len(queries_QD) <= step:
             return self._top_block(queries_QD, ask, nprobe)
         blocks = [
@@ -111,15 +110,26 @@ class Ranker:
 
     def _ask(self, k: int, exclude: Ids | None) -> _Ask:
         """What to ask of the parts, so that k results are left."""
+        kept = self._asks.get(k) if exclude is None else None
+        if kept is not None:
+            return kept
         live = None if self.live is None else self.live.selector
-        if exclude is None:
-            return _Ask(k, self.num_wanted(k), live, None)
-        if len(exclude) <= MAX_DROPPED:
-            return _Ask(k, self.num_wanted(k) + len(exclude), live, exclude)
-        return _Ask(k, self.num_wanted(k), not_any_of(exclude, len(self.vectors), live), exclude)
+        k_left = min(k, self.num_available(exclude))
+        width = self.num_wanted(k_left)
+        if exclude is not None and len(exclude) <= MAX_DROPPED:
+            width += len(exclude)
+        elif exclude is not None:
+            live = not_any_of(exclude, len(self.vectors), live)
+        query_bytes = 4 * self.vectors.dim * width * max(1, len(self.parts))
+        ask = _Ask(k_left, width, live, exclude, max(1, MAX_CANDIDATE_BYTES // query_bytes))
+        if exclude is None and k <= FEW:
+            self._asks[k] = ask
+        return ask
 
     def _top_block(self, queries: Floats, ask: _Ask, nprobe: int) -> tuple[Ids, Floats]:
         scores, ids = self._candidates(queries, ask, nprobe)
+        if not self.lossy and len(self.parts) == 1 and ids.shape[1] > ask.k and _falls(scores):
+            return _first(ids, scores, ask.k)  # of equal scores of none, one is there at most
         while _has_none(ids) and (short := (ids != NONE).sum(axis=1) < ask.k).any():
             assert nprobe < self.nlist, "visiting all lists must fill every answer"
             nprobe = min(4 * nprobe, self.nlist)
@@ -211,12 +221,14 @@ class _Ask(NamedTuple):
         width: candidates a part.
         selector: FAISS's selector of ids; None for all.
         exclude: ids that are no results, should a part propose them.
+        block: queries to be answered at once.
     """
 
     k: int
     width: int
     selector: Any
     exclude: Ids | None
+    block: int
 
 
 def best_first(ids_QM: Ids, scores_QM: Floats, k: int) -> tuple[Ids, Floats]:
@@ -227,9 +239,15 @@ def best_first(ids_QM: Ids, scores_QM: Floats, k: int) -> tuple[Ids, Floats]:
     [[9, 4, 7]]
     """
     if _falls(scores_QM):  # as FAISS leaves a part without equal scores
-        return ids_QM[:, :k].copy(), scores_QM[:, :k].copy()  # in one piece
+        return _first(ids_QM, scores_QM, k)
     order = np.lexsort((ids_QM, -scores_QM), axis=-1)[:, :k]
     return np.take_along_axis(ids_QM, order, 1), np.take_along_axis(scores_QM, order, 1)
+
+
+def _first(ids_QM: Ids, scores_QM: Floats, k: int) -> tuple[Ids, Floats]:
+    """The first k of each row, in one piece."""
+    ids, scores = ids_QM[:, :k], scores_QM[:, :k]
+    return (ids, scores) if len(ids) == 1 else (ids.copy(), scores.copy())
 
 
 def _falls(scores_QM: Floats) -> bool:

@@ -138,10 +138,12 @@ class VectorFile:
         reader = pa.ipc.open_file(pa.BufferReader(pa.py_buffer(map_)))
         batches = [reader.get_batch(i) for i in range(reader.num_record_batches)]
         self.dim = int(reader.schema.field("vector").type.list_size)
+        # Arrow's own to_numpy would import pandas, which takes longer than to open an index.
         self._blocks = [
-            batch.column("vector").flatten().to_numpy().reshape(-1, self.dim) for batch in batches
+            np.from_dlpack(batch.column("vector").flatten()).reshape(-1, self.dim)
+            for batch in batches
         ]
-        self._id_blocks: list[Ids] = [batch.column("id").to_numpy() for batch in batches]
+        self._id_blocks: list[Ids] = [np.from_dlpack(batch.column("id")) for batch in batches]
         self._num_rows = sum(map(len, self._id_blocks))
         self._mapped = mapped
         self._stacked = _stack(self._blocks[:-1] or self._blocks)

@@ -16,6 +16,7 @@ from index.choose import Recipe
 from index.coarse import LEVELS, Coarse
 from index.part import Part, train_template
 from index.rank import Ranker
+from index.selection import Selection
 from index.shelf import open_parts, shelve_parts
 from index.vector_writer import VectorWriter
 from index.vectors import VectorFile, unit
@@ -113,6 +114,25 @@ def test_a_part_of_many_lists_visits_the_nearest_and_all_lists_are_exact(kind: s
         exact = part.search(queries, 5, nprobe=1100)[1]
         truth = np.argsort(-(queries @ rows.astype(np.float16).astype(np.float32).T), axis=1)
         np.testing.assert_array_equal(exact[:, 0], truth[:, 0])
+
+
+def test_lists_behind_codes_give_to_the_bit_what_lists_named_one_by_one_do(tmp_path: Path) -> None:
+    rows, queries = directions(6000), directions(40, seed=1)
+    recipe = Recipe(kind="ivf", nlist=1100, why="")
+    template = train_template(recipe, 64, rows, np.ascontiguousarray(rows[:1100]))
+    filled = Part.fill(template, [(np.arange(6000), rows)])
+    few = Selection(np.arange(6000), np.arange(0, 6000, 3)).selector
+    filled.search(queries, 5, nprobe=4)  # a part that was searched is written as before
+    filled.write(str(tmp_path / "part.faiss"))
+    for part in (filled, Part.open(tmp_path / "part.faiss")):
+        assert part.coarse is not None
+        for effort, selector in ((1, None), (4, None), (4, few), (17, few)):
+            named = part.coarse.nearest(queries, effort)
+            expected = part.search(queries, 5, nprobe=effort, selector=selector, nearest=named)
+            found = part.search(queries, 5, nprobe=effort, selector=selector)
+            for one, other in zip(found, expected, strict=True):
+                np.testing.assert_array_equal(one, other)
+    np.testing.assert_array_equal(filled.lists_of(rows[:1100]), np.arange(1100))
 
 
 def test_the_list_that_a_vector_belongs_to_is_compared_with_all() -> None:

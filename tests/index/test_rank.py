@@ -108,6 +108,22 @@ def test_equal_scores_come_by_id_in_one_query_and_in_many(searcher: Searcher) ->
     assert (np.diff(ids) > 0).all()
 
 
+def test_one_query_alone_and_among_others_is_answered_alike_and_in_one_piece(
+    searcher: Searcher,
+) -> None:
+    ranker, queries = ranker_of(searcher), queries_near(searcher, 12)
+    excluded = searcher.ids[:3]
+    for k, nprobe, exclude in ((1, 1, None), (7, 1, None), (7, 1, excluded), (700, 2, None)):
+        ids, scores = ranker.top(queries, k, nprobe=nprobe, exclude=exclude)
+        for row, query in enumerate(queries):
+            alone = ranker.top(query[None], k, nprobe=nprobe, exclude=exclude)
+            assert alone[0].flags.c_contiguous
+            assert alone[1].flags.c_contiguous
+            np.testing.assert_array_equal(alone[0][0], ids[row])
+            np.testing.assert_array_equal(alone[1][0], scores[row])
+        assert (ids >= 0).all()
+
+
 def test_best_first_sorts_what_parts_left_side_by_side() -> None:
     ids = np.array([[5, 3, -1, 9, 2], [1, 2, 3, 4, 5]])
     scores = np.array([[0.3, 0.2, -np.inf, 0.3, 0.8], [0.9, 0.8, 0.7, 0.6, 0.5]], np.float32)

@@ -1,4 +1,7 @@
+import subprocess
+import sys
 import threading
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -129,6 +132,25 @@ def test_the_whole_corpus_streams_in_id_order(searcher):
     ids = np.concatenate([ids for ids, _ in searcher.iter_batches(100)])
     np.testing.assert_array_equal(ids, searcher.ids)
     np.testing.assert_array_equal(ids, np.arange(1200) * 3 + 5)
+
+
+OPEN_AND_SEARCH = """
+import sys
+import numpy as np
+from index.search import Searcher
+
+searcher = Searcher.open(sys.argv[1])
+ids = searcher.search(np.ones((2, searcher.dim)), 3).ids
+searcher.search(np.ones((1, searcher.dim)), 3, within=searcher.select(ids[0]))
+print([name for name in ("pandas", "torch", "ray") if name in sys.modules])
+"""
+
+
+def test_to_open_and_to_search_an_index_takes_no_heavy_library(searcher):
+    folder = str(Path(searcher.folder.local_path("index.json")).parent.parent)
+    command = [sys.executable, "-c", OPEN_AND_SEARCH, folder]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120)
+    assert done.stdout == "[]\n"
 
 
 def test_eight_threads_with_their_own_settings_answer_as_one_would(searcher, vectors):
