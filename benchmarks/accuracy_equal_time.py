@@ -40,8 +40,13 @@ GRAY = (0.5, 0.8)
 """Crops of half of the area and more, brightness and contrast by this much (docs/log.md)."""
 SWEEP_TRAIN = 50_000
 LEARNING_RATES = (0.3, 1.0, 3.0)
+BEYOND = {0.3: 0.1, 3.0: 10.0}
+"""One rate more where the best lies at an end."""
 SECOND = {"temperature": (0.2, 0.1, 0.5), "momentum": (0.97, 0.9, 0.99)}
 """The first of each goes with all learning rates, the others with the best of them."""
+LONGER = {"moco": 3.0}
+"""How many times as long a method's runs of the sweep are: when MoCo's queue has just been filled,
+another temperature is best than later, so that short runs chose badly (docs/log.md)."""
 LOADERS = 2
 """Of lightly's loader: as many as cores; `simclr_end_to_end` compares with more."""
 SPEEDS = "accuracy_speeds"
@@ -189,39 +194,58 @@ def run(contestant: Contestant, asked: argparse.Namespace, folder: Path, seed: i
 
 def best_settings(contestant: Contestant) -> dict[str, float]:
     path = measuring.RESULTS / f"{sweep_name(contestant)}.json"
-    if not path.is_file():
+    kept = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    if "best" not in kept:
         raise SystemExit(
-            f"error: {contestant.name} has no sweep in {path.parent}, from which its settings are "
-            "taken. Run python -m benchmarks.accuracy_equal_time --sweep first."
+            f"error: {contestant.name} has no whole sweep in {path.parent}, from which its "
+            "settings are taken. Run python -m benchmarks.accuracy_equal_time --sweep first."
         )
-    best: dict[str, float] = json.loads(path.read_text(encoding="utf-8"))["best"]
+    best: dict[str, float] = kept["best"]
     return best
 
 
 def sweep(contestant: Contestant, asked: argparse.Namespace, folder: Path) -> None:
-    """Find its settings on the train split alone."""
+    """Find its settings on the train split alone; every trial is kept as it ends."""
     hardware = measuring.machine()
     labels = np.load(folder / "labels.npy")
     bank, queries = slice(None, SWEEP_TRAIN), slice(SWEEP_TRAIN, None)
-    steps = steps_in(contestant, asked.sweep_budget_s)
+    budget_s = asked.sweep_budget_s * LONGER.get(contestant.method, 1)
+    steps = steps_in(contestant, budget_s)
     command = [*contestant.command(folder, 0, asked.threads), "--pictures", str(SWEEP_TRAIN)]
-    trials: list[dict[str, Any]] = []
+    how = {"budget_s": budget_s, "seed": 0, "train": SWEEP_TRAIN, "batch": BATCH}
+    trials = _kept_trials(contestant, how)
 
     def attempt(settings: dict[str, float]) -> None:
+        if any(trial["settings"] == settings for trial in trials):
+            return
         figures, (vectors, _) = trained(command, folder, settings, steps)
         knn = knn20(vectors[bank], labels[bank], vectors[queries], labels[queries])
         trials.append({"settings": settings, "knn20": knn, "run": figures})
+        measuring.save(sweep_name(contestant), {"settings": how, "trials": trials}, hardware)
         print(f"{contestant.name} {settings}: kNN-20 {knn:.3f}", flush=True)
 
+    def best_rate() -> float:
+        firsts = [trial for trial in trials if trial["settings"][contestant.second] == first]
+        return _best(firsts)["lr"]
+
+    before = len(trials)
     first, *others = SECOND[contestant.second]
     for lr in LEARNING_RATES:
         attempt({"lr": lr, contestant.second: first})
-    lr = _best(trials)["lr"]
+    if (end := best_rate()) in BEYOND:
+        attempt({"lr": BEYOND[end], contestant.second: first})
     for value in others:
-        attempt({"lr": lr, contestant.second: value})
-    settings = {"budget_s": asked.sweep_budget_s, "seed": 0, "train": SWEEP_TRAIN, "batch": BATCH}
-    body = {"settings": settings, "trials": trials, "best": _best(trials)}
-    measuring.save(sweep_name(contestant), body, hardware)
+        attempt({"lr": best_rate(), contestant.second: value})
+    if len(trials) > before:  # only a whole sweep has a best
+        body = {"settings": how, "trials": trials, "best": _best(trials)}
+        measuring.save(sweep_name(contestant), body, hardware)
+
+
+def _kept_trials(contestant: Contestant, how: dict[str, Any]) -> list[dict[str, Any]]:
+    """Those of an earlier sweep that was made in this way."""
+    path = measuring.RESULTS / f"{sweep_name(contestant)}.json"
+    kept = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    return list(kept["trials"]) if kept.get("settings") == how else []
 
 
 def _best(trials: Sequence[dict[str, Any]]) -> dict[str, float]:
@@ -247,9 +271,8 @@ def missing(asked: argparse.Namespace) -> Iterator[tuple[Contestant, int]]:
                 continue
             if asked.sweep and not contestant.library:
                 continue
-            name = run_name(contestant, asked.budget_s, seed)
-            name = sweep_name(contestant) if asked.sweep else name
-            if not (measuring.RESULTS / f"{name}.json").is_file():
+            path = measuring.RESULTS / f"{run_name(contestant, asked.budget_s, seed)}.json"
+            if asked.sweep or not path.is_file():  # a sweep knows itself what it lacks
                 yield contestant, seed
 
 

@@ -45,10 +45,11 @@ def accuracy_section(results: Path) -> list[str]:
         "measured on the test split, in %. Few labels: the mean over 10 draws, the same for "
         "everyone. ± is the standard deviation over seeds. Recipes: lookalike's `-small` ones; "
         "lightly's examples with momentum SGD and a cosine. Learning rate and temperature (BYOL: "
-        "momentum) of each come from the same sweep on the train split. Crops (of half of the "
-        "area and more), flips, brightness and contrast (by up to 0.8) are equal, chosen in short "
-        "runs of lookalike's SimCLR on the train split (docs/log.md); BYOL's second view is also "
-        "solarised. SupCon learns from all 60,000 labels, the others from none.\n",
+        "momentum) of each come from the same sweep on the train split, in runs of 60 s, of MoCo "
+        "of 180 s (docs/log.md). Crops (of half of the area and more), flips, brightness and "
+        "contrast (by up to 0.8) are equal, chosen in short runs of lookalike's SimCLR on the "
+        "train split (docs/log.md); BYOL's second view is also solarised. SupCon learns from all "
+        "60,000 labels, the others from none.\n",
         table(["", *FIGURES.values(), "pictures seen"], rows),
         "Each method against lightly's (and SupCon, which lightly lacks, against its SimCLR) and "
         "against raw pixels, in points with the 95 % interval over seeds; goal: level or above.\n",

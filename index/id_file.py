@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from index.vectors import Ids
+from index.vectors import Ids, numbers_of
 
 __all__ = ["NO_IDS", "read_ids", "write_ids"]
 
@@ -25,5 +25,5 @@ def write_ids(path: str, ids: Ids) -> None:
 def read_ids(path: Path) -> Ids:
     """Read a file of `write_ids`."""
     with pa.OSFile(str(path)) as source:
-        found: Ids = np.from_dlpack(pa.ipc.open_file(source).read_all()["id"].combine_chunks())
+        found: Ids = numbers_of(pa.ipc.open_file(source).read_all()["id"].combine_chunks())
     return found

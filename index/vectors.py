@@ -31,6 +31,7 @@ __all__ = [
     "Ids",
     "VectorFile",
     "locate",
+    "numbers_of",
     "require_ids",
     "unit",
     "widen",
@@ -58,6 +59,14 @@ SIGN_AND_FIELDS = np.int32(-0x7000_2000)
 """The sign of a float32, and where the 15 other bits of a float16 come to lie."""
 
 EXPONENTS_APART = np.float32(2.0 ** (127 - 15))
+
+
+def numbers_of(column: pa.Array) -> Any:
+    """A column of numbers without nulls, uncopied and read-only.
+
+    Arrow's own ``to_numpy`` would import pandas, which takes longer than to open an index.
+    """
+    return np.from_dlpack(column)
 
 
 def locate(all_ids_N: Ids, wanted_M: Ids) -> tuple[NDArray[np.intp], NDArray[np.bool_]]:
@@ -138,12 +147,10 @@ class VectorFile:
         reader = pa.ipc.open_file(pa.BufferReader(pa.py_buffer(map_)))
         batches = [reader.get_batch(i) for i in range(reader.num_record_batches)]
         self.dim = int(reader.schema.field("vector").type.list_size)
-        # Arrow's own to_numpy would import pandas, which takes longer than to open an index.
         self._blocks = [
-            np.from_dlpack(batch.column("vector").flatten()).reshape(-1, self.dim)
-            for batch in batches
+            numbers_of(batch.column("vector").flatten()).reshape(-1, self.dim) for batch in batches
         ]
-        self._id_blocks: list[Ids] = [np.from_dlpack(batch.column("id")) for batch in batches]
+        self._id_blocks: list[Ids] = [numbers_of(batch.column("id")) for batch in batches]
         self._num_rows = sum(map(len, self._id_blocks))
         self._mapped = mapped
         self._stacked = _stack(self._blocks[:-1] or self._blocks)

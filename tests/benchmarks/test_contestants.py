@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import argparse
 import doctest
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
+import benchmarks.accuracy_equal_time as equal_time
 import benchmarks.own_training
+from benchmarks import measuring
 from benchmarks.accuracy_equal_time import CONTESTANTS, GRAY, WIDTHS, run_name, sweep_name
 from benchmarks.judging import NUM_DRAWS, few_labels, judge
 from benchmarks.losses import whole_nt_xent
@@ -128,3 +132,35 @@ def test_the_whole_matrix_gives_the_loss_that_tiles_give() -> None:
     ids = torch.tensor([0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 3, 3])
     whole, tiles = (form(*views, ids, temperature=0.2) for form in (whole_nt_xent, nt_xent))
     torch.testing.assert_close(whole, tiles)
+
+
+def test_a_sweep_goes_beyond_its_ends_and_on_where_it_was_stopped(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    tried: list[tuple[float, float]] = []
+    stop_after = 4
+
+    def trained(*asked: Any) -> tuple[dict[str, Any], list[np.ndarray]]:
+        if len(tried) == stop_after:
+            raise KeyboardInterrupt
+        tried.append((asked[2]["lr"], asked[2]["temperature"]))
+        return {}, [np.array([asked[2]["lr"]]), np.array([])]
+
+    monkeypatch.setattr(measuring, "CHECKOUT", tmp_path)
+    monkeypatch.setattr(measuring, "RESULTS", tmp_path)
+    monkeypatch.setattr(equal_time, "trained", trained)
+    monkeypatch.setattr(equal_time, "steps_in", lambda *asked: asked[-1])
+    monkeypatch.setattr(equal_time, "SWEEP_TRAIN", 1)
+    monkeypatch.setattr(equal_time, "knn20", lambda bank, *_: float(bank[0]))  # fast is best
+    np.save(tmp_path / "labels.npy", np.zeros(2))
+    who = next(each for each in CONTESTANTS if each.name == "lightly-simclr")
+    options = argparse.Namespace(sweep_budget_s=1.0, threads=1)
+    with pytest.raises(KeyboardInterrupt):
+        equal_time.sweep(who, options, tmp_path)
+    with pytest.raises(SystemExit, match="no whole sweep"):
+        equal_time.best_settings(who)
+    stop_after = 99
+    equal_time.sweep(who, options, tmp_path)
+    equal_time.sweep(who, options, tmp_path)
+    assert tried == [(0.3, 0.2), (1.0, 0.2), (3.0, 0.2), (10.0, 0.2), (10.0, 0.1), (10.0, 0.5)]
+    assert equal_time.best_settings(who)["lr"] == 10.0
