@@ -146,6 +146,7 @@ def test_a_sweep_goes_beyond_its_ends_and_on_where_it_was_stopped(
         tried.append((asked[2]["lr"], asked[2]["temperature"]))
         return {}, [np.array([asked[2]["lr"]]), np.array([])]
 
+    monkeypatch.setattr(measuring, "machine", dict)
     monkeypatch.setattr(measuring, "CHECKOUT", tmp_path)
     monkeypatch.setattr(measuring, "RESULTS", tmp_path)
     monkeypatch.setattr(equal_time, "trained", trained)
