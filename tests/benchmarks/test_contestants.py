@@ -146,7 +146,6 @@ def test_a_sweep_goes_beyond_its_ends_and_on_where_it_was_stopped(
         tried.append((asked[2]["lr"], asked[2]["temperature"]))
         return {}, [np.array([asked[2]["lr"]]), np.array([])]
 
-    monkeypatch.setattr(measuring, "machine", dict)
     monkeypatch.setattr(measuring, "CHECKOUT", tmp_path)
     monkeypatch.setattr(measuring, "RESULTS", tmp_path)
     monkeypatch.setattr(equal_time, "trained", trained)
@@ -154,7 +153,7 @@ def test_a_sweep_goes_beyond_its_ends_and_on_where_it_was_stopped(
     monkeypatch.setattr(equal_time, "SWEEP_TRAIN", 1)
     monkeypatch.setattr(equal_time, "knn20", lambda bank, *_: float(bank[0]))  # fast is best
     np.save(tmp_path / "labels.npy", np.zeros(2))
-    who = next(each for each in CONTESTANTS if each.name == "lightly-simclr")
+    who = next(each for each in CONTESTANTS if each.name == "lookalike-simclr")
     options = argparse.Namespace(sweep_budget_s=1.0, threads=1)
     with pytest.raises(KeyboardInterrupt):
         equal_time.sweep(who, options, tmp_path)
