@@ -112,8 +112,8 @@ class Coarse:
         """
         kept = self._kept.get(count)
         if kept is None and self.is_coded(count):
-            kept = faiss.IndexRefineSearchParameters(k_factor=_proposed(count) / count)
-            self._kept[count] = kept
+            made = faiss.IndexRefineSearchParameters(k_factor=_proposed(count) / count)
+            kept = self._kept.setdefault(count, made)  # the same for all threads
         return kept
 
 

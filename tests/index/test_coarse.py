@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -198,3 +199,20 @@ def test_threads_get_what_one_gets() -> None:
     for thread in threads:
         thread.join()
     assert right == [True] * 4
+
+
+def test_threads_that_ask_a_fresh_part_at_once_get_what_one_gets() -> None:
+    rows, queries = directions(4000), directions(8, seed=1)
+    recipe = Recipe(kind="ivf", nlist=1100, why="")
+    template = train_template(recipe, 64, rows, np.ascontiguousarray(rows[:1100]))
+    part = Part.fill(template, [(np.arange(4000), rows)])
+    alone = {count: part.search(queries, 6, nprobe=count)[1] for count in (1, 3, 9)}
+    for _ in range(5):
+        fresh = Part.fill(template, [(np.arange(4000), rows)])
+        with ThreadPoolExecutor(6) as pool:
+            asked = [
+                (count, pool.submit(fresh.search, queries, 6, nprobe=count))
+                for count in (1, 3, 9) * 4
+            ]
+            for count, found in asked:
+                np.testing.assert_array_equal(found.result()[1], alone[count])
