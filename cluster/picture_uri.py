@@ -2,7 +2,8 @@
 
 ====================================  ============================================================
 ``/folder/a.png``                     a file on this machine, its path to the letter
-``s3://BUCKET/KEY?OPTIONS``           an object, percent-encoded; ``gs://`` likewise
+``s3://BUCKET/KEY?OPTIONS``           an object, percent-encoded; ``gs://`` likewise, and
+                                      ``gs://anonymous@BUCKET/KEY`` where no key is needed
 ``FILE#tar=OFFSET,SIZE&member=NAME``  a member of a tar, to be read in one piece
 ``FILE#parquet=ROW&column=NAME``      a row of a Parquet file; ``image.bytes`` is a struct's field
 ``FILE#arrow=ROW&column=NAME``        a row of an Arrow file, as Hugging Face datasets are saved
@@ -25,6 +26,9 @@ __all__ = ["PictureUri", "Place", "display_name", "identity", "place_of", "requi
 
 REMOTE = ("s3", "gs")
 SAFE = "/!$'()*,;:@~"
+
+ANONYMOUS = "anonymous@"
+"""What stands before a bucket of Google's that everyone may read; it is no key."""
 
 
 class PictureUri(NamedTuple):
@@ -120,7 +124,8 @@ def place_of(file: str) -> Place:
             "Copy them to one of these."
         )
     fs, bucket = _filesystem(f"{scheme}://{netloc}" + (f"?{options}" if options else ""))
-    base = f"{scheme}://" + (f"?{options}" if options else "")
+    who = ANONYMOUS if scheme == "gs" and netloc.startswith(ANONYMOUS) else ""
+    base = f"{scheme}://{who}" + (f"?{options}" if options else "")
     return Place(fs, f"{bucket}{unquote(path)}".rstrip("/"), base)
 
 
@@ -131,7 +136,10 @@ def require_no_keys(uri: str) -> str:
         ValueError: it does.
     """
     scheme, _, rest = uri.partition("://")
-    if scheme in REMOTE and "@" in rest.partition("?")[0].partition("/")[0]:
+    place = rest.partition("?")[0].partition("/")[0]
+    if scheme == "gs":
+        place = place.removeprefix(ANONYMOUS)
+    if scheme in REMOTE and "@" in place:
         raise ValueError(
             f"{scheme}://...@...: the key in this URI would be written into the catalog. Leave it "
             "out, and set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY (or the machine's role; "

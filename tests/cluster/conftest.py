@@ -8,6 +8,8 @@ import inspect
 import io
 import logging
 import resource
+import subprocess
+import sys
 import textwrap
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -26,6 +28,7 @@ from rich.console import Console
 from cluster import pretrain_job, shard_job
 from cluster.catalog import Catalog
 from cluster.context import Context
+from cluster.picture_uri import Place, place_of
 from cluster.pretrain_worker import train_worker
 from cluster.scan_job import ScanConfig, scan
 from cluster.workspace import Workspace
@@ -203,6 +206,49 @@ def s3_options() -> Iterator[str]:
         yield f"endpoint_override=127.0.0.1:{port}&scheme=http&region=us-east-1"
     finally:
         server.stop()
+
+
+# The emulator's own server answers one connection at a time, and clients keep theirs open.
+GCS_SERVER = """
+import functools
+from http.server import ThreadingHTTPServer
+from gcp_storage_emulator.handlers.buckets import create_bucket
+from gcp_storage_emulator.server import RequestHandler
+from gcp_storage_emulator.storage import Storage
+
+storage = Storage(use_memory_fs=True)
+create_bucket("pictures", storage)
+server = ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(RequestHandler, storage))
+print(server.server_address[1], flush=True)
+server.serve_forever()
+"""
+
+
+@pytest.fixture(scope="session")
+def gcs_options() -> Iterator[str]:
+    """As `s3_options`, for a server that speaks Google's interface, with a bucket ``pictures``.
+
+    A process of its own: Arrow's client waits for some answers without letting go of Python's lock.
+    """
+    program = [sys.executable, "-c", GCS_SERVER]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
+    with subprocess.Popen(program, text=True, **pipes) as server:
+        try:
+            assert server.stdout is not None
+            port = int(server.stdout.readline())
+            yield f"endpoint_override=127.0.0.1:{port}&scheme=http&retry_limit_seconds=20"
+        finally:
+            server.kill()
+
+
+@pytest.fixture(scope="session", params=["s3", "gs"])
+def bucket(request: pytest.FixtureRequest) -> Place:
+    """The bucket ``pictures`` of a real server of either kind on this machine."""
+    if request.param == "gs":
+        return place_of(f"gs://anonymous@pictures?{request.getfixturevalue('gcs_options')}")
+    options = request.getfixturevalue("s3_options")
+    place_of(f"s3://x?{options}&allow_bucket_creation=true").fs.create_dir("pictures")
+    return place_of(f"s3://pictures?{options}")
 
 
 def do_shards_here(job: Any, pending: Any, plan: str, context: Any) -> Iterator[Any]:

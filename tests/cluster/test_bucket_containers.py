@@ -1,4 +1,4 @@
-"""Tars and Hugging Face datasets in a bucket, from a real S3 server on this machine; GCS by URI."""
+"""Tars and Hugging Face datasets in a bucket, from real servers on this machine."""
 
 from __future__ import annotations
 
@@ -19,15 +19,8 @@ from cluster.shards import read_picture
 IMAGE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
 
 
-@pytest.fixture(scope="module")
-def store(s3_options: str) -> Place:
-    """The bucket ``containers`` of the server."""
-    place_of(f"s3://x?{s3_options}&allow_bucket_creation=true").fs.create_dir("containers")
-    return place_of(f"s3://containers?{s3_options}")
-
-
-def put(store: Place, key: str, data: bytes) -> None:
-    with store.fs.open_output_stream(f"containers/{key}") as stream:
+def put(bucket: Place, key: str, data: bytes) -> None:
+    with bucket.fs.open_output_stream(f"pictures/{key}") as stream:
         stream.write(data)
 
 
@@ -41,7 +34,7 @@ def tar_of(members: dict[str, bytes]) -> bytes:
     return buffer.getvalue()
 
 
-def put_dataset(store: Place, key: str, pictures: list[bytes]) -> None:
+def put_dataset(bucket: Place, key: str, pictures: list[bytes]) -> None:
     """What ``save_to_disk`` writes: one file of two batches, and two descriptions."""
     table = pa.table(
         {
@@ -52,12 +45,12 @@ def put_dataset(store: Place, key: str, pictures: list[bytes]) -> None:
     buffer = io.BytesIO()
     with pa.ipc.new_stream(buffer, table.schema) as writer:
         writer.write_table(table, max_chunksize=2)
-    put(store, f"{key}/data-00000-of-00001.arrow", buffer.getvalue())
+    put(bucket, f"{key}/data-00000-of-00001.arrow", buffer.getvalue())
     label = {"names": ["cat", "dog"], "_type": "ClassLabel"}
     features = {"image": {"_type": "Image"}, "label": label}
-    put(store, f"{key}/dataset_info.json", json.dumps({"features": features}).encode())
+    put(bucket, f"{key}/dataset_info.json", json.dumps({"features": features}).encode())
     files = [{"filename": "data-00000-of-00001.arrow"}]
-    put(store, f"{key}/state.json", json.dumps({"_data_files": files}).encode())
+    put(bucket, f"{key}/state.json", json.dumps({"_data_files": files}).encode())
 
 
 def tally(**counts: int) -> dict[str, int]:
@@ -70,7 +63,7 @@ def contents(catalog: Any) -> list[bytes]:
 
 
 def test_members_of_tars_are_read_in_pieces_with_what_lies_beside_them(
-    store: Place, scan_here: Any, make_png: Any
+    bucket: Place, scan_here: Any, make_png: Any
 ) -> None:
     pictures = [make_png(seed) for seed in range(6)]
     for number in (0, 1):
@@ -79,8 +72,8 @@ def test_members_of_tars_are_read_in_pieces_with_what_lies_beside_them(
             key = f"a b/{3 * number + i}"
             members |= {f"{key}.png": pictures[3 * number + i], f"{key}.cls": b"%d" % (i % 2)}
             members[f"{key}.json"] = json.dumps({"n": i}).encode()
-        put(store, f"tars/deep/{number} #.tar", tar_of(members))
-    source = store.uri("containers/tars")
+        put(bucket, f"tars/deep/{number} #.tar", tar_of(members))
+    source = bucket.uri("pictures/tars")
     report, catalog = scan_here(source, labels="cls", columns="n")
     assert (report["source_kind"], report["pictures"]) == ("tar", {"total": 6, "ok": 6})
     assert contents(catalog) == pictures
@@ -90,7 +83,7 @@ def test_members_of_tars_are_read_in_pieces_with_what_lies_beside_them(
     again = scan_here(source, labels="cls", columns="n")[0]
     assert again["since_last_scan"] == tally(unchanged=6)
     time.sleep(1.1)  # a store's times are whole seconds, and members have no other mark
-    put(store, "tars/deep/1 #.tar", tar_of({"a b/3.png": pictures[3], "a b/9.png": make_png(9)}))
+    put(bucket, "tars/deep/1 #.tar", tar_of({"a b/3.png": pictures[3], "a b/9.png": make_png(9)}))
     assert [row.status for row in map(read_picture, catalog.by_uri())][3:] == ["changed"] * 3
     report, catalog = scan_here(source, labels="cls", columns="n")
     # The one that is left lost what lay beside it, and keeps its id.
@@ -99,26 +92,26 @@ def test_members_of_tars_are_read_in_pieces_with_what_lies_beside_them(
 
 
 def test_a_tar_that_was_not_put_whole_keeps_what_is_known_of_it(
-    store: Place, scan_here: Any, make_png: Any
+    bucket: Place, scan_here: Any, make_png: Any
 ) -> None:
     whole = tar_of({f"{i}.png": make_png(i) for i in range(4)})
-    put(store, "cut/a.tar", whole)
-    source = store.uri("containers/cut")
+    put(bucket, "cut/a.tar", whole)
+    source = bucket.uri("pictures/cut")
     scan_here(source)
-    put(store, "cut/a.tar", whole[: len(whole) // 4])
+    put(bucket, "cut/a.tar", whole[: len(whole) // 4])
     report, catalog = scan_here(source)
-    assert report["skipped_folders"] == ["containers/cut/a.tar"]
+    assert report["skipped_folders"] == ["pictures/cut/a.tar"]
     assert catalog.counts() == {"ok": 4}
 
 
 def test_rows_of_a_hugging_face_dataset_are_read_by_split(
-    store: Place, scan_here: Any, make_png: Any
+    bucket: Place, scan_here: Any, make_png: Any
 ) -> None:
     pictures = [make_png(seed) for seed in range(8)]
-    put_dataset(store, "hf/train", pictures[:5])
-    put_dataset(store, "hf/test", pictures[5:])
-    put(store, "hf/dataset_dict.json", json.dumps({"splits": ["train", "test"]}).encode())
-    source = store.uri("containers/hf")
+    put_dataset(bucket, "hf/train", pictures[:5])
+    put_dataset(bucket, "hf/test", pictures[5:])
+    put(bucket, "hf/dataset_dict.json", json.dumps({"splits": ["train", "test"]}).encode())
+    source = bucket.uri("pictures/hf")
     report, catalog = scan_here(source, labels="label", columns="split")
     assert (report["source_kind"], report["pictures"]) == ("huggingface", {"total": 8, "ok": 8})
     assert contents(catalog) == pictures
@@ -129,13 +122,13 @@ def test_rows_of_a_hugging_face_dataset_are_read_by_split(
     assert again["since_last_scan"] == tally(unchanged=8)
 
 
-def test_a_file_that_a_dataset_lacks_is_named(store: Place, scan_here: Any, make_png: Any) -> None:
-    put_dataset(store, "half", [make_png(seed) for seed in range(4)])
+def test_a_file_that_a_dataset_lacks_is_named(bucket: Place, scan_here: Any, make_png: Any) -> None:
+    put_dataset(bucket, "half", [make_png(seed) for seed in range(4)])
     files = [{"filename": f"data-0000{i}-of-00001.arrow"} for i in (0, 1)]
-    put(store, "half/state.json", json.dumps({"_data_files": files}).encode())
-    report, catalog = scan_here(store.uri("containers/half"))
+    put(bucket, "half/state.json", json.dumps({"_data_files": files}).encode())
+    report, catalog = scan_here(bucket.uri("pictures/half"))
     assert catalog.counts() == {"ok": 4}
-    assert report["skipped_folders"] == ["containers/half/data-00001-of-00001.arrow"]
+    assert report["skipped_folders"] == ["pictures/half/data-00001-of-00001.arrow"]
 
 
 @pytest.mark.parametrize(
@@ -152,5 +145,5 @@ def test_gs_uris_lead_to_google_s_store_and_back(uri: str, path: str) -> None:
     assert isinstance(place.fs, pafs.GcsFileSystem)
     assert place.path == path
     back = place.uri(place.path)
-    assert back == f"{uri.replace('anonymous@', '')}?{options}"
+    assert back == f"{uri}?{options}"
     assert PictureUri.parse(f"{back}#tar=512,70&member=x.png").file == back

@@ -1,4 +1,4 @@
-"""Pictures in a bucket, from a real S3 server on this machine."""
+"""Pictures in a bucket, from real servers of S3's and Google's interface on this machine."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from cluster.catalog import open_corpus
 from cluster.context import Context
 from cluster.embed_job import EmbedConfig, embed
 from cluster.picture_bytes import read_bytes
-from cluster.picture_uri import Place, place_of
+from cluster.picture_uri import Place
 from cluster.scan_job import ScanConfig, scan
 from cluster.shards import read_picture
 from cluster.workspace import Workspace
@@ -25,23 +25,15 @@ from encoders.encoder import embed_picture
 from index.embeddings import EmbeddingStore
 
 
-@pytest.fixture(scope="module")
-def store(s3_options: str) -> Place:
-    """The bucket ``sources`` of the server."""
-    place = place_of(f"s3://sources?{s3_options}&allow_bucket_creation=true")
-    place.fs.create_dir("sources")
-    return place_of(f"s3://sources?{s3_options}")
-
-
-def put(store: Place, key: str, data: bytes) -> None:
-    with store.fs.open_output_stream(f"sources/{key}") as stream:
+def put(bucket: Place, key: str, data: bytes) -> None:
+    with bucket.fs.open_output_stream(f"pictures/{key}") as stream:
         stream.write(data)
 
 
-def put_parquet(store: Place, key: str, table: pa.Table) -> None:
+def put_parquet(bucket: Place, key: str, table: pa.Table) -> None:
     buffer = io.BytesIO()
     pq.write_table(table, buffer, row_group_size=3)
-    put(store, key, buffer.getvalue())
+    put(bucket, key, buffer.getvalue())
 
 
 def tally(**counts: int) -> dict[str, int]:
@@ -49,12 +41,13 @@ def tally(**counts: int) -> dict[str, int]:
     return {**dict.fromkeys(names, 0), **counts}
 
 
-def test_objects_are_listed_compared_and_read(store: Place, scan_here: Any, make_png: Any) -> None:
+def test_objects_are_listed_compared_and_read(bucket: Place, scan_here: Any, make_png: Any) -> None:
     names = ["a/0.png", "a b/1#.png", "a b/deep/2%41.png", "3.png"]
     for seed, name in enumerate(names):
-        put(store, f"plain/{name}", make_png(seed))
-    put(store, "plain/notes.md", b"not looked at")
-    source = store.uri("sources/plain")
+        put(bucket, f"plain/{name}", make_png(seed))
+    put(bucket, "plain/notes.md", b"not looked at")
+    put(bucket, "plain/.hidden/4.png", make_png(4))
+    source = bucket.uri("pictures/plain")
     report, catalog = scan_here(source, labels="folder")
     assert report["source_kind"] == "folder"
     found = {row.name: (row.label, read_picture(row).data) for row in catalog.by_uri()}
@@ -64,9 +57,11 @@ def test_objects_are_listed_compared_and_read(store: Place, scan_here: Any, make
         "2%41.png": ("deep", make_png(2)),
         "3.png": (None, make_png(3)),
     }
+    # Files of a folder come before its folders, whatever the store.
+    assert [row.name for row in catalog.rows(range(4))] == ["3.png", "0.png", "1#.png", "2%41.png"]
     assert scan_here(source, labels="folder")[0]["since_last_scan"] == tally(unchanged=4)
-    put(store, "plain/3.png", make_png(9, 9))
-    store.fs.delete_file("sources/plain/a/0.png")
+    put(bucket, "plain/3.png", make_png(9, 9))
+    bucket.fs.delete_file("pictures/plain/a/0.png")
     assert sorted(read_picture(row).status for row in catalog.by_uri()) == [
         "changed",
         "missing",
@@ -77,28 +72,29 @@ def test_objects_are_listed_compared_and_read(store: Place, scan_here: Any, make
     assert report["since_last_scan"] == tally(changed=1, unchanged=2, vanished=1)
 
 
-def test_a_large_header_is_read_whole(store: Place, scan_here: Any) -> None:
+def test_a_large_header_is_read_whole(bucket: Place, scan_here: Any) -> None:
     from PIL import Image
 
     buffer = io.BytesIO()
     pixels = np.random.default_rng(0).integers(0, 255, (300, 300, 3), np.uint8)
     # A TIFF of this kind has its header behind its pixels.
     Image.fromarray(pixels).save(buffer, "TIFF", compression="tiff_lzw")
-    put(store, "large/a.tif", buffer.getvalue())
-    _, catalog = scan_here(store.uri("sources/large"))
+    put(bucket, "large/a.tif", buffer.getvalue())
+    _, catalog = scan_here(bucket.uri("pictures/large"))
     row = catalog.rows([0])[0]
     assert (row.status, row.width, row.bytes) == ("ok", 300, len(buffer.getvalue()))
 
 
 def test_a_list_and_a_table_in_a_bucket_name_pictures_there(
-    store: Place, scan_here: Any, make_png: Any
+    bucket: Place, scan_here: Any, make_png: Any
 ) -> None:
-    put(store, "list/in/0.png", make_png(0))
-    put(store, "list/2.png", make_png(2))
-    lines = ["path,n", "in/0.png,7", f"{store.uri('sources/list/1.png')},8"]
-    lines += ["s3://sources/list/2.png,9", "in/../2.png,10"]
-    put(store, "list/all.csv", "\n".join(lines).encode())
-    report, catalog = scan_here(store.uri("sources/list/all.csv"), columns="n")
+    put(bucket, "list/in/0.png", make_png(0))
+    put(bucket, "list/2.png", make_png(2))
+    scheme = bucket.base.partition("?")[0]  # of the same server, whose options it need not repeat
+    lines = ["path,n", "in/0.png,7", f"{bucket.uri('pictures/list/1.png')},8"]
+    lines += [f"{scheme}pictures/list/2.png,9", "in/../2.png,10"]
+    put(bucket, "list/all.csv", "\n".join(lines).encode())
+    report, catalog = scan_here(bucket.uri("pictures/list/all.csv"), columns="n")
     assert report["num_listed_twice"] == 1
     rows = catalog.rows([0, 1, 2])
     found = [(row.status, row.metadata["n"]) for row in rows]
@@ -108,13 +104,13 @@ def test_a_list_and_a_table_in_a_bucket_name_pictures_there(
 
 @pytest.mark.ray
 def test_rows_of_a_bucket_are_embedded_with_their_metadata_beside_them(
-    store: Place, make_png: Any, make_encoder: Any, tmp_path: Path, local_ray: Any
+    bucket: Place, make_png: Any, make_encoder: Any, tmp_path: Path, local_ray: Any
 ) -> None:
     pictures = [make_png(seed) for seed in range(8)]
     table = pa.table({"image": pictures, "n": range(8), "kind": ["a", "b"] * 4})
-    put_parquet(store, "rows/x.parquet", table)
+    put_parquet(bucket, "rows/x.parquet", table)
     context = Context(Workspace.at(tmp_path / "w"), console=Console(file=io.StringIO()))
-    source = store.uri("sources/rows")
+    source = bucket.uri("pictures/rows")
     scan(ScanConfig(source=source, corpus="far", labels="kind", columns="n"), context)
     encoder = make_encoder(context.workspace)
     report = embed(EmbedConfig(corpus="far", encoder="tiny", shard_rows=3), context)
@@ -130,16 +126,21 @@ def test_rows_of_a_bucket_are_embedded_with_their_metadata_beside_them(
     assert "testsecret" not in json.dumps(report) + json.dumps(catalog.door)
 
 
-def test_a_key_in_a_source_is_refused(store: Place, scan_here: Any) -> None:
-    with pytest.raises(ValueError, match="AWS_SECRET_ACCESS_KEY"):
-        scan_here(store.uri("sources/plain").replace("s3://", "s3://KEY:h1dd3n@"))
+@pytest.mark.parametrize(
+    "source", ["s3://KEY:h1dd3n@pictures/plain", "gs://KEY@pictures", "gs://anonymous@KEY@pictures"]
+)
+def test_a_key_in_a_source_is_refused(source: str, scan_here: Any) -> None:
+    with pytest.raises(ValueError, match="AWS_SECRET_ACCESS_KEY") as refused:
+        scan_here(source)
+    assert "KEY@" not in str(refused.value)
+    assert "h1dd3n" not in str(refused.value)
 
 
 def test_an_object_that_was_replaced_by_one_of_equal_size_is_noticed_by_its_time(
-    store: Place, scan_here: Any, make_png: Any
+    bucket: Place, scan_here: Any, make_png: Any
 ) -> None:
-    put(store, "same/a.png", make_png(0))
-    _, catalog = scan_here(store.uri("sources/same"))
+    put(bucket, "same/a.png", make_png(0))
+    _, catalog = scan_here(bucket.uri("pictures/same"))
     row = catalog.rows([0])[0]
     assert row.mtime_ns is not None
     with pytest.raises(ValueError, match="changed since it was scanned"):
