@@ -155,9 +155,9 @@ def _codes(centroids_KD: Floats) -> Any:
     dim = centroids_KD.shape[1]
     codes = faiss.IndexPQFastScan(dim, dim // 2, 4, faiss.METRIC_INNER_PRODUCT)
     # Without copies of them, which would stay on the heap as long as the process lives.
-    mean_D = centroids_KD.mean(axis=0)
-    square_D = np.einsum("kd,kd->d", centroids_KD, centroids_KD) / len(centroids_KD)
-    deviation_D = np.sqrt(np.maximum(square_D - mean_D**2, 0))
+    mean_D = centroids_KD.mean(axis=0, dtype=np.float64)
+    squares_D = np.einsum("kd,kd->d", centroids_KD, centroids_KD, dtype=np.float64)
+    deviation_D = np.sqrt(np.maximum(squares_D / len(centroids_KD) - mean_D**2, 0))
     levels_D4 = mean_D[:, None] + deviation_D[:, None] * LEVELS
     book = np.empty((dim // 2, 16, 2), np.float32)
     book[:, :, 0] = np.repeat(levels_D4[0::2], 4, axis=1)
