@@ -94,9 +94,12 @@ def _sentences(error: Exception) -> str:
 
 @contextlib.contextmanager
 def _advised(root: Folder) -> Iterator[None]:
-    """Add what to do to an error of the disk, which says only what happened."""
+    """Add what to do to an error of the disk or store, which says only what happened."""
+    from index.uri import asking
+
     try:
-        yield
+        with asking("the pictures" if root.is_local else str(root)):
+            yield
     except (ValueError, OSError) as error:
         number = getattr(error, "errno", None)
         inside = re.compile(rf"{re.escape(root.path)}(?![^/'\"\s])")

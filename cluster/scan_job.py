@@ -35,6 +35,7 @@ from cluster.workspace import check_name
 from encoders.picture import MAX_PIXELS
 from index.artifact import Folder
 from index.lock import sole_writer
+from index.uri import asking, shown_uri
 
 __all__ = ["ScanConfig", "scan"]
 
@@ -94,22 +95,26 @@ def scan(config: ScanConfig, context: Context) -> dict[str, Any]:
 
     Raises:
         FileNotFoundError: the source is not there.
+        StoreError: the source is in an object store that cannot be reached.
         ValueError: the corpus belongs to another source; no picture is there; more than half of
             the pictures vanished; another scan into this corpus is under way.
     """
     place = _place(config.source)
-    kind, why = _kind(config, place)
+    shown = shown_uri(config.source)
+    with asking(shown):
+        kind, why = _kind(config, place)
     folder = context.workspace.folder("corpora", config.corpus)
     with sole_writer(folder, "scanning into this corpus"):
         previous = open_for_scan(folder)
-        source = SOURCES[kind](_request(config, place, previous))
+        with asking(shown):
+            source = SOURCES[kind](_request(config, place, previous))
         settings = _settings(config, place, kind, source)
         _require_same_source(previous, settings, folder)
         writer = CatalogWriter(folder, config.corpus, settings, previous)
         context.say(f"Source: {why}")
         comparison = Comparison(writer, config.max_megapixels * 1e6, _trusted(previous, settings))
         try:
-            _compare(comparison, source, context)
+            _compare(comparison, source, shown, context)
             if not writer.next_id:
                 raise ValueError(f"{place.path}: no pictures in here. {_looked_for(kind)}")
             comparison.retire_vanished(
@@ -201,12 +206,18 @@ def _trusted(
     return dict(previous.get("containers", {}))
 
 
-def _compare(comparison: Comparison, source: Source, context: Context) -> None:
+def _compare(comparison: Comparison, source: Source, shown: str, context: Context) -> None:
     """List the source; write a row for whatever is not as the corpus knows it."""
     with context.progress("scan", total=None, unit="pictures") as line:
-        for batch in _batches(source.listed(comparison)):
+        for batch in _batches(_asked(source.listed(comparison), shown)):
             comparison.take(batch)
             line.advance(len(batch))
+
+
+def _asked(listed: Iterator[Listed], shown: str) -> Iterator[Listed]:
+    """The same, and an object store's error says that it is the source's."""
+    with asking(shown):
+        yield from listed
 
 
 def _batches(listed: Iterator[Listed]) -> Iterator[list[Listed]]:

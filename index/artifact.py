@@ -110,7 +110,10 @@ class Folder:
         return Folder(self.fs, f"{self.path}/{require_inside(name)}")
 
     def __str__(self) -> str:
-        return self.path if self.is_local else f"{self.fs.type_name}://{self.path}"
+        if self.is_local:
+            return self.path
+        scheme = "gs" if isinstance(self.fs, pafs.GcsFileSystem) else self.fs.type_name
+        return f"{scheme}://{self.path}"
 
     @property
     def is_local(self) -> bool:
@@ -132,8 +135,11 @@ class Folder:
 
     def names(self) -> list[str]:
         """Names of the files and folders directly inside, sorted; empty when it does not exist."""
-        selector = pafs.FileSelector(self.path, allow_not_found=True)
-        return sorted(info.base_name for info in self.fs.get_file_info(selector))
+        # Of Google's store pyarrow leaves folders out of a listing that does not go below them.
+        of_google = isinstance(self.fs, pafs.GcsFileSystem)
+        selector = pafs.FileSelector(self.path, allow_not_found=True, recursive=of_google)
+        start = len(self.path) + 1
+        return sorted({i.path[start:].partition("/")[0] for i in self.fs.get_file_info(selector)})
 
     def size_bytes(self, name: str) -> int | None:
         """Size of a file, or None when it is not there."""

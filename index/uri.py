@@ -3,14 +3,60 @@
 from __future__ import annotations
 
 import contextlib
+import re
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from pyarrow import fs as pafs
 
-__all__ = ["open_uri", "put_file"]
+__all__ = ["StoreError", "asking", "open_uri", "put_file", "shown_uri"]
 
 PIECE_BYTES = 1 << 20
+
+GOOGLE_RETRIES_S = 60
+"""For how long Google's store is asked again; its own client would go on for 15 minutes, silent."""
+
+OF_A_STORE = re.compile(r"AWS Error|google::cloud::Status")
+GOOGLE = re.compile(r"google::cloud::Status\((.*?)(?: error_info=.*)?\)$", re.DOTALL)
+
+
+class StoreError(OSError):
+    """An object store could not be reached, or refused; says which one and what to do."""
+
+
+@contextlib.contextmanager
+def asking(store: str) -> Iterator[None]:
+    """Tell of an object store's error in our words; pyarrow's do not say what to do about it.
+
+    Args:
+        store: what is asked, in the form that may be shown; see `shown_uri`.
+
+    Raises:
+        StoreError: for an error that the store or its client gave.
+    """
+    try:
+        yield
+    except (StoreError, FileNotFoundError):
+        raise
+    except OSError as error:
+        text = str(error)
+        if not OF_A_STORE.search(text):
+            raise
+        of_google = GOOGLE.search(text)
+        reason = of_google[1] if of_google else text
+        keys = (
+            "GOOGLE_APPLICATION_CREDENTIALS or the machine's account; for a bucket that everyone "
+            "may read, gs://anonymous@BUCKET"
+            if of_google
+            else "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, AWS_PROFILE or the machine's role"
+        )
+        raise StoreError(
+            f"{store}: the object store could not be reached, or refused ({reason.rstrip('. ')}). "
+            "It needs a network, the bucket's name, options such as region, endpoint_override and "
+            f"scheme behind a '?', and credentials: {keys}. Nothing that was finished is lost: "
+            "correct what is wrong and run the same command again."
+        ) from error
 
 
 def open_uri(uri: str) -> tuple[pafs.FileSystem, str]:
@@ -19,11 +65,14 @@ def open_uri(uri: str) -> tuple[pafs.FileSystem, str]:
     Raises:
         ValueError: a URI that cannot be opened; its keys and options are not repeated.
     """
+    limited = uri
+    if uri.startswith("gs://") and "retry_limit_seconds=" not in uri:
+        limited = f"{uri}{'&' if '?' in uri else '?'}retry_limit_seconds={GOOGLE_RETRIES_S}"
     try:
-        filesystem, path = pafs.FileSystem.from_uri(uri)
+        filesystem, path = pafs.FileSystem.from_uri(limited)
     except ValueError as error:
-        shown = _without_secrets(uri)
-        reason = str(error).replace(uri, shown)
+        shown = shown_uri(uri)
+        reason = str(error).replace(limited, shown).replace(uri, shown)
         raise ValueError(
             f"{shown}: cannot be opened ({reason}). Allowed are a path and a URI such as "
             "s3://BUCKET/PREFIX?region=REGION, its special characters percent-encoded. Correct it."
@@ -49,12 +98,16 @@ def _copy(filesystem: pafs.FileSystem, source: Path, target: str) -> None:
             stream.write(piece)
 
 
-def _without_secrets(uri: str) -> str:
+def shown_uri(uri: str) -> str:
     """The URI without keys and options: no more of it than is surely no secret.
 
-    >>> _without_secrets("s3://KEY:SECRET@bucket/prefix?region=eu-west-1")
+    >>> shown_uri("s3://KEY:SECRET@bucket/prefix?region=eu-west-1")
     's3://bucket/prefix'
+    >>> shown_uri("a/path@home")
+    'a/path@home'
     """
+    if "://" not in uri:
+        return uri
     scheme, _, rest = uri.partition("://")
     place, _, options = rest.partition("?")
     return f"{scheme}://{'...' if '@' in options else place.rpartition('@')[2]}"
