@@ -50,9 +50,13 @@ def speed(times: Times) -> dict[str, float]:
 
     >>> speed([(10, 5.0), (20, 6.0), (40, 8.0)])
     {'pictures_per_s': 10.0, 'whole_per_s': 5.0, 'pictures': 40}
+    >>> speed([(40, 8.0)])  # all at once: there is nothing to tell from
+    {'pictures_per_s': 5.0, 'whole_per_s': 5.0, 'pictures': 40}
     """
     total, end_s = times[-1]
     first, first_s = next(at for at in times if at[0] >= WARM_SHARE * total)
+    if first == total:
+        first, first_s = 0, 0.0
     return {
         "pictures_per_s": (total - first) / (end_s - first_s),
         "whole_per_s": total / end_s,

@@ -93,6 +93,11 @@ class Shard:
         return tuple(ShardRow(*row) for row in self._rows())
 
     @property
+    def num_bytes(self) -> int:
+        """Of the pictures' files, as they were scanned."""
+        return pc.sum(self.table["bytes"]).as_py() or 0
+
+    @property
     def first_id(self) -> int:
         """The least id."""
         return int(self.table["id"][0].as_py())

@@ -179,15 +179,14 @@ def _distribute(
     with context.ray() as whole:
         import ray
 
-        table = pa.table(
-            {
-                "plan": [plan] * len(pending),
-                "position": range(len(pending)),
-                "number": [shard.number for shard in pending],
-            }
-        )
-        profile = whole.for_work(sum(map(len, pending)), len(pending))
-        done = ray.data.from_arrow([table.slice(i, 1) for i in range(len(pending))]).map_batches(
+        # Not from_arrow, which starts a task for each table to be told what it is.
+        asked = [
+            {"plan": plan, "position": position, "number": shard.number}
+            for position, shard in enumerate(pending)
+        ]
+        num_bytes = sum(shard.num_bytes for shard in pending)
+        profile = whole.for_work(sum(map(len, pending)), num_bytes, len(pending))
+        done = ray.data.from_items(asked, override_num_blocks=len(asked)).map_batches(
             ShardActor,
             batch_size=1,
             batch_format="pyarrow",

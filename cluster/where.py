@@ -25,6 +25,9 @@ MOST_ACTORS = 4
 PICTURES_PER_ACTOR = 8192
 """From so many on an actor more earns the seconds that it takes to start, even on small ones."""
 
+BYTES_LIKE_A_PICTURE = 8192
+"""So many bytes of a file take about as long to decode as a picture of a few bytes takes in all."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Profile:
@@ -103,23 +106,31 @@ class Profile:
             cpus_per_actor=self.cpus_per_actor or max(1, cores // (self.embed_actors or 1)),
         )
 
-    def for_work(self, num_pictures: int, num_shards: int) -> Profile:
+    def for_work(self, num_pictures: int, num_bytes: int, num_shards: int) -> Profile:
         """The same with the number of actors that so much work is worth.
 
-        Two threads of one process wait for each other's Python: on two cores two actors of one CPU
-        embed small pictures 1.4 to 2 times as fast as one actor of two. But each takes seconds to
-        start, and memory for a network.
+        Two threads of one process wait for each other's Python, and for Pillow, which decodes with
+        Python's lock held: on two cores two actors of one CPU embed pictures 1.4 to 2 times as fast
+        as one actor of two. But each takes seconds to start, and memory for a network.
 
-        >>> two = Profile(embed_actors=0, cpus_per_actor=2).for_work(60_000, num_shards=15)
-        >>> two.embed_actors, two.cpus_per_actor
-        (2, 1)
-        >>> Profile(embed_actors=0, cpus_per_actor=2).for_work(5_000, num_shards=2).embed_actors
+        Args:
+            num_pictures: to be done.
+            num_bytes: of their files.
+            num_shards: that they are in; no actor does less than one.
+
+        >>> two = Profile(embed_actors=0, cpus_per_actor=2)
+        >>> two.for_work(60_000, 36_000_000, num_shards=15).embed_actors
+        2
+        >>> two.for_work(5_000, 3_000_000, num_shards=2).embed_actors
         1
+        >>> two.for_work(5_000, 350_000_000, num_shards=2).embed_actors  # JPEGs of 500 px
+        2
         """
         if self.embed_actors:
             return dataclasses.replace(self, embed_actors=min(self.embed_actors, num_shards))
         most = 1 if self.gpus_per_actor else min(MOST_ACTORS, self.cpus_per_actor, num_shards)
-        actors = max(1, min(most, num_pictures // PICTURES_PER_ACTOR))
+        work = num_pictures + num_bytes // BYTES_LIKE_A_PICTURE
+        actors = max(1, min(most, work // PICTURES_PER_ACTOR))
         each = self.cpus_per_actor // actors
         return dataclasses.replace(self, embed_actors=actors, cpus_per_actor=each)
 

@@ -258,7 +258,10 @@ def do_shards_here(job: Any, pending: Any, plan: str, context: Any) -> Iterator[
     from cluster.shard_actor import ShardActor
 
     location = context.workspace.location
-    profile = context.where.profile_settings().for_work(sum(map(len, pending)), len(pending))
+    num_bytes = sum(shard.num_bytes for shard in pending)
+    profile = context.where.profile_settings().for_work(
+        sum(map(len, pending)), num_bytes, len(pending)
+    )
     arguments = {**job.arguments, "profile": profile}
     actor = ShardActor(location, job.folder.path, job.make_work, arguments)
     for position, shard in enumerate(pending):

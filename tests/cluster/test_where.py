@@ -99,31 +99,35 @@ def test_a_share_is_at_least_one_core_and_a_stated_number_stays() -> None:
 
 
 @pytest.mark.parametrize(
-    ("cores", "num_pictures", "num_shards", "expected"),
+    ("cores", "num_pictures", "kilobytes_each", "num_shards", "expected"),
     [
-        (2, 5_000, 2, (1, 2)),
-        (2, 60_000, 15, (2, 1)),
-        (2, 60_000, 1, (1, 2)),
-        (16, 60_000, 15, (4, 4)),
-        (16, 20_000, 5, (2, 8)),
-        (1, 60_000, 15, (1, 1)),
-        (3, 0, 0, (1, 3)),
+        (2, 5_000, 0.5, 2, (1, 2)),
+        (2, 60_000, 0.5, 15, (2, 1)),
+        (2, 60_000, 0.5, 1, (1, 2)),
+        (16, 60_000, 0.5, 15, (4, 4)),
+        (16, 20_000, 0.5, 5, (2, 8)),
+        (1, 60_000, 0.5, 15, (1, 1)),
+        (3, 0, 0.5, 0, (1, 3)),
+        (2, 4_000, 70, 8, (2, 1)),
+        (2, 500, 70, 8, (1, 2)),
+        (2, 500, 3_000, 8, (2, 1)),
     ],
 )
 def test_so_many_actors_start_by_themselves_as_the_work_is_worth(
-    cores: int, num_pictures: int, num_shards: int, expected: tuple[int, int]
+    cores: int, num_pictures: int, kilobytes_each: float, num_shards: int, expected: tuple[int, int]
 ) -> None:
-    profile = Profile(embed_actors=0).on_machine(cores).for_work(num_pictures, num_shards)
+    profile = Profile(embed_actors=0).on_machine(cores)
+    profile = profile.for_work(num_pictures, int(1e3 * kilobytes_each * num_pictures), num_shards)
     assert (profile.embed_actors, profile.cpus_per_actor) == expected
 
 
 def test_a_stated_number_of_actors_stays_and_one_of_a_gpu_is_one() -> None:
     stated = Profile(embed_actors=3, cpus_per_actor=2)
-    assert stated.for_work(10, 8) == stated
-    assert stated.for_work(10, 2).embed_actors == 2
-    assert Profile(embed_actors=0, cpus_per_actor=8, gpus_per_actor=1).for_work(10**6, 99) == (
-        Profile(embed_actors=1, cpus_per_actor=8, gpus_per_actor=1)
-    )
+    assert stated.for_work(10, 5_000, 8) == stated
+    assert stated.for_work(10, 5_000, 2).embed_actors == 2
+    assert Profile(embed_actors=0, cpus_per_actor=8, gpus_per_actor=1).for_work(
+        10**6, 10**9, 99
+    ) == (Profile(embed_actors=1, cpus_per_actor=8, gpus_per_actor=1))
 
 
 def test_as_many_actors_as_there_is_use_for_are_refused_on_a_cluster(tmp_path: Path) -> None:
