@@ -20,7 +20,7 @@ import torch
 from benchmarks import measuring
 from benchmarks.pictures import photographs
 from encoders.augment import AugmentConfig, augment_views
-from encoders.picture import PreprocessConfig
+from encoders.preprocess import PreprocessConfig
 
 SIZES = (32, 96, 224)
 BATCH = 128

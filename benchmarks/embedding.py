@@ -21,7 +21,7 @@ from cluster.context import Context
 from cluster.scan_job import ScanConfig, scan
 from cluster.workspace import Workspace
 from encoders.encoder import Encoder, EncoderConfig
-from encoders.picture import PreprocessConfig
+from encoders.preprocess import PreprocessConfig
 
 __all__ = ["CASES", "Case"]
 
@@ -98,7 +98,7 @@ def lay_out(case: Case, folder: Path) -> list[str]:
     case.write(case.num, folder / "pictures")
     workspace = Workspace.at(folder / "workspace")
     scan(ScanConfig(source=str(folder / "pictures"), corpus=CORPUS), Context(workspace))
-    config = EncoderConfig(preprocess=PreprocessConfig(size=case.size))
+    config = EncoderConfig(preprocess=PreprocessConfig(size=case.size, decode_edge=0))
     workspace.publish_encoder(ENCODER, Encoder.initialise(config, SEED), {"versions": {}})
     arguments = ["--workspace", workspace.location, "--folder", str(folder / "pictures")]
     return [*arguments, "--shard-rows", str(case.shard_rows), "--seconds", str(LOOP_S)]

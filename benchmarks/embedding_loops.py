@@ -85,9 +85,11 @@ def bare_loop(workspace: Workspace, folder: Path, asked: argparse.Namespace) -> 
     """Our own decoding in threads and the encoder in turn, in one process that writes nothing."""
     torch.set_num_threads(num_cores())
     encoder = workspace.open_encoder(ENCODER)
+    preprocess = encoder.config.preprocess
 
     def square(path: Path) -> np.ndarray:
-        return to_square(open_picture(path.read_bytes()), encoder.config.preprocess)
+        image = open_picture(path.read_bytes(), decode_edge=preprocess.least_edge)
+        return to_square(image, preprocess)
 
     times, started_s, kept = [], time.monotonic(), []
     paths = paths_in(folder)

@@ -68,8 +68,9 @@ def scaled_decoding_section(result: Result) -> list[str]:
     settings = result["settings"]
     rows = [
         [
-            f"{' x '.join(map(str, case['photograph']))}, {network['network']}",
-            f"{number(case['scaled_ms'])} ms, in full {number(case['full_ms'])} ms",
+            f"{_size(case['photograph'])}, {network['network']}",
+            _size(network["decoded"]),
+            f"{number(network['scaled_ms'])} ms, in full {number(case['full_ms'])} ms",
             number(network["pixels"]),
             f"{network['moved_median']:.1e} (at most {network['moved_most']:.1e})",
             f"{network['nearest_other_median']:.1e}",
@@ -79,16 +80,28 @@ def scaled_decoding_section(result: Result) -> list[str]:
         for network in case["networks"]
     ]
     return [
-        f"{settings['photographs']} photographs a size, decoded as `embed` does it and in full: "
-        "CPU time of decoding; mean difference of the squares, of 255; 1 - cosine of the two "
-        "vectors, and of the nearest other photograph; how often the vector of one way finds its "
-        f"own picture among those of the other. Networks with fresh weights, seed "
-        f"{settings['seed']}.\n",
+        f"{settings['photographs']} photographs a size, decoded as `embed` does it for an encoder "
+        "of an automatic recipe, and in full: CPU time of decoding; mean difference of the "
+        "squares, of 255; 1 - cosine of the two vectors, and of the nearest other photograph; how "
+        "often the vector of one way finds its own picture among those of the other. Networks "
+        f"with fresh weights, seed {settings['seed']}.\n",
         table(
-            ["photograph, network", "decoding", "pixels", "moved", "nearest other", "finds itself"],
+            [
+                "photograph, network",
+                "decoded to",
+                "decoding",
+                "pixels",
+                "moved",
+                "nearest other",
+                "finds itself",
+            ],
             rows,
         ),
     ]
+
+
+def _size(edges: list[int]) -> str:
+    return " x ".join(map(str, edges))
 
 
 def growth_section(result: Result) -> list[str]:

@@ -26,7 +26,7 @@ from cluster.scan_job import ScanConfig, scan
 from cluster.where import Where
 from cluster.workspace import Workspace
 from encoders.encoder import Encoder, EncoderConfig
-from encoders.picture import PreprocessConfig
+from encoders.preprocess import PreprocessConfig
 
 __all__ = ["STEPS"]
 

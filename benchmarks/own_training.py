@@ -23,7 +23,7 @@ from encoders.byol import BYOLConfig
 from encoders.encoder import Encoder
 from encoders.health import CollapseError
 from encoders.momentum import MomentumConfig
-from encoders.picture import PreprocessConfig
+from encoders.preprocess import PreprocessConfig
 from encoders.pretrain_config import PretrainConfig
 from encoders.recipes import byol_small, moco_small, simclr_small, supcon_small
 from encoders.training import Pretraining

@@ -30,7 +30,7 @@ from cluster.scan_job import ScanConfig, scan
 from cluster.where import num_cores
 from cluster.workspace import Workspace
 from encoders.augment import AugmentConfig
-from encoders.picture import PreprocessConfig
+from encoders.preprocess import PreprocessConfig
 from encoders.pretrain_config import PretrainConfig
 from encoders.recipes import simclr_small
 from encoders.training import Pretraining

@@ -24,7 +24,8 @@ from encoders.baseline import raw_pixel_vectors
 from encoders.card import config_of
 from encoders.distort import distort
 from encoders.encoder import Encoder, EncoderConfig, Layer, preferred_device
-from encoders.picture import DECODE_EDGE, PreprocessConfig, to_square
+from encoders.picture import to_square
+from encoders.preprocess import DECODE_EDGE, PreprocessConfig
 from index.artifact import open_door
 
 __all__ = [
@@ -54,6 +55,7 @@ class Look(NamedTuple):
 
     size: int
     fit: str
+    decode_edge: int
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -73,7 +75,8 @@ class Entrant:
     @property
     def look(self) -> Look:
         """How it sees pictures."""
-        return Look(self.config.preprocess.size, self.config.preprocess.fit)
+        preprocess = self.config.preprocess
+        return Look(preprocess.size, preprocess.fit, preprocess.least_edge)
 
     @property
     def layers(self) -> tuple[Layer, ...]:
@@ -254,7 +257,10 @@ def _distorted(
     kept: list[int] = []
     copies: dict[Look, list[Pixels]] = {look: [] for look in looks}
     large = {look: min(look.size * QUERY_SCALE, DECODE_EDGE) for look in looks}
-    squares_of = partial(_squares, looks=[replace(looks[look], size=large[look]) for look in looks])
+    squares_of = partial(
+        _squares,
+        looks=[replace(looks[look], size=large[look], decode_edge=DECODE_EDGE) for look in looks],
+    )
     with ThreadPoolExecutor() as pool:
         for start in range(0, len(ids), BLOCK_PICTURES):
             rows = catalog.rows(ids[start : start + BLOCK_PICTURES])

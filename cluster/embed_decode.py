@@ -16,18 +16,20 @@ from functools import partial
 from typing import Protocol, TypeVar
 
 import numpy as np
+from PIL import Image
 
 from cluster.decode_limit import DecodeLimit
 from cluster.plan import ShardRow
 from cluster.shards import read_data
 from encoders.picture import (
+    LEAST_SHARE,
     PictureError,
-    PreprocessConfig,
     load_formats,
     open_picture,
     thumbnail,
     to_square,
 )
+from encoders.preprocess import PreprocessConfig
 
 __all__ = [
     "DecodeForm",
@@ -108,13 +110,21 @@ def _decode(form: DecodeForm, limit: DecodeLimit, row: ShardRow) -> Decoded:
     content_hash = hashlib.sha256(data).digest()
     try:
         with limit.watch():
-            image = open_picture(data)
+            image = open_picture(data, decode_edge=form.preprocess.least_edge)
             square = to_square(image, form.preprocess)
+            if _is_too_small(image, form):
+                image = open_picture(data)
             small = thumbnail(image, form.thumbnail_edge)
     except PictureError as error:
         return Decoded(error.status, content_hash, read_s=read_s)
     decode_s = time.monotonic() - began_s - read_s
     return Decoded("ok", content_hash, square, small, read_s, decode_s)
+
+
+def _is_too_small(image: Image.Image, form: DecodeForm) -> bool:
+    """Whether it may have been decoded smaller than its thumbnail shall be."""
+    was_scaled = min(image.size) >= form.preprocess.least_edge
+    return was_scaled and max(image.size) < LEAST_SHARE * form.thumbnail_edge
 
 
 class ThreadDecoder:

@@ -28,7 +28,8 @@ from cluster.workspace import Workspace, check_name
 from encoders.encoder import Encoder, Layer
 from encoders.export import ExportFormat, export_files
 from encoders.export_card import CARD_FILE, CardNotes, export_card, usage
-from encoders.picture import PreprocessConfig, to_square
+from encoders.picture import to_square
+from encoders.preprocess import PreprocessConfig
 from index.artifact import (
     ArtifactError,
     Folder,
@@ -215,7 +216,7 @@ def _pictures(
     catalog = open_corpus(workspace, corpus)
     ids = catalog.ok["id"].to_numpy()
     for row in catalog.rows(ids[:: max(1, len(ids) // NUM_PICTURES)][:NUM_PICTURES]):
-        found = read_picture(row)
+        found = read_picture(row, decode_edge=preprocess.least_edge)
         if found.image is not None:
             squares.append(to_square(found.image, preprocess))
     return f"corpus {corpus}, and two photographs", np.stack(squares)

@@ -20,14 +20,8 @@ from collections.abc import Sequence
 from cluster.decode_limit import DECODE_LIMIT_S, DecodeLimit
 from cluster.plan import ShardRow
 from cluster.shards import read_data
-from encoders.picture import (
-    PictureError,
-    PreprocessConfig,
-    load_formats,
-    open_picture,
-    thumbnail,
-    to_square,
-)
+from encoders.picture import PictureError, load_formats, open_picture, thumbnail, to_square
+from encoders.preprocess import DECODE_EDGE, LEAST_DECODE_EDGE, PreprocessConfig
 
 __all__ = ["find_fatal"]
 
@@ -39,7 +33,7 @@ DONE = "done"
 def find_fatal(rows: Sequence[ShardRow], decode_limit_s: float = DECODE_LIMIT_S) -> frozenset[int]:
     """Ids of the pictures whose decoding ends its process, or does not end.
 
-    Cost: decodes every picture once, and a second, or the limit, for each one found.
+    Cost: decodes every picture twice, and a second, or the limit, for each one found.
     """
     fatal: set[int] = set()
     left = list(rows)
@@ -85,9 +79,10 @@ def main() -> None:
         row = ShardRow(*json.loads(line))
         print(row.id, flush=True)  # noqa: T201 - this is what the process is for
         status, data = read_data(row)
-        if status == "ok":
+        # At both ends of what encoders ask for: another scale is another path through a decoder.
+        for decode_edge in (DECODE_EDGE, LEAST_DECODE_EDGE) if status == "ok" else ():
             with contextlib.suppress(PictureError), limit.watch():
-                image = open_picture(data)
+                image = open_picture(data, decode_edge=decode_edge)
                 to_square(image, PreprocessConfig())
                 thumbnail(image)
     print(DONE, flush=True)  # noqa: T201

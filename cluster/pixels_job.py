@@ -30,13 +30,8 @@ from cluster.shard_job import ShardJob
 from cluster.shards import OUT_OF_REACH, read_data
 from cluster.where import Profile
 from cluster.workspace import Workspace
-from encoders.picture import (
-    PictureError,
-    PreprocessConfig,
-    load_formats,
-    open_picture,
-    to_square,
-)
+from encoders.picture import PictureError, load_formats, open_picture, to_square
+from encoders.preprocess import PreprocessConfig
 from index.artifact import (
     CorruptArtifactError,
     FileRecord,
@@ -188,9 +183,13 @@ class PixelWork:
             return status, None
         try:
             with self.limit.watch():
-                return "ok", to_square(open_picture(data), self._preprocess)
+                return "ok", _square(data, self._preprocess)
         except PictureError as error:
             return error.status, None
+
+
+def _square(data: bytes, preprocess: PreprocessConfig) -> np.ndarray:
+    return to_square(open_picture(data, decode_edge=preprocess.least_edge), preprocess)
 
 
 def _write_arrow(table: pa.Table, path: str) -> None:
@@ -207,11 +206,13 @@ def build_pixels(
         ErrorBudgetError: too many pictures failed.
         ValueError: none of the pictures can be read; another process builds this cache.
     """
+    # Mean and std come after the pixels: encoders that differ in them share a cache.
+    square = preprocess.square()
     name = f"{catalog.door['name']}-{preprocess.size}{'' if preprocess.fit == 'crop' else '-pad'}"
+    if "decode_edge" in square:
+        name += f"-from{preprocess.least_edge}"
     folder = context.workspace.folder("pixels", name)
     shard_rows = max(64, min(MAX_SHARD_ROWS, SHARD_BYTES // (preprocess.size**2 * 3)))
-    # Mean and std come after the pixels: encoders that differ in them share a cache.
-    square = {"size": preprocess.size, "fit": preprocess.fit}
     config = {**square, "format": FORMAT, "shard_rows": shard_rows}
     shards = plan_shards(catalog, key=digest(config), shard_rows=shard_rows)
     if not shards:

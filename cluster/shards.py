@@ -21,6 +21,7 @@ from cluster.catalog import CatalogRow
 from cluster.picture_bytes import ChangedError, read_bytes
 from cluster.plan import SHARD_FOLDER, Shard, ShardRow
 from encoders.picture import PictureError, open_picture
+from encoders.preprocess import DECODE_EDGE
 from index.artifact import Folder, Verify
 from index.sealed import read_sealed, write_sealed
 
@@ -105,15 +106,16 @@ def read_data(row: ShardRow | CatalogRow) -> tuple[str, bytes]:
         return "unreadable", b""
 
 
-def read_picture(row: ShardRow | CatalogRow) -> ReadPicture:
+def read_picture(row: ShardRow | CatalogRow, *, decode_edge: int = DECODE_EDGE) -> ReadPicture:
     """Read and decode a picture if it is the one that was scanned; never raises for it.
 
-    The status is that of `read_data`, or of a `PictureError`.
+    JPEGs may be decoded smaller, as far as ``decode_edge``. The status is that of `read_data`, or
+    of a `PictureError`.
     """
     status, data = read_data(row)
     if status != "ok":
         return ReadPicture(status, data, None)
     try:
-        return ReadPicture("ok", data, open_picture(data))
+        return ReadPicture("ok", data, open_picture(data, decode_edge=decode_edge))
     except PictureError as error:
         return ReadPicture(error.status, data, None)

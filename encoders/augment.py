@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from encoders.counter_rng import uniform_VNK
-from encoders.picture import PreprocessConfig
+from encoders.preprocess import PreprocessConfig
 from encoders.view_render import ViewParameters, render
 
 __all__ = ["AugmentConfig", "augment", "augment_views", "crop_boxes", "view_parameters"]

@@ -6,7 +6,6 @@ Both layers are exported and the card names their dimensions: nobody guesses wha
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict
 from typing import Any
 
 from safetensors import SafetensorError
@@ -16,7 +15,7 @@ from torch import nn
 from encoders.backbone import BackboneConfig
 from encoders.encoder import Encoder, EncoderConfig, fresh_modules
 from encoders.heads import ProjectorConfig
-from encoders.picture import PREPROCESS_RULE, PreprocessConfig
+from encoders.preprocess import PREPROCESS_RULE, PreprocessConfig
 
 __all__ = ["config_of", "encoder_body", "encoder_files", "load_encoder", "tensor_bytes"]
 
@@ -43,7 +42,7 @@ def encoder_body(encoder: Encoder) -> dict[str, Any]:
     """The encoder's part of ``card.json``: identity, config and the dimension of each layer."""
     return {
         "id": encoder.encoder_id,
-        "config": asdict(encoder.config),
+        "config": encoder.config.facts(),
         "dims": {layer: encoder.dim(layer) for layer in encoder.layers},
         "preprocess_rule": PREPROCESS_RULE,
     }

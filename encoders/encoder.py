@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import asdict, dataclass, field
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -17,7 +17,8 @@ from torch import Tensor, nn
 
 from encoders.backbone import Backbone, BackboneConfig, build_backbone
 from encoders.heads import ProjectorConfig, build_projector
-from encoders.picture import PREPROCESS_RULE, Box, PreprocessConfig, open_picture, to_square
+from encoders.picture import Box, open_picture, to_square
+from encoders.preprocess import PREPROCESS_RULE, PreprocessConfig
 
 __all__ = [
     "Encoder",
@@ -44,6 +45,10 @@ class EncoderConfig:
     """The head that training adds; num_layers 0 leaves it out."""
     preprocess: PreprocessConfig = field(default_factory=PreprocessConfig)
     """How a picture becomes the encoder's input; its size also chooses the stem."""
+
+    def facts(self) -> dict[str, Any]:
+        """The fields, for an identity and a card; see `PreprocessConfig.facts`."""
+        return {**asdict(self), "preprocess": self.preprocess.facts()}
 
 
 class Encoder:
@@ -103,7 +108,7 @@ class Encoder:
         """
         if self._encoder_id is None:
             hasher = hashlib.sha256()
-            identity = {"config": asdict(self.config), "preprocess_rule": PREPROCESS_RULE}
+            identity = {"config": self.config.facts(), "preprocess_rule": PREPROCESS_RULE}
             hasher.update(json.dumps(identity, sort_keys=True).encode())
             for prefix, module in (("backbone", self.backbone.net), ("projector", self.projector)):
                 for name, tensor in sorted(module.state_dict().items()):
@@ -203,7 +208,9 @@ def embed_picture(
         PictureError: the bytes hold no picture that can be decoded.
         ValueError: a box that does not lie in the picture.
     """
-    pixels = to_square(open_picture(data, box=box), encoder.config.preprocess)
+    preprocess = encoder.config.preprocess
+    image = open_picture(data, box=box, decode_edge=preprocess.least_edge)
+    pixels = to_square(image, preprocess)
     vectors_ND = encoder.embed(pixels[None], layer)
     vector_D: NDArray[np.float32] = vectors_ND[0]
     return vector_D

@@ -21,7 +21,7 @@ from encoders.export import (
     TORCHSCRIPT_FILE,
     ExportFormat,
 )
-from encoders.picture import DECODE_EDGE, PreprocessConfig
+from encoders.preprocess import PreprocessConfig
 
 __all__ = ["CARD_FILE", "CardNotes", "export_card", "usage"]
 
@@ -84,8 +84,8 @@ Upright as its EXIF says, in RGB,
 {_to_square(preprocess)}```
 
 Besides, lookalike puts transparent pictures on white, scales 16-bit grey to 8 bit, and decodes
-large JPEGs at 1/2, 1/4 or 1/8 scale while no edge falls below {DECODE_EDGE} pixels: there, pixels
-differ a little.
+large JPEGs at 1/2, 1/4 or 1/8 scale while no edge falls below {preprocess.least_edge} pixels:
+there, pixels differ a little.
 """
 
 

@@ -34,7 +34,7 @@ from encoders.card import config_of
 from encoders.encoder import Encoder, EncoderConfig, fresh_modules
 from encoders.export import METADATA_KEY
 from encoders.heads import ProjectorConfig
-from encoders.picture import DECODE_EDGE, PreprocessConfig
+from encoders.preprocess import DECODE_EDGE, PreprocessConfig
 
 __all__ = ["UNTRAINED", "Foreign", "foreign_encoder", "from_file", "from_timm", "from_torchvision"]
 

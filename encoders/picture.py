@@ -14,7 +14,6 @@ import math
 import threading
 import warnings
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import BinaryIO, Literal
 
 import numpy as np
@@ -22,13 +21,13 @@ import pi_heif
 from numpy.typing import NDArray
 from PIL import Image
 
+from encoders.preprocess import DECODE_EDGE, PreprocessConfig
+
 __all__ = [
-    "DECODE_EDGE",
+    "LEAST_SHARE",
     "MAX_PIXELS",
-    "PREPROCESS_RULE",
     "Box",
     "PictureError",
-    "PreprocessConfig",
     "load_formats",
     "open_picture",
     "probe",
@@ -38,12 +37,6 @@ __all__ = [
 
 MAX_PIXELS = 100_000_000
 """Pictures of this many pixels and more are refused before a pixel of them is decoded."""
-
-DECODE_EDGE = 512
-"""JPEGs may be decoded at 1/2, 1/4 or 1/8 scale while no edge falls below this."""
-
-PREPROCESS_RULE = 1
-"""Part of every encoder's identity: raised when the same bytes would give other pixels."""
 
 FORMATS = (
     "JPEG",
@@ -72,6 +65,7 @@ ORIENTATIONS = {
 WHITE = (255, 255, 255)
 JPEG_QUALITY = 85
 LEAST_SHARE = 0.75
+"""Of a thumbnail's edge, what its picture's longest edge has, unless the picture was smaller."""
 
 PictureStatus = Literal["unreadable", "empty", "too_large"]
 
@@ -92,47 +86,24 @@ class PictureError(ValueError):
         return type(self), (self.status, str(self))
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class PreprocessConfig:
-    """How a picture becomes the square that the encoder sees; part of the encoder's identity."""
-
-    size: int = 32
-    """Edge in pixels of the square."""
-    fit: Literal["crop", "pad"] = "crop"
-    """crop keeps the centre square; pad keeps the whole picture on white."""
-    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
-    """Subtracted from each channel in [0, 1]; ImageNet's means by convention."""
-    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
-    """Each channel is divided by this; ImageNet's deviations by convention."""
-
-    def __post_init__(self) -> None:
-        if not 8 <= self.size <= DECODE_EDGE:
-            raise ValueError(
-                f"preprocess size is {self.size} px, it must be 8 to {DECODE_EDGE}. "
-                "32 to 96 suits a CPU, 224 a GPU."
-            )
-        if self.fit not in ("crop", "pad"):
-            raise ValueError(f"preprocess fit {self.fit!r} is unknown: choose crop or pad.")
-        if len(self.mean) != 3 or len(self.std) != 3 or not all(s > 0 for s in self.std):
-            raise ValueError(
-                f"preprocess mean {self.mean} and std {self.std} must be three numbers each, "
-                "red, green, blue, and every std above 0."
-            )
-
-
 def open_picture(
-    data: bytes, *, max_pixels: int = MAX_PIXELS, box: Box | None = None
+    data: bytes,
+    *,
+    max_pixels: int = MAX_PIXELS,
+    box: Box | None = None,
+    decode_edge: int = DECODE_EDGE,
 ) -> Image.Image:
     """Decode the first frame to RGB: EXIF-oriented, on white where transparent, 16 bit made 8.
 
-    Large JPEGs are decoded at a fraction of their size, with no edge below `DECODE_EDGE`; that is
-    several times faster and keeps all the detail that `to_square` can show.
+    Large JPEGs are decoded at a fraction of their size, with no edge below ``decode_edge``; that is
+    several times faster and keeps the detail that `to_square` can show.
 
     Args:
         data: the whole file.
         max_pixels: refuse pictures whose header states this many pixels or more.
         box: left, top, right and bottom, in pixels of the upright picture, of what to keep; decoded
             at full size.
+        decode_edge: `PreprocessConfig.least_edge`, where a square is made of the picture.
 
     Raises:
         PictureError: ``empty`` for no bytes, ``too_large``, else ``unreadable``.
@@ -149,7 +120,7 @@ def open_picture(
                 "Scale the picture down.",
             )
         if box is None:
-            image.draft("RGB", (DECODE_EDGE, DECODE_EDGE))
+            image.draft("RGB", (decode_edge, decode_edge))
         image.load()
         # After load, since a TIFF turns itself there and then drops the tag.
         turn = ORIENTATIONS.get(_orientation(image))

@@ -20,7 +20,7 @@ from encoders.health import HealthConfig
 from encoders.losses import NO_LABEL
 from encoders.moco import MoCoConfig
 from encoders.optim import OptimConfig
-from encoders.picture import PreprocessConfig
+from encoders.preprocess import PreprocessConfig
 from encoders.sampler import GlobalOrder
 from encoders.simclr import SimCLRConfig
 from encoders.split import Split, split_rows

@@ -19,7 +19,7 @@ from encoders.byol import BYOLConfig
 from encoders.moco import MoCoConfig
 from encoders.momentum import MomentumConfig
 from encoders.optim import REFERENCE_BATCH
-from encoders.picture import PreprocessConfig
+from encoders.preprocess import PreprocessConfig
 from encoders.pretrain_config import PretrainConfig
 from encoders.recipes import RECIPES
 
@@ -158,7 +158,7 @@ def _with_crops(config: PretrainConfig, crop: int, corpus: _Corpus) -> PretrainC
     size = max(crop, min(round(crop * corpus.budget.kept), corpus.edge))
     return replace(
         config,
-        preprocess=PreprocessConfig(size=size),
+        preprocess=PreprocessConfig(size=size, decode_edge=0),
         view_a=replace(config.view_a, crop_size=crop),
         view_b=replace(config.view_b, crop_size=crop),
     )

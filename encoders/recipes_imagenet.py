@@ -18,7 +18,7 @@ from encoders.heads import PredictorConfig, ProjectorConfig
 from encoders.moco import MoCoConfig
 from encoders.momentum import MomentumConfig
 from encoders.optim import OptimConfig
-from encoders.picture import PreprocessConfig
+from encoders.preprocess import PreprocessConfig
 from encoders.pretrain_config import PretrainConfig
 from encoders.simclr import SimCLRConfig
 from encoders.supcon import SupConConfig

@@ -10,7 +10,7 @@ from encoders.heads import ProjectorConfig
 from encoders.moco import MoCoConfig
 from encoders.momentum import MomentumConfig
 from encoders.optim import OptimConfig
-from encoders.picture import PreprocessConfig
+from encoders.preprocess import PreprocessConfig
 from encoders.pretrain_config import PretrainConfig
 from encoders.simclr import SimCLRConfig
 from encoders.supcon import SupConConfig
@@ -91,7 +91,7 @@ def _small(
         epochs=75,
         method=method,
         projector=ProjectorConfig(hidden_dim=256, output_dim=128),
-        preprocess=PreprocessConfig(size=48),
+        preprocess=PreprocessConfig(size=48, decode_edge=0),
         view_a=view,
         view_b=view,
         optim=OptimConfig(lr=lr, schedule="one_cycle", warmup_share=0.3),

@@ -35,7 +35,7 @@ from cluster.workspace import Workspace
 from encoders.backbone import BackboneConfig
 from encoders.encoder import Encoder, EncoderConfig, embed_picture
 from encoders.heads import ProjectorConfig
-from encoders.picture import PreprocessConfig
+from encoders.preprocess import PreprocessConfig
 from index.artifact import Folder
 from index.build import build_index
 from index.choose import IndexConfig

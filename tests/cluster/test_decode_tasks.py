@@ -15,7 +15,7 @@ from cluster.embed_job import EmbedConfig, embed
 from cluster.embed_work import EmbedWork, pass_rows
 from cluster.plan import ShardRow, plan_shards
 from cluster.where import Profile, Where, load_profile
-from encoders.picture import PreprocessConfig
+from encoders.preprocess import PreprocessConfig
 
 FORM = DecodeForm(preprocess=PreprocessConfig(size=16), thumbnail_edge=16)
 

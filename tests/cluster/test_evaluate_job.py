@@ -18,7 +18,7 @@ from encoders.backbone import BackboneConfig
 from encoders.distort import distort
 from encoders.encoder import Encoder, EncoderConfig
 from encoders.heads import ProjectorConfig
-from encoders.picture import PreprocessConfig
+from encoders.preprocess import PreprocessConfig
 from index.artifact import MissingArtifactError, open_door
 
 CONFIG = EvaluateConfig(
@@ -152,7 +152,7 @@ def test_encoders_of_one_architecture_share_an_untrained_twin(
     assert [source.name for source in sources if source.is_baseline] == [
         "random init of other", "random init of tiny", "raw pixels",
     ]  # fmt: skip
-    assert sources[-1].look == Look(24, "pad")
+    assert sources[-1].look == Look(24, "pad", 512)
 
 
 def test_a_query_shows_the_same_at_every_size() -> None:

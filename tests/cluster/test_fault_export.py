@@ -13,7 +13,7 @@ from cluster import export_job
 from cluster.export_job import ExportConfig, export
 from cluster.import_job import ImportConfig, import_encoder
 from cluster.workspace import Workspace
-from encoders.picture import PreprocessConfig
+from encoders.preprocess import PreprocessConfig
 from index.artifact import CorruptArtifactError, Folder, open_door
 
 pytestmark = pytest.mark.usefixtures("no_fsync")

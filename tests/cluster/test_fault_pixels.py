@@ -15,7 +15,7 @@ from cluster.catalog import Catalog
 from cluster.pixels_job import PixelCache, build_pixels
 from cluster.scan_job import ScanConfig, scan
 from cluster.workspace import Workspace
-from encoders.picture import PreprocessConfig
+from encoders.preprocess import PreprocessConfig
 from index.artifact import MissingArtifactError
 
 pytestmark = pytest.mark.usefixtures("no_fsync")
@@ -30,7 +30,7 @@ BUILD = f"""
     from cluster.catalog import Catalog
     from cluster.context import Context
     from cluster.workspace import Workspace
-    from encoders.picture import PreprocessConfig
+    from encoders.preprocess import PreprocessConfig
 
     pixels_job.MAX_SHARD_ROWS = {SHARD_ROWS}
 

@@ -27,7 +27,7 @@ TRAIN = """
     from encoders.backbone import BackboneConfig
     from encoders.encoder import Encoder, EncoderConfig
     from encoders.heads import ProjectorConfig
-    from encoders.picture import PreprocessConfig
+    from encoders.preprocess import PreprocessConfig
 
     torch.set_num_threads(1)
 

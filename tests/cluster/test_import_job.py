@@ -20,7 +20,7 @@ from cluster.import_job import ImportConfig, import_encoder
 from cluster.index_job import IndexJobConfig, index_embeddings
 from cluster.search_job import SearchConfig, search
 from cluster.workspace import Workspace
-from encoders.picture import PreprocessConfig
+from encoders.preprocess import PreprocessConfig
 from index.artifact import open_door
 
 

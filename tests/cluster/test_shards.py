@@ -27,7 +27,8 @@ from cluster.shard_job import ErrorBudgetError, ShardJob
 from cluster.shards import commit, committed, read_picture
 from cluster.where import Profile
 from cluster.workspace import Workspace
-from encoders.picture import PreprocessConfig, open_picture
+from encoders.picture import open_picture
+from encoders.preprocess import PreprocessConfig
 from index.artifact import Folder, publish
 
 SIZE = 16

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from encoders.augment import AugmentConfig, augment, augment_views, crop_boxes
 from encoders.counter_rng import uniform_NK
 from encoders.encoder import normalise
-from encoders.picture import PreprocessConfig
+from encoders.preprocess import PreprocessConfig
 
 PLAIN = AugmentConfig(
     crop_size=16,

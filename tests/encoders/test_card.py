@@ -10,7 +10,7 @@ from encoders.backbone import BackboneConfig
 from encoders.card import encoder_body, encoder_files, load_encoder
 from encoders.encoder import Encoder, EncoderConfig
 from encoders.heads import ProjectorConfig
-from encoders.picture import PreprocessConfig
+from encoders.preprocess import PreprocessConfig
 
 CONFIG = EncoderConfig(
     backbone=BackboneConfig(widths=(4, 8)),

@@ -15,7 +15,7 @@ from encoders.augment import AugmentConfig, augment
 from encoders.backbone import BackboneConfig
 from encoders.encoder import normalise
 from encoders.moco import MoCoConfig
-from encoders.picture import PreprocessConfig
+from encoders.preprocess import PreprocessConfig
 from encoders.recipes import (
     byol_small,
     moco_small,

@@ -21,7 +21,8 @@ from encoders.encoder import Encoder, EncoderConfig
 from encoders.export import OPSET, PictureToVector, export_files, timm_architecture
 from encoders.export_card import CardNotes, export_card, usage
 from encoders.heads import ProjectorConfig
-from encoders.picture import PreprocessConfig, open_picture, to_square
+from encoders.picture import open_picture, to_square
+from encoders.preprocess import PreprocessConfig
 
 
 def encoder_of(**backbone):

@@ -12,7 +12,7 @@ from encoders.backbone import BackboneConfig
 from encoders.encoder import Encoder, EncoderConfig
 from encoders.export import export_files
 from encoders.foreign import foreign_encoder, from_file, from_timm, from_torchvision
-from encoders.picture import PreprocessConfig
+from encoders.preprocess import PreprocessConfig
 
 
 @pytest.fixture

@@ -22,7 +22,7 @@ from encoders.method import Batch
 from encoders.moco import SHUFFLE_FAMILY, MoCoConfig
 from encoders.momentum import MomentumConfig
 from encoders.optim import OptimConfig
-from encoders.picture import PreprocessConfig
+from encoders.preprocess import PreprocessConfig
 from encoders.pretrain_config import PretrainConfig
 from encoders.sampler import permutation
 from encoders.simclr import SimCLRConfig

@@ -13,15 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from encoders.picture import (
-    DECODE_EDGE,
-    PREPROCESS_RULE,
-    PictureError,
-    PreprocessConfig,
-    open_picture,
-    probe,
-    to_square,
-)
+from encoders.picture import PictureError, open_picture, probe, to_square
+from encoders.preprocess import DECODE_EDGE, PREPROCESS_RULE, PreprocessConfig
 
 ORIENTATION = 0x0112
 RED, GREEN, BLUE, WHITE = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255)
@@ -279,6 +272,28 @@ def test_rule_1_decodes_large_jpegs_at_these_sizes_and_no_other(stored, decoded)
     assert PREPROCESS_RULE == 1
     assert open_picture(encode(Image.new("L", stored), "JPEG")).size == decoded
     assert open_picture(encode(Image.new("L", stored), "PNG", compress_level=1)).size == stored
+
+
+@pytest.mark.parametrize(
+    ("size", "decode_edge", "stored", "decoded"),
+    [
+        (32, 0, (500, 375), (250, 188)),
+        (32, 0, (374, 375), (187, 188)),
+        (32, 0, (373, 500), (373, 500)),
+        (224, 0, (900, 672), (450, 336)),
+        (224, 0, (4000, 3000), (500, 375)),
+        (64, 100, (800, 900), (100, 113)),
+        (64, 512, (900, 672), (900, 672)),
+    ],
+)
+def test_an_encoder_says_how_small_jpegs_are_decoded(size, decode_edge, stored, decoded):
+    edge = PreprocessConfig(size=size, decode_edge=decode_edge).least_edge
+    picture = Image.new("L", stored)
+    assert open_picture(encode(picture, "JPEG"), decode_edge=edge).size == decoded
+    assert open_picture(encode(picture, "PNG"), decode_edge=edge).size == stored
+    assert (
+        open_picture(encode(picture, "JPEG"), decode_edge=edge, box=(0, 0, *stored)).size == stored
+    )
 
 
 def test_crop_takes_the_centre_square():

@@ -12,7 +12,7 @@ from encoders.encoder import Encoder
 from encoders.health import CollapseError, HealthConfig, NonFiniteError
 from encoders.moco import MoCoConfig
 from encoders.optim import OptimConfig
-from encoders.picture import PreprocessConfig
+from encoders.preprocess import PreprocessConfig
 from encoders.recipes import byol_small, moco_small, simclr_small, supcon_small, tiny
 from encoders.training import PretrainConfig, Pretraining
 

@@ -6,7 +6,7 @@ import torch
 from encoders.backbone import BackboneConfig
 from encoders.encoder import Encoder, EncoderConfig
 from encoders.heads import ProjectorConfig
-from encoders.picture import PreprocessConfig
+from encoders.preprocess import PreprocessConfig
 from encoders.pretrain_config import PretrainConfig
 from encoders.recipes import byol_small, moco_small, simclr_small, supcon_small, tiny
 from encoders.training import Pretraining

@@ -24,7 +24,7 @@ from cluster.workspace import Workspace
 from encoders.backbone import BackboneConfig
 from encoders.encoder import Encoder, EncoderConfig
 from encoders.heads import ProjectorConfig
-from encoders.picture import PreprocessConfig
+from encoders.preprocess import PreprocessConfig
 from index.build import build_index
 from index.choose import IndexConfig
 from index.embeddings import EmbeddingStore, publish_embeddings
