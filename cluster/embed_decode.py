@@ -23,6 +23,7 @@ from cluster.plan import ShardRow
 from cluster.shards import read_data
 from encoders.picture import (
     LEAST_SHARE,
+    SILENCE,
     PictureError,
     load_formats,
     open_picture,
@@ -98,7 +99,10 @@ def decode_rows(
 ) -> list[Decoded]:
     """Read and decode some rows, one after the other; never raises for a picture."""
     load_formats()
-    return [Decoded("crashed") if row.id in crashed else _decode(form, limit, row) for row in rows]
+    with SILENCE:
+        return [
+            Decoded("crashed") if row.id in crashed else _decode(form, limit, row) for row in rows
+        ]
 
 
 def _decode(form: DecodeForm, limit: DecodeLimit, row: ShardRow) -> Decoded:

@@ -68,16 +68,19 @@ def read_bytes(uri: str, num_bytes: int | None, mtime_ns: int | None) -> bytes:
 
 
 def _read_file(path: str, num_bytes: int | None, mtime_ns: int | None) -> bytes:
-    # Without waiting, since a pipe may lie there by now.
-    with open(path, "rb", opener=_open_at_once) as file:
-        found = os.fstat(file.fileno())
+    # Without waiting, since a pipe may lie there by now; and not by way of a file object, which
+    # takes three times as long for a small picture.
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        found = os.fstat(descriptor)
         if (found.st_size, found.st_mtime_ns) != (num_bytes, mtime_ns):
             raise ChangedError(f"{path}: changed since it was scanned")
-        return file.read()
-
-
-def _open_at_once(path: str, flags: int) -> int:
-    return os.open(path, flags | os.O_NONBLOCK)
+        pieces = []
+        while piece := os.read(descriptor, max(1, found.st_size)):
+            pieces.append(piece)
+        return b"".join(pieces)
+    finally:
+        os.close(descriptor)
 
 
 def _mtime_ns(place: Place, file: pa.NativeFile) -> int | None:

@@ -7,8 +7,10 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch import nn
 
 from encoders.backbone import BackboneConfig
+from encoders.card import encoder_body, encoder_files, load_encoder
 from encoders.encoder import Encoder, EncoderConfig, embed_picture, fresh_modules, normalise
 from encoders.heads import ProjectorConfig
 from encoders.picture import open_picture, to_square
@@ -47,6 +49,47 @@ def test_a_vector_is_the_normalised_feature_of_the_normalised_picture(encoder, p
         feature = encoder.backbone.net(torch.from_numpy(image))[0].numpy()
         expected = feature / np.sqrt((feature**2).sum())
         np.testing.assert_allclose(encoder.embed(pixels)[row], expected, atol=1e-5)
+
+
+def stirred(net, seed):
+    """Gives every BatchNorm statistics and weights as training leaves them."""
+    draws = torch.Generator().manual_seed(seed)
+    for module in net.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            for tensor in (module.weight.data, module.bias.data, module.running_mean):
+                tensor.copy_(torch.randn(tensor.shape, generator=draws))
+            module.running_var.copy_(torch.rand(module.running_var.shape, generator=draws) + 0.01)
+
+
+@pytest.mark.parametrize(
+    ("name", "stem"),
+    [
+        ("narrow", "small"),
+        ("narrow", "stride2"),
+        ("narrow", "imagenet"),
+        ("resnet18", "small"),
+        ("resnet34", "stride2"),
+        ("resnet50", "imagenet"),
+    ],
+)
+def test_folded_batch_norms_compute_the_same_and_follow_the_weights(name, stem):
+    config = EncoderConfig(
+        backbone=BackboneConfig(name=name, stem=stem), preprocess=PreprocessConfig(size=32)
+    )
+    encoder = Encoder.initialise(config, seed=0)
+    pixels = np.random.default_rng(1).integers(0, 256, (3, 32, 32, 3), dtype=np.uint8)
+    images = normalise(torch.from_numpy(pixels).permute(0, 3, 1, 2) / 255, config.preprocess)
+    before = encoder.embed(pixels)
+    for seed in (1, 2):
+        stirred(encoder.backbone, seed)
+        with torch.inference_mode():
+            expected = nn.functional.normalize(encoder.backbone(images)).numpy()
+        vectors = encoder.embed(pixels)
+        np.testing.assert_allclose(vectors, expected, atol=1e-5)
+        assert np.abs(vectors - before).max() > 0.01, "these weights give other vectors"
+        before = vectors
+    again = load_encoder(encoder_body(encoder), encoder_files(encoder))
+    np.testing.assert_array_equal(again.embed(pixels), before)
 
 
 def test_a_row_does_not_depend_on_the_batch_around_it(encoder, pixels):
