@@ -306,7 +306,7 @@ def test_kills_of_workers_and_drivers_at_random_moments_cost_no_bit(
                 driver,
             )
             kill()
-        driver.communicate()
+        driver.wait()
     pretrain(config_of("killed"), context)
     assert_little_was_lost(folder, num_kills=6)
     np.testing.assert_array_equal(weights(context, "killed"), weights(context, "calm"))
