@@ -30,7 +30,7 @@ from encoders.picture import (
     thumbnail,
     to_square,
 )
-from encoders.preprocess import PreprocessConfig
+from encoders.preprocess import DECODE_EDGE, PreprocessConfig
 
 __all__ = [
     "DecodeForm",
@@ -126,9 +126,9 @@ def _decode(form: DecodeForm, limit: DecodeLimit, row: ShardRow) -> Decoded:
 
 
 def _is_too_small(image: Image.Image, form: DecodeForm) -> bool:
-    """Whether it may have been decoded smaller than its thumbnail shall be."""
-    was_scaled = min(image.size) >= form.preprocess.least_edge
-    return was_scaled and max(image.size) < LEAST_SHARE * form.thumbnail_edge
+    """Whether it may have been decoded smaller than its thumbnail shall be, and need not be."""
+    may_be_scaled = DECODE_EDGE > form.preprocess.least_edge <= min(image.size)
+    return may_be_scaled and max(image.size) < LEAST_SHARE * form.thumbnail_edge
 
 
 class ThreadDecoder:

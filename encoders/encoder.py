@@ -9,7 +9,7 @@ import copy
 import hashlib
 import json
 from dataclasses import asdict, dataclass, field
-from itertools import chain, pairwise
+from itertools import pairwise
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -168,10 +168,10 @@ class Encoder:
 
     def _network(self) -> nn.Module:
         """The backbone as it is now, its BatchNorms folded where that is sure to be the same."""
-        if self.config.backbone.name.startswith(TIMM_PREFIX):
+        own = [*self.backbone.parameters(), *self.backbone.buffers()]
+        if self.config.backbone.name.startswith(TIMM_PREFIX) or any(t.is_inference() for t in own):
             return self.backbone
         # In training, weights are copied into an encoder that is there already.
-        own = chain(self.backbone.parameters(), self.backbone.buffers())
         version = [tensor._version for tensor in own]
         if self._folded is None or self._folded[0] != version:
             self._folded = (version, _fold(self.backbone.net))
