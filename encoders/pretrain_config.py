@@ -20,7 +20,7 @@ from encoders.health import HealthConfig
 from encoders.losses import NO_LABEL
 from encoders.moco import MoCoConfig
 from encoders.optim import OptimConfig
-from encoders.preprocess import PreprocessConfig
+from encoders.preprocess import DECODE_EDGE, PreprocessConfig
 from encoders.sampler import GlobalOrder
 from encoders.simclr import SimCLRConfig
 from encoders.split import Split, split_rows
@@ -148,7 +148,8 @@ class PretrainConfig:
     def settings(self) -> dict[str, Any]:
         """Every field by name, the method's own name among its fields: what identifies a run."""
         name = type(self.method).__name__.removesuffix("Config").lower()
-        return {**asdict(self), "method": {"name": name, **asdict(self.method)}}
+        method = {"name": name, **asdict(self.method)}
+        return {**asdict(self), "method": method, "preprocess": self.preprocess.facts()}
 
     def split(self, num_pictures: int) -> Split:
         """Which rows of a corpus to train on, and which to look at for the run's health."""
@@ -208,6 +209,8 @@ class PretrainConfig:
     def differences(self, other: Mapping[str, Any]) -> list[str]:
         """Dotted names of the settings that ``other``, what `settings` gave, has otherwise."""
         was, now = (json.loads(json.dumps(values)) for values in (other, self.settings()))
+        for values in (was, now):
+            values.get("preprocess", {}).setdefault("decode_edge", DECODE_EDGE)
         return sorted(_differences(was, now))
 
     def check_labels(self, labels: NDArray[np.int64] | None) -> None:

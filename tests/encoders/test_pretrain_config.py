@@ -9,6 +9,7 @@ import pytest
 
 from encoders.moco import MoCoConfig
 from encoders.optim import OptimConfig
+from encoders.preprocess import PreprocessConfig
 from encoders.pretrain_config import PretrainConfig
 from encoders.simclr import SimCLRConfig
 from encoders.supcon import SupConConfig
@@ -19,6 +20,17 @@ def test_settings_tell_methods_apart_that_have_the_same_fields() -> None:
     supcon = PretrainConfig(method=SupConConfig(temperature=0.1))
     assert simclr.settings()["method"] == {"name": "simclr", "temperature": 0.1}
     assert simclr.settings() != supcon.settings()
+
+
+def test_a_run_from_before_there_was_a_decode_edge_is_one_of_512() -> None:
+    before = json.loads(json.dumps(PretrainConfig().settings()))
+    assert "decode_edge" not in before["preprocess"]
+    chosen = PretrainConfig(preprocess=PreprocessConfig(decode_edge=0))
+    assert chosen.differences(before) == ["preprocess.decode_edge was 512, is 187"]
+    assert (
+        chosen.settings()
+        == replace(chosen, preprocess=PreprocessConfig(decode_edge=187)).settings()
+    )
 
 
 def test_settings_that_differ_are_named_with_both_values_and_json_changes_none() -> None:
