@@ -40,7 +40,7 @@ def moco_small() -> PretrainConfig:
     Source: ours; momentum and groups are those of MoCo's CIFAR-10 demonstration. The rate is lower
     than `simclr_small`'s: a key encoder cannot follow weights that move fast.
     Cost: as `simclr_small`.
-    Result: with rates and views of its own for Fashion-MNIST, kNN-20 86.3 % after ten minutes on two
+    Result: with rates and views for Fashion-MNIST, kNN-20 86.3 % after ten minutes on two CPU
     cores, n = 3, where raw pixels have 85.9 (docs/benchmarks.md, accuracy in equal time).
     """
     return _small(method=MoCoConfig(queue_size=2048), lr=0.03)
@@ -52,7 +52,7 @@ def byol_small() -> PretrainConfig:
     Source: ours; the momentum is the one that the authors take for their shortest runs, since a
     target that follows slower does not arrive.
     Cost: half as much again as `simclr_small`; the target network passes both views as well.
-    Result: with rates and views of its own for Fashion-MNIST, kNN-20 86.6 % after ten minutes on two
+    Result: with rates and views for Fashion-MNIST, kNN-20 86.6 % after ten minutes on two CPU
     cores, n = 3, where raw pixels have 85.9 (docs/benchmarks.md, accuracy in equal time).
     """
     config = _small(method=BYOLConfig(momentum=MomentumConfig(start=0.97)))
@@ -64,7 +64,7 @@ def supcon_small() -> PretrainConfig:
 
     Source: ours; `simclr_small` with the supervised loss.
     Cost: as `simclr_small`.
-    Result: with rates and views of its own for Fashion-MNIST, kNN-20 91.0 % after ten minutes on two
+    Result: with rates and views for Fashion-MNIST, kNN-20 91.0 % after ten minutes on two CPU
     cores, n = 3, where raw pixels have 85.9 (docs/benchmarks.md, accuracy in equal time).
     """
     return _small(method=SupConConfig(temperature=0.1))
