@@ -152,7 +152,7 @@ class Encoder:
                 f"pixels are {pixels.dtype} {list(pixels.shape)}, this encoder embeds "
                 f"uint8 [N, {size}, {size}, 3]. Make them with to_square and its preprocessing."
             )
-        network = self._network()
+        network = self.network()
         vectors_ND = np.empty((len(pixels), self.dim(layer)), np.float32)
         for start in range(0, len(pixels), batch_size):
             # A copy, since Ray hands out read-only arrays that torch will not wrap.
@@ -166,15 +166,20 @@ class Encoder:
             vectors_ND[start : start + batch_size] = units_ND.cpu().numpy()
         return vectors_ND
 
-    def _network(self) -> nn.Module:
-        """The backbone as it is now, its BatchNorms folded where that is sure to be the same."""
+    def network(self) -> nn.Module:
+        """The backbone as it computes now: its BatchNorms folded where that is sure to be the same.
+
+        Float32 ``[N, 3, S, S]``, normalised, to ``[N, D]``. Not to be changed: the weights are
+        those of ``backbone``, as long as they stay as they are.
+        """
         own = [*self.backbone.parameters(), *self.backbone.buffers()]
         if self.config.backbone.name.startswith(TIMM_PREFIX) or any(t.is_inference() for t in own):
-            return self.backbone
+            return self.backbone.net
         # In training, weights are copied into an encoder that is there already.
         version = [tensor._version for tensor in own]
         if self._folded is None or self._folded[0] != version:
-            self._folded = (version, _fold(self.backbone.net))
+            with torch.inference_mode(False), torch.no_grad():
+                self._folded = (version, _fold(self.backbone.net))
         return self._folded[1]
 
     def _check_layer(self, layer: str) -> None:

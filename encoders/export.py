@@ -66,7 +66,7 @@ class PictureToVector(nn.Module):
     def __init__(self, encoder: Encoder, layer: Layer) -> None:
         super().__init__()
         preprocess = encoder.config.preprocess
-        self.backbone = copy.deepcopy(encoder.backbone.net).cpu()
+        self.backbone = copy.deepcopy(encoder.network()).cpu()
         with_projector = layer == "projector"
         self.projector = copy.deepcopy(encoder.projector).cpu() if with_projector else nn.Identity()
         self.register_buffer("mean", torch.tensor(preprocess.mean).view(3, 1, 1))

@@ -135,9 +135,11 @@ class Folder:
 
     def names(self) -> list[str]:
         """Names of the files and folders directly inside, sorted; empty when it does not exist."""
+        selector = pafs.FileSelector(self.path, allow_not_found=True)
+        if not isinstance(self.fs, pafs.GcsFileSystem):
+            return sorted(info.base_name for info in self.fs.get_file_info(selector))
         # Of Google's store pyarrow leaves folders out of a listing that does not go below them.
-        of_google = isinstance(self.fs, pafs.GcsFileSystem)
-        selector = pafs.FileSelector(self.path, allow_not_found=True, recursive=of_google)
+        selector.recursive = True
         start = len(self.path) + 1
         return sorted({i.path[start:].partition("/")[0] for i in self.fs.get_file_info(selector)})
 

@@ -111,12 +111,12 @@ def test_waiting_for_a_disk_blames_no_picture(
     folder = write(tmp_path / "in", make_png)
     (tmp_path / "path").mkdir()
     (tmp_path / "path" / "sitecustomize.py").write_text(
-        "import builtins, time\n"
-        "opened = builtins.open\n"
+        "import os, time\n"
+        "opened = os.open\n"
         "def slow(path, *arguments, **options):\n"
         "    time.sleep(1.5 if str(path).endswith('p3.png') else 0)\n"
         "    return opened(path, *arguments, **options)\n"
-        "builtins.open = slow\n"
+        "os.open = slow\n"
     )
     monkeypatch.setattr(sys, "path", [str(tmp_path / "path"), *sys.path])
     started_s = time.monotonic()
