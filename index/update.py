@@ -35,7 +35,7 @@ from index.queries import QUERIES, QuerySet
 from index.service import put_in_service
 from index.vector_sets import StoredVectors
 from index.vectors import Ids
-from index.versions import CHANGING, Standing, finished_version, open_current
+from index.versions import CHANGING, CURRENT, Standing, finished_version, open_current
 
 __all__ = ["Instructions", "Updated", "compact_index", "remove_pictures", "update_index"]
 
@@ -119,12 +119,16 @@ def update_index(
         before = _in_service(folder)
         removed = NO_IDS if before is None else removed_ids(before)
         wanted = Wanted.of(store, np.setdiff1d(removed, told.restored), told.gone)
+        is_first = not folder.exists(CURRENT)
         why = "asked for" if told.rebuild else _why_anew(store, config, queries, before)
         if before is not None and why is None:
             done, why = _follow(store, before, wanted, queries, fill)
             if done is not None:
                 return done
-        told.say(f"Building the index anew: {why}")
+        if is_first:
+            why = "it is the first version"
+        else:
+            told.say(f"Building the index anew: {why}")
         build = Build(store, folder, config, queries, fill, wanted.leave)
         found = None if told.rebuild else build.find()
         door = found or build.publish()
@@ -270,7 +274,7 @@ def _why_anew(
 ) -> str | None:
     """Why no change leads from the version in service to what is wanted; None if one does."""
     if before is None:
-        return "no version is in service, or it is damaged"
+        return "the version in service is damaged"
     door = before.door
     parents = door["parents"]
     asked = door.get("queries", {}).get("embeddings_id")

@@ -172,7 +172,7 @@ def test_every_damaged_file_of_a_changed_version_is_noticed_and_a_rebuild_repair
     held(folder)
     (tmp_path / "ix" / version / "vectors.arrow").unlink()
     done = update_index(store, folder, IndexConfig(**CONFIG))
-    assert (done.action, done.why) == ("built", "no version is in service, or it is damaged")
+    assert (done.action, done.why) == ("built", "the version in service is damaged")
     assert len(held(folder)) == 130
 
 

@@ -113,7 +113,7 @@ def test_what_is_gone_stays_out_of_a_build_and_comes_back(folder, grow):
 
 
 def test_another_question_or_setting_is_a_build(folder, grow, make_store):
-    grow(300)
+    assert grow(300).why == "it is the first version"
     other = dataclasses.replace(IVF, target_recall=0.9)
     assert grow(300, other).why == "its settings are others"
     asked = make_store(grow.corpus[1500:1600], name="asked")
