@@ -186,7 +186,7 @@ def to_square(image: Image.Image, config: PreprocessConfig) -> NDArray[np.uint8]
 
 
 def _pixels(image: Image.Image) -> NDArray[np.uint8]:
-    # In half the time of np.array.
+    # In three quarters of the time of np.array.
     return np.frombuffer(image.tobytes(), np.uint8).reshape(image.height, image.width, 3)
 
 
@@ -286,7 +286,7 @@ def _only_picture_errors() -> Iterator[None]:
 class _PillowSilence:
     """Ignores Pillow's warnings while any thread is inside, as ``catch_warnings`` alone cannot.
 
-    Whoever decodes many pictures goes in once for all of them, which takes a tenth off small ones.
+    Whoever decodes many pictures goes in once for all: it is a sixth of opening a small one.
     """
 
     def __init__(self) -> None:
