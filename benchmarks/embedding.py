@@ -20,6 +20,7 @@ from benchmarks.pictures import fashion_mnist, write_jpegs, write_png
 from cluster.context import Context
 from cluster.scan_job import ScanConfig, scan
 from cluster.workspace import Workspace
+from encoders.backbone import BackboneConfig
 from encoders.encoder import Encoder, EncoderConfig
 from encoders.preprocess import PreprocessConfig
 
@@ -42,6 +43,8 @@ class Case:
         shard_rows: small enough for a rate in steady state.
         write: writes ``num`` of them into a folder.
         goal: times `ray.data.read_images`; None where none was set.
+        backbone: the encoder's.
+        profile: of ray_config.yaml.
     """
 
     title: str
@@ -50,6 +53,8 @@ class Case:
     shard_rows: int
     write: Callable[[int, Path], None]
     goal: float | None
+    backbone: str = "narrow"
+    profile: str = "laptop"
 
 
 def small_pngs(num: int, folder: Path) -> None:
@@ -90,6 +95,16 @@ CASES = {
         write=partial(write_jpegs, size=(4000, 3000), distinct=24, seed=SEED),
         goal=1.5,
     ),
+    "gpu-224": Case(
+        title="JPEGs of 500 x 375, at 224 px, ResNet-50 on a GPU",
+        size=224,
+        num=49_152,
+        shard_rows=2048,
+        write=partial(write_jpegs, size=(500, 375), distinct=384, seed=SEED),
+        goal=1.5,
+        backbone="resnet50",
+        profile="gpu",
+    ),
 }
 
 
@@ -98,10 +113,12 @@ def lay_out(case: Case, folder: Path) -> list[str]:
     case.write(case.num, folder / "pictures")
     workspace = Workspace.at(folder / "workspace")
     scan(ScanConfig(source=str(folder / "pictures"), corpus=CORPUS), Context(workspace))
-    config = EncoderConfig(preprocess=PreprocessConfig(size=case.size, decode_edge=0))
+    preprocess = PreprocessConfig(size=case.size, decode_edge=0)
+    config = EncoderConfig(backbone=BackboneConfig(name=case.backbone), preprocess=preprocess)
     workspace.publish_encoder(ENCODER, Encoder.initialise(config, SEED), {"versions": {}})
     arguments = ["--workspace", workspace.location, "--folder", str(folder / "pictures")]
-    return [*arguments, "--shard-rows", str(case.shard_rows), "--seconds", str(LOOP_S)]
+    arguments += ["--shard-rows", str(case.shard_rows), "--seconds", str(LOOP_S)]
+    return [*arguments, "--profile", case.profile]
 
 
 def measure(name: str, rounds: int) -> None:
@@ -126,7 +143,8 @@ def measure(name: str, rounds: int) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--cases", nargs="+", choices=CASES, default=list(CASES))
+    here = [name for name, case in CASES.items() if case.profile == "laptop"]
+    parser.add_argument("--cases", nargs="+", choices=CASES, default=here)
     parser.add_argument("--rounds", type=int, default=3)
     asked = parser.parse_args()
     for name in asked.cases:

@@ -1,8 +1,8 @@
 """Ways to embed a folder of pictures with one encoder: ours, a bare loop, and two usual idioms.
 
 A program that others start; it prints one JSON line. All load the same encoder from the same
-workspace and compute in as many threads as there are cores. Only ours writes anything but vectors:
-thumbnails, hashes, and what a kill may not cost.
+workspace and compute on the GPU if there is one, else in as many threads as there are cores. Only
+ours writes anything but vectors: thumbnails, hashes, and what a kill may not cost.
 
 Shapes: N pictures, S edge, D embedding.
 """
@@ -29,7 +29,7 @@ from cluster.embed_job import EmbedConfig, embed
 from cluster.engine import connect
 from cluster.where import Where, num_cores
 from cluster.workspace import Workspace
-from encoders.encoder import Encoder
+from encoders.encoder import Encoder, preferred_device
 from encoders.picture import open_picture, to_square
 
 __all__ = ["CORPUS", "ENCODER", "speed"]
@@ -69,9 +69,10 @@ def ours(workspace: Workspace, folder: Path, asked: argparse.Namespace) -> Times
     del folder
     name = f"set-{os.getpid()}"
     config = EmbedConfig(corpus=CORPUS, encoder=ENCODER, name=name, shard_rows=asked.shard_rows)
-    with connect(Where()):
+    where = Where(profile=asked.profile, ray_config=asked.ray_config)
+    with connect(where):
         started_s = time.time()
-        embed(config, Context(workspace))
+        embed(config, Context(workspace, where))
     records = (workspace.folder("embeddings", name) / "shards").local_path()
     ends = sorted(
         (path.stat().st_mtime - started_s, json.loads(path.read_text())["rows"])
@@ -84,7 +85,7 @@ def ours(workspace: Workspace, folder: Path, asked: argparse.Namespace) -> Times
 def bare_loop(workspace: Workspace, folder: Path, asked: argparse.Namespace) -> Times:
     """Our own decoding in threads and the encoder in turn, in one process that writes nothing."""
     torch.set_num_threads(num_cores())
-    encoder = workspace.open_encoder(ENCODER)
+    encoder = workspace.open_encoder(ENCODER).to(preferred_device())
     preprocess = encoder.config.preprocess
 
     def square(path: Path) -> np.ndarray:
@@ -110,10 +111,9 @@ def paths_in(folder: Path) -> list[Path]:
 
 def read_images(workspace: Workspace, folder: Path, asked: argparse.Namespace) -> Times:
     """The idiom of Ray Data: its reader decodes and resizes, an actor's model gets the batches."""
-    del asked
     encoder = workspace.open_encoder(ENCODER)
     size = encoder.config.preprocess.size
-    with connect(Where()):
+    with connect(Where(profile=asked.profile, ray_config=asked.ray_config)):
         import ray
 
         started_s = time.monotonic()
@@ -121,7 +121,7 @@ def read_images(workspace: Workspace, folder: Path, asked: argparse.Namespace) -
             Model,
             batch_size=BATCH,
             compute=ray.data.ActorPoolStrategy(size=1),
-            num_cpus=num_cores(),
+            **({"num_gpus": 1} if torch.cuda.is_available() else {"num_cpus": num_cores()}),
             fn_constructor_kwargs={"location": workspace.location},
         )
         times, done = [], 0
@@ -136,7 +136,7 @@ class Model:
 
     def __init__(self, location: str) -> None:
         torch.set_num_threads(num_cores())
-        self._encoder = Workspace.at(location).open_encoder(ENCODER)
+        self._encoder = Workspace.at(location).open_encoder(ENCODER).to(preferred_device())
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Pixels [N, S, S, 3] to vectors [N, D]."""
@@ -172,14 +172,15 @@ class Pictures(Dataset):  # type: ignore[type-arg]
 def data_loader(workspace: Workspace, folder: Path, asked: argparse.Namespace) -> Times:
     """As clip-retrieval works: a loader's processes decode; vectors are written at the end."""
     torch.set_num_threads(num_cores())
-    encoder = workspace.open_encoder(ENCODER)
+    encoder = workspace.open_encoder(ENCODER).to(preferred_device())
     pictures = Pictures(paths_in(folder), encoder)
     loader = DataLoader(pictures, batch_size=BATCH, num_workers=num_cores(), prefetch_factor=2)
     times, parts, done, started_s = [], [], 0, time.monotonic()
-    for images in loader:
-        features = encoder.backbone(images.contiguous(memory_format=torch.channels_last))
-        parts.append(torch.nn.functional.normalize(features).numpy().astype(np.float16))
-        done += len(images)
+    for batch in loader:
+        images = batch.to(encoder.device).contiguous(memory_format=torch.channels_last)
+        features = torch.nn.functional.normalize(encoder.backbone(images))
+        parts.append(features.cpu().numpy().astype(np.float16))
+        done += len(batch)
         times.append((done, time.monotonic() - started_s))
         if times[-1][1] > asked.seconds:
             break
@@ -204,6 +205,8 @@ def main() -> None:
     parser.add_argument(
         "--seconds", type=float, required=True, help="at most, of loops without Ray"
     )
+    parser.add_argument("--profile", default="laptop", help="of those with Ray")
+    parser.add_argument("--ray-config", type=Path, help="that holds the profile")
     asked = parser.parse_args()
     workspace = Workspace.at(asked.workspace)
     times = CONTESTANTS[asked.contestant](workspace, asked.folder, asked)

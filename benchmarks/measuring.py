@@ -61,11 +61,12 @@ def child(
     if threading.current_thread() is threading.main_thread():
         # Stopped by `timeout` or `kill`, this process must not leave that one behind either.
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    path = os.pathsep.join(filter(None, [str(CHECKOUT), os.environ.get("PYTHONPATH")]))
     # A group of its own, so that loaders and raylets can be stopped with it.
     process = subprocess.Popen(
         command,
         cwd=CHECKOUT,
-        env={**os.environ, "PYTHONPATH": str(CHECKOUT), **(env or {})},
+        env={**os.environ, "PYTHONPATH": path, **(env or {})},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -182,8 +183,17 @@ def machine() -> dict[str, Any]:
         "system": platform.platform(terse=True),
         "python": platform.python_version(),
         "torch": importlib.metadata.version("torch"),
+        **({"gpu": name} if (name := _gpu_model()) else {}),
         "load": round(os.getloadavg()[0], 2),
     }
+
+
+def _gpu_model() -> str:
+    """Of every GPU, a line each; empty without one."""
+    with contextlib.suppress(OSError):
+        asked = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
+        return subprocess.run(asked, capture_output=True, text=True, check=False).stdout.strip()
+    return ""
 
 
 def _cpu_model() -> str:

@@ -52,8 +52,9 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 def measured_on(result: Mapping[str, Any]) -> str:
     """Where, when and how, in one paragraph."""
     machine = result["machine"]
+    gpu = f"{machine['gpu']}; " if "gpu" in machine else ""
     return (
-        f"{machine['cpu']}, {machine['cores']} cores, {machine['memory_gb']} GB, load "
+        f"{gpu}{machine['cpu']}, {machine['cores']} cores, {machine['memory_gb']} GB, load "
         f"{machine['load']}; torch {machine['torch']}, Python {machine['python']}; "
         f"{result['date']} UTC; `{result['command']}`.\n"
     )

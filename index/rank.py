@@ -50,7 +50,7 @@ class Ranker:
     Args:
         parts: the FAISS files.
         vectors: the stored vectors of the same rows.
-        refine: candidates a result that each part proposes; more make up for codes that are short.
+        refine: candidates a result that parts propose; more make up for codes that are short.
         live: the rows that may be results at all; None for all of them, which costs nothing.
 
     Attributes:
@@ -161,9 +161,12 @@ class Ranker:
         if self.lossy and nprobe >= self.nlist:
             return self._scan(queries, ask)
         found = self._search_parts(queries, ask, nprobe)
-        scores, ids = found[0]
-        if len(found) > 1:
-            scores, ids = (np.concatenate(columns, axis=1) for columns in zip(*found, strict=True))
+        proposed = [one for one, part in zip(found, self.parts, strict=True) if part.lossy]
+        if len(proposed) > 1:
+            # Of what codes propose, as many are compared as if they all lay in one part.
+            known = [one for one, part in zip(found, self.parts, strict=True) if not part.lossy]
+            found = [*known, _best(*_beside(proposed), ask.width)]
+        scores, ids = found[0] if len(found) == 1 else _beside(found)
         if ask.exclude is not None:
             dropped = _is_any_of(ids, ask.exclude)
             ids[dropped], scores[dropped] = NONE, -np.inf
@@ -195,7 +198,9 @@ class Ranker:
                     keep &= ~_is_any_of(ids, ask.exclude)
                 yield (ids, vectors) if keep.all() else (ids[keep], vectors[keep])
 
-        width = sum(min(ask.width, part.num_rows) for part in self.parts)
+        of_parts = [min(ask.width, part.num_rows) for part in self.parts]
+        coded = sum(w for w, part in zip(of_parts, self.parts, strict=True) if part.lossy)
+        width = sum(of_parts) - coded + min(ask.width, coded)
         found, cosines = exact_top_k(queries, min(ask.width, width), allowed())
         ids = np.full((len(queries), width), NONE)
         scores = np.full((len(queries), width), -np.inf, np.float32)
@@ -229,6 +234,20 @@ class _Ask(NamedTuple):
     selector: Any
     exclude: Ids | None
     block: int
+
+
+def _beside(found: Sequence[tuple[Floats, Ids]]) -> tuple[Floats, Ids]:
+    """What several parts found, as if one had."""
+    scores, ids = zip(*found, strict=True)
+    return np.concatenate(scores, axis=1), np.concatenate(ids, axis=1)
+
+
+def _best(scores_QM: Floats, ids_QM: Ids, width: int) -> tuple[Floats, Ids]:
+    """The best of them by score, in no order."""
+    if scores_QM.shape[1] <= width:
+        return scores_QM, ids_QM
+    places = np.argpartition(-scores_QM, width, axis=1)[:, :width]
+    return np.take_along_axis(scores_QM, places, 1), np.take_along_axis(ids_QM, places, 1)
 
 
 def best_first(ids_QM: Ids, scores_QM: Floats, k: int) -> tuple[Ids, Floats]:

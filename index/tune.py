@@ -43,6 +43,12 @@ __all__ = [
 REFINES = (4, 16, 64)
 """Candidates a result where codes are 4-bit: more candidates, or more lists, reach the target."""
 
+MORE_REFINES = (128, 256, 512, 1024)
+"""Tried in turn where those do not reach it: short codes cannot tell apart what lies close together
+in large clusters, and to compare some thousands is still far less than to compare all."""
+MORE_SHARE = 8
+"""So many times more rows there have to be: below, to compare all of them takes little longer."""
+
 FIRST_EFFORT = 16
 """Least effort of a graph that is tried."""
 
@@ -194,8 +200,12 @@ def tune(candidate: Candidate, choosing: QuerySet, target: float) -> Tuned:
     """
     tried: list[dict[str, float]] = []
     found: list[Tuned] = []
-    refines = REFINES if candidate.recipe.kind in ("pq", "ivf-pq") else (1,)
+    coded = candidate.recipe.kind in ("pq", "ivf-pq")
+    refines = (*REFINES, *MORE_REFINES) if coded else (1,)
     for refine in refines if choosing.k and len(choosing.ids) else ():
+        is_more = refine in MORE_REFINES
+        if is_more and (found or refine * choosing.k > len(candidate.vectors) // MORE_SHARE):
+            break
         step = _least_effort(candidate, choosing, refine, target, tried)
         if step is None:
             continue

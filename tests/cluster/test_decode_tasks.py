@@ -23,14 +23,15 @@ FORM = DecodeForm(preprocess=PreprocessConfig(size=16), thumbnail_edge=16)
 @pytest.mark.parametrize(
     ("profile", "cpus", "tasks"),
     [
-        (Profile(gpus_per_actor=1, cpus_per_actor=2), 16, 8),
+        (Profile(gpus_per_actor=1, cpus_per_actor=2), 64, 16),
         (Profile(gpus_per_actor=1, cpus_per_actor=2), 8, 6),
         (Profile(gpus_per_actor=1, cpus_per_actor=2, embed_actors=3), 16, 3),
-        (Profile(gpus_per_actor=0.5, cpus_per_actor=2), 64, 4),
+        (Profile(gpus_per_actor=0.5, cpus_per_actor=2), 64, 8),
         (Profile(gpus_per_actor=1, cpus_per_actor=2, data_pool="a", decode_pool="b"), 6, 6),
         (Profile(gpus_per_actor=1, cpus_per_actor=2, decode_pool="b"), 6, 4),
         # Enough beside the GPU; too few elsewhere to be worth the way; no GPU; as it was asked for.
-        (Profile(gpus_per_actor=1, cpus_per_actor=8), 64, 0),
+        (Profile(gpus_per_actor=1, cpus_per_actor=16), 64, 0),
+        (Profile(gpus_per_actor=0.25, cpus_per_actor=4), 64, 0),
         (Profile(gpus_per_actor=1, cpus_per_actor=4), 8, 0),
         (Profile(cpus_per_actor=2), 64, 0),
         (Profile(cpus_per_actor=2, decode_tasks=5), 4, 5),
@@ -73,10 +74,10 @@ def test_things_under_way_come_out_in_order_and_no_more_than_allowed_are_begun()
 
 @pytest.mark.parametrize("size", [8, 16, 32, 48, 96, 224, 512])
 def test_a_pass_of_the_network_divides_into_whole_batches(size: int) -> None:
-    rows = pass_rows(size, on_gpu=False)
+    rows = pass_rows(size, gpus=0)
     assert 8 <= rows <= 128
     assert max(32, rows) % rows == 0
-    assert pass_rows(size, on_gpu=True) == 256
+    assert pass_rows(size, gpus=1) == 256
 
 
 def rows_of(folder: Path, make_png: Any, num: int) -> list[ShardRow]:

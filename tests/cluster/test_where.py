@@ -121,13 +121,16 @@ def test_so_many_actors_start_by_themselves_as_the_work_is_worth(
     assert (profile.embed_actors, profile.cpus_per_actor) == expected
 
 
-def test_a_stated_number_of_actors_stays_and_one_of_a_gpu_is_one() -> None:
+def test_a_stated_number_of_actors_stays_and_others_share_a_gpu() -> None:
     stated = Profile(embed_actors=3, cpus_per_actor=2)
     assert stated.for_work(10, 5_000, 8) == stated
     assert stated.for_work(10, 5_000, 2).embed_actors == 2
-    assert Profile(embed_actors=0, cpus_per_actor=8, gpus_per_actor=1).for_work(
-        10**6, 10**9, 99
-    ) == (Profile(embed_actors=1, cpus_per_actor=8, gpus_per_actor=1))
+    left_open = Profile(embed_actors=0, cpus_per_actor=16, gpus_per_actor=1)
+    shared = Profile(embed_actors=4, cpus_per_actor=4, gpus_per_actor=0.25)
+    assert left_open.for_work(10**6, 10**9, 99) == shared
+    assert left_open.for_work(100, 10**6, 1).gpus_per_actor == 1
+    with pytest.raises(ValueError, match="share one GPU"):
+        Profile(embed_actors=0, gpus_per_actor=2)
 
 
 def test_as_many_actors_as_there_is_use_for_are_refused_on_a_cluster(tmp_path: Path) -> None:

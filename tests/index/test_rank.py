@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -130,6 +131,27 @@ def test_best_first_sorts_what_parts_left_side_by_side() -> None:
     found, best = best_first(ids, scores, 4)
     assert found.tolist() == [[2, 5, 9, 3], [1, 2, 3, 4]]
     np.testing.assert_array_equal(best[0], np.array([0.8, 0.3, 0.3, 0.2], np.float32))
+
+
+@pytest.mark.parametrize("searcher", ["ivf-pq", "pq"], indirect=True)
+def test_parts_together_propose_as_many_candidates_as_one(
+    searcher: Searcher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compared: list[np.ndarray] = []
+    ranker, whole = ranker_of(searcher), Ranker.rank
+
+    def counted(self: Ranker, queries: Any, ids: Any, scores: Any, k: int) -> Any:
+        compared.append(ids)
+        return whole(self, queries, ids, scores, k)
+
+    monkeypatch.setattr(Ranker, "rank", counted)
+    queries, rows = queries_near(searcher, 10), np.arange(NUM_ROWS)
+    ranker = replace(ranker, refine=4)
+    ids, _ = ranker.top(queries, 5, nprobe=ranker.nlist - 1)
+    assert len(ranker.parts) == 3
+    assert compared[0].shape == (10, ranker.num_wanted(5))
+    truth = [nearest(searcher, query, 5, rows) for query in queries]
+    assert np.mean([len({*a} & {*b}) / 5 for a, b in zip(ids.tolist(), truth, strict=True)]) > 0.9
 
 
 @pytest.mark.parametrize("share", [1.0, 0.3, 0.02])

@@ -11,7 +11,7 @@ from index.choose import IndexConfig, Recipe
 from index.measure import Proportion, exact_top_k, recall_at_k
 from index.queries import QuerySet
 from index.search import Searcher
-from index.tune import FIRST_LOOK, OTHER_LOOKS, Candidate, Tuned, judge
+from index.tune import FIRST_LOOK, MORE_REFINES, OTHER_LOOKS, REFINES, Candidate, Tuned, judge
 from index.vectors import unit
 
 
@@ -84,6 +84,17 @@ def test_stated_intervals_cover_the_true_recall_in_95_percent_of_200_trials(
     inside, reached = covered(make_store, tmp_path, corpus, 200)
     assert inside >= 190, f"{inside} of 200"
     assert reached >= 190, f"{reached} of 200"
+
+
+def test_more_candidates_are_compared_where_codes_cannot_tell_a_cluster_apart(
+    make_store, clustered, tmp_path
+):
+    vectors, _ = clustered(40_000, 16, classes=40, noise=0.3)
+    config = IndexConfig(kind="ivf-pq", num_queries=200)
+    door = build_index(make_store(vectors), Folder.at(tmp_path / "ix"), config)
+    assert max(step["recall"] for step in door["tried"] if step["refine"] == REFINES[-1]) < 0.95
+    assert door["parameters"]["refine"] in MORE_REFINES
+    assert 0.95 <= door["recall"]["low"] < 1, "an index that was searched, not an exact scan"
 
 
 class Scripted(Candidate):
