@@ -79,10 +79,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except Exception as error:
         if debug:
             raise
-        sys.stderr.write(
-            f"error: {type(error).__name__}: {error}\n"
-            "This is not expected. Run again with --debug for the traceback.\n"
-        )
+        from cluster.engine import lost
+
+        unexpected = f"{type(error).__name__}: {error}\nThis is not expected."
+        said = lost(error) or unexpected
+        sys.stderr.write(f"error: {said} Run again with --debug for the traceback.\n")
         return 1
 
 

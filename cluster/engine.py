@@ -18,7 +18,14 @@ from typing import Any
 
 from cluster.where import CHECKOUT, Profile, Where, num_cores
 
-__all__ = ["connect", "is_connected", "local_object_store_bytes", "root_cause", "token_file"]
+__all__ = [
+    "connect",
+    "is_connected",
+    "local_object_store_bytes",
+    "lost",
+    "root_cause",
+    "token_file",
+]
 
 QUIET = {
     # Else `uv run` would pack up the working folder for every local run.
@@ -106,6 +113,18 @@ def root_cause(error: BaseException) -> BaseException:
             break
         error = inner
     return error
+
+
+def lost(error: BaseException) -> str | None:
+    """What to say where Ray itself failed under a job, in a sentence or two; None for all else."""
+    if not type(error).__module__.startswith("ray."):
+        return None
+    first = next(iter(str(error).strip().splitlines()), "").rstrip(".")
+    return (
+        f"Ray lost what the work ran on ({type(error).__name__}: {first}). A worker or its "
+        "node ended, most likely from outside: memory ran short, a machine went, or somebody "
+        "stopped Ray. What was finished is kept: run the same command to go on."
+    )
 
 
 def token_file() -> Path:

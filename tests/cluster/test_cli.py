@@ -271,3 +271,29 @@ def test_a_run_that_somebody_stopped_says_how_far_it_came(
     monkeypatch.setattr("cluster.cli._run", cancel)
     assert main(["pretrain"]) == 130
     assert capsys.readouterr().err == "Stopped after step 8 of 18.\n"
+
+
+@pytest.mark.parametrize("kind", ["ray", "ours"])
+def test_an_end_that_ray_brought_about_says_what_to_do(
+    kind: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    from ray.exceptions import ActorDiedError
+
+    def fail(*_: object) -> None:
+        raise ActorDiedError() if kind == "ray" else KeyError("a bug")
+
+    monkeypatch.setattr("cluster.scan_job.scan", fail)
+    command = [
+        "scan",
+        str(tmp_path),
+        "--corpus",
+        "mine",
+        "--workspace",
+        str(tmp_path / "workspace"),
+    ]
+    assert main(command) == 1
+    said = capsys.readouterr().err
+    assert ("Ray lost what the work ran on (ActorDiedError: " in said) is (kind == "ray")
+    assert ("run the same command to go on" in said) is (kind == "ray")
+    assert ("This is not expected" in said) is (kind == "ours")
+    assert "--debug" in said
