@@ -136,6 +136,8 @@ def measure(name: str, rounds: int) -> None:
         "size": case.size,
         "shard_rows": case.shard_rows,
         "goal": case.goal,
+        "backbone": case.backbone,
+        "profile": case.profile,
         "seed": SEED,
     }
     measuring.save(f"embedding/{name}", {"settings": settings, "rounds": found}, hardware)

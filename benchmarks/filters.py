@@ -20,10 +20,10 @@ import faiss
 import numpy as np
 
 from benchmarks import measuring
-from index.artifact import Folder
 from index.build import build_index
 from index.choose import IndexConfig
 from index.embeddings import EmbeddingStore, ShardBatch, publish_embeddings, write_shard
+from index.folder import Folder
 from index.measure import TIE
 from index.search import Searcher
 

@@ -19,9 +19,9 @@ from typing import Any
 
 import numpy as np
 
-from index.artifact import Folder
 from index.choose import IndexConfig
 from index.embeddings import EmbeddingStore, ShardBatch, publish_embeddings, write_shard
+from index.folder import Folder
 from index.measure import exact_top_k, recall_at_k
 from index.part import one_thread
 from index.search import Searcher

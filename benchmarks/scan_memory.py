@@ -23,7 +23,7 @@ from cluster.catalog_writer import CatalogWriter, open_for_scan
 from cluster.comparison import Comparison
 from cluster.plan import plan_shards, write_plan
 from cluster.sources import Listed
-from index.artifact import Folder
+from index.folder import Folder
 
 BATCH = 1024
 SHARD_ROWS = 2048

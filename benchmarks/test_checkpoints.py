@@ -15,7 +15,7 @@ import torch
 
 from cluster.checkpoint_writer import CheckpointWriter
 from cluster.checkpoints import Checkpoint, host_copy, save_checkpoint
-from index.artifact import Folder
+from index.folder import Folder
 
 NUM_ROUNDS = 5
 FLOATS = 11_200_000

@@ -9,7 +9,7 @@ from typing import Any
 
 from cluster.pulse import read_pulse
 from cluster.runlog import read_metrics, read_run, write_run
-from index.artifact import Folder
+from index.folder import Folder
 
 __all__ = ["Loss", "begin_attempt", "lost_work", "what_was_lost"]
 

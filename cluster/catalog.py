@@ -27,7 +27,8 @@ import pyarrow.parquet as pq
 from cluster.columns import TYPES
 from cluster.picture_uri import display_name
 from cluster.workspace import Workspace
-from index.artifact import Folder, open_door
+from index.artifact import open_door
+from index.folder import Folder
 
 __all__ = [
     "CATALOG_SCHEMA",

@@ -18,15 +18,8 @@ import pyarrow.parquet as pq
 
 from cluster.catalog import catalog_schema
 from cluster.known_pictures import Ids, KnownPictures
-from index.artifact import (
-    ArtifactError,
-    FileRecord,
-    Folder,
-    digest,
-    library_versions,
-    open_door,
-    publish,
-)
+from index.artifact import ArtifactError, digest, library_versions, open_door, publish
+from index.folder import FileRecord, Folder
 
 __all__ = ["CatalogWriter", "open_for_scan"]
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from index.artifact import Folder
 from index.build import PAGE
+from index.folder import Folder
 from index.update import Updated
 
 __all__ = ["report_of"]

@@ -22,12 +22,12 @@ import torch
 from index.artifact import (
     ArtifactError,
     CorruptArtifactError,
-    Folder,
     MissingArtifactError,
     library_versions,
     open_door,
     publish,
 )
+from index.folder import Folder
 
 __all__ = [
     "Checkpoint",

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Literal
 
 from cluster.where import CHECKOUT
-from index.artifact import Folder
+from index.folder import Folder
 
 __all__ = [
     "Check",

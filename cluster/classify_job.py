@@ -19,8 +19,9 @@ from cluster.collection import Collection
 from cluster.context import Context
 from cluster.label_csv import read_label_csv
 from cluster.workspace import Workspace, check_name
-from index.artifact import Folder, require_inside
+from index.artifact import require_inside
 from index.classifier import Classifier
+from index.folder import Folder
 from index.labels import LabelSnapshot, LabelStore
 from index.lock import sole_writer
 from index.predictions import Predictions, write_predictions

@@ -25,7 +25,7 @@ from cluster.verbs import VERBS
 if TYPE_CHECKING:
     from cluster.context import Context
     from cluster.where import Where
-    from index.artifact import Folder
+    from index.folder import Folder
 
 __all__ = ["VERBS", "Options", "main"]
 

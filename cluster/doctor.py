@@ -12,7 +12,7 @@ from cluster.context import Context
 from cluster.engine import connect, token_file
 from cluster.where import Where
 from cluster.workspace import Workspace
-from index.artifact import Folder
+from index.folder import Folder
 
 __all__ = ["DoctorConfig", "check_ray", "doctor"]
 

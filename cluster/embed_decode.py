@@ -132,7 +132,7 @@ def _is_too_small(image: Image.Image, form: DecodeForm) -> bool:
 
 
 class ThreadDecoder:
-    """Decodes in threads of this process, up to two batches ahead of whoever takes them.
+    """Decodes in threads of this process, two batches or more ahead of whoever takes them.
 
     Args:
         form: what is made of each picture.
@@ -153,7 +153,7 @@ class ThreadDecoder:
         def begin(piece: Sequence[ShardRow]) -> Future[list[Decoded]]:
             return self._pool.submit(self._work, crashed, piece)
 
-        ahead = AHEAD * self._batch_rows // PIECE_ROWS
+        ahead = max(AHEAD * self._batch_rows // PIECE_ROWS, 2 * self.width)
         found = in_order(begin, lambda _, future: future.result(), in_pieces(rows), ahead)
         return in_batches(found, self._batch_rows)
 

@@ -21,7 +21,6 @@ from cluster.workspace import check_name
 from encoders.encoder import Encoder
 from index.artifact import (
     CorruptArtifactError,
-    Folder,
     MissingArtifactError,
     digest,
     library_versions,
@@ -31,6 +30,7 @@ from index.embeddings import (
     EmbeddingStore,
     publish_embeddings,
 )
+from index.folder import Folder
 from index.lock import sole_writer
 
 __all__ = ["EmbedConfig", "embed"]

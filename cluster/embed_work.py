@@ -33,7 +33,7 @@ from index.embeddings import ShardBatch, write_shard
 __all__ = ["EmbedWork", "pass_rows", "work_report"]
 
 PASS_PIXELS = 1 << 18
-LEAST_ROWS, MOST_ROWS, GPU_ROWS = 8, 128, 256
+LEAST_ROWS, MOST_ROWS, GPU_ROWS = 8, 128, 128
 LEAST_BATCH_ROWS = 32
 STAGES = ("read", "decode", "encode", "write")
 
@@ -57,8 +57,7 @@ class EmbedWork:
         self, *, location: str, name: str, encoder: str, profile: Profile, **form: Any
     ) -> None:
         workspace = Workspace.at(location)
-        gpus = profile.gpus_per_actor
-        on_gpu = gpus > 0
+        on_gpu = profile.gpus_per_actor > 0
         loaded = workspace.open_encoder(encoder).to("cuda" if on_gpu else "cpu")
         self._folder = workspace.folder("embeddings", name)
         self._encoder, self._layer = loaded, form["layer"]
@@ -66,7 +65,7 @@ class EmbedWork:
         self._form = DecodeForm(
             preprocess=loaded.config.preprocess, thumbnail_edge=form["thumbnail_edge"]
         )
-        self._pass_rows = pass_rows(loaded.config.preprocess.size, gpus)
+        self._pass_rows = pass_rows(loaded.config.preprocess.size, on_gpu=on_gpu)
         self._batch_rows = max(LEAST_BATCH_ROWS, self._pass_rows)
         self._decoder: Decoder | None = task_decoder(
             profile, self._form, self.limit.seconds, self._batch_rows
@@ -147,24 +146,20 @@ class _Part:
     encode_s: float
 
 
-def pass_rows(size: int, gpus: float) -> int:
-    """Pictures to a pass of the network, a power of two.
+def pass_rows(size: int, *, on_gpu: bool) -> int:
+    """Pictures to a pass of the network.
 
-    On a CPU as many as stay in its cache, 8 to 128: at 96 px, 16 pictures at a time take three
-    quarters of the time that 256 take. It also bounds the memory of each thread; as actors that
-    share a GPU share its memory.
+    On a CPU as many as stay in its cache, a power of two of 8 to 128: at 96 px, 16 pictures at a
+    time take three quarters of the time that 256 take. It also bounds the memory of each thread,
+    and that of actors which share a GPU; their number must not change it, nor so the vectors.
 
-    Args:
-        size: edge of the encoder's squares.
-        gpus: of the actor; 0 encodes on CPUs.
-
-    >>> [pass_rows(size, gpus=0) for size in (32, 96, 224)]
+    >>> [pass_rows(size, on_gpu=False) for size in (32, 96, 224)]
     [128, 16, 8]
-    >>> [pass_rows(224, gpus) for gpus in (1, 0.25)]
-    [256, 64]
     """
-    fit = int(GPU_ROWS * min(1, gpus)) if gpus else min(MOST_ROWS, PASS_PIXELS // size**2)
-    return int(max(LEAST_ROWS, 1 << max(0, fit.bit_length() - 1)))
+    if on_gpu:
+        return GPU_ROWS
+    fit = PASS_PIXELS // size**2
+    return int(min(MOST_ROWS, max(LEAST_ROWS, 1 << max(0, fit.bit_length() - 1))))
 
 
 def _compute_alone() -> None:

@@ -50,6 +50,22 @@ LOCAL = {
 SPARE_CPUS = 2
 LEAST_CPUS = 4
 MIB = 1 << 20
+ENDS = {
+    "ActorDiedError",
+    "ActorPlacementGroupRemoved",
+    "ActorUnavailableError",
+    "LocalRayletDiedError",
+    "NodeDiedError",
+    "ObjectLostError",
+    "OutOfMemoryError",
+    "OwnerDiedError",
+    "PreemptionError",
+    "TaskPlacementGroupRemoved",
+    "WorkerCrashedError",
+    "WorkerHealthCheckFailedError",
+    "WorkerHealthCheckTimeoutError",
+}
+"""Errors of Ray's that say that a process or its place ended; all others may come again."""
 TOO_LATE = "timed out during startup"
 """What Ray says of a node that did not report in time, which cannot be set."""
 
@@ -108,7 +124,9 @@ def root_cause(error: BaseException) -> BaseException:
     """
     while type(error).__module__.startswith("ray."):
         failures = getattr(error, "worker_failures", None) or {}
+        made = next((each for each in error.args if isinstance(each, BaseException)), None)
         inner = getattr(error, "cause", None) or next(iter(failures.values()), error.__cause__)
+        inner = inner or made  # what an actor's constructor raised
         if not isinstance(inner, BaseException):
             break
         error = inner
@@ -117,7 +135,8 @@ def root_cause(error: BaseException) -> BaseException:
 
 def lost(error: BaseException) -> str | None:
     """What to say where Ray itself failed under a job, in a sentence or two; None for all else."""
-    if not type(error).__module__.startswith("ray."):
+    is_end = type(error).__name__ in ENDS and not getattr(error, "actor_init_failed", False)
+    if not (is_end and type(error).__module__.startswith("ray.")):
         return None
     first = next(iter(str(error).strip().splitlines()), "").rstrip(".")
     return (

@@ -32,13 +32,13 @@ from cluster.shard_job import check_error_budget
 from cluster.workspace import check_name
 from index.artifact import (
     CorruptArtifactError,
-    Folder,
     MissingArtifactError,
     digest,
     library_versions,
     open_door,
     publish,
 )
+from index.folder import Folder
 from index.lock import sole_writer
 
 __all__ = ["EvaluateConfig", "evaluate"]

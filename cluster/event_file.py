@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from index.artifact import Folder
+from index.folder import Folder
 
 __all__ = ["EventFile"]
 

@@ -30,14 +30,8 @@ from encoders.export import ExportFormat, export_files
 from encoders.export_card import CARD_FILE, CardNotes, export_card, usage
 from encoders.picture import to_square
 from encoders.preprocess import PreprocessConfig
-from index.artifact import (
-    ArtifactError,
-    Folder,
-    MissingArtifactError,
-    library_versions,
-    open_door,
-    publish,
-)
+from index.artifact import ArtifactError, MissingArtifactError, library_versions, open_door, publish
+from index.folder import Folder
 from index.lock import sole_writer
 
 __all__ = ["ExportConfig", "export"]

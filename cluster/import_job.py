@@ -12,7 +12,8 @@ from cluster.context import Context
 from cluster.workspace import check_name
 from encoders.encoder import Encoder
 from encoders.foreign import Foreign, foreign_encoder, from_file, from_timm, from_torchvision
-from index.artifact import Folder, library_versions, open_door, require_whole
+from index.artifact import library_versions, open_door, require_whole
+from index.folder import Folder
 
 __all__ = ["ImportConfig", "import_encoder"]
 

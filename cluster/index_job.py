@@ -22,9 +22,10 @@ from cluster.context import Context
 from cluster.part_tasks import part_filler
 from cluster.relations import follow_relations
 from cluster.workspace import Workspace, check_name
-from index.artifact import CorruptArtifactError, Folder, MissingArtifactError
+from index.artifact import CorruptArtifactError, MissingArtifactError
 from index.choose import IndexConfig
 from index.embeddings import EmbeddingStore
+from index.folder import Folder
 from index.id_file import NO_IDS
 from index.search import require_same_encoder
 from index.update import Instructions, update_index

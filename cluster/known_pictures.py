@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from cluster.catalog import CATALOG_SCHEMA, GONE, newest_positions
 from cluster.picture_uri import identity
-from index.artifact import Folder
+from index.folder import Folder
 
 __all__ = ["KnownPictures", "UriIndex", "content_of", "facts_of", "uri_keys"]
 

@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from cluster.context import Context
-from index.artifact import TEMPORARY, Folder
+from index.artifact import TEMPORARY
+from index.folder import Folder
 from index.lock import sole_writer
 
 __all__ = ["ATTRIBUTION", "draw_openmoji"]

@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from cluster.context import Context
-from index.artifact import FileRecord
 from index.fill import FillParts, PartJob, fill_here, fill_part
+from index.folder import FileRecord
 from index.part import set_threads
 
 __all__ = ["part_filler"]

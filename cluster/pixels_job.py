@@ -34,8 +34,6 @@ from encoders.picture import PictureError, load_formats, open_picture, to_square
 from encoders.preprocess import PreprocessConfig
 from index.artifact import (
     CorruptArtifactError,
-    FileRecord,
-    Folder,
     MissingArtifactError,
     Verify,
     digest,
@@ -43,6 +41,7 @@ from index.artifact import (
     open_door,
     publish,
 )
+from index.folder import FileRecord, Folder
 from index.lock import sole_writer
 
 __all__ = ["PixelCache", "PixelWork", "build_pixels"]

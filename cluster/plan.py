@@ -16,7 +16,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from cluster.catalog import Catalog
-from index.artifact import CorruptArtifactError, Folder, digest
+from index.artifact import CorruptArtifactError, digest
+from index.folder import Folder
 
 __all__ = [
     "PLAN",

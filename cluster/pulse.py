@@ -11,7 +11,8 @@ import logging
 import threading
 from typing import Any
 
-from index.artifact import CorruptArtifactError, Folder
+from index.artifact import CorruptArtifactError
+from index.folder import Folder
 from index.sealed import read_sealed, write_sealed
 
 __all__ = ["Pulse", "ask_to_stop", "forget_stop", "read_pulse", "stop_reason"]

@@ -21,7 +21,7 @@ from cluster.run_news import RunNews
 from cluster.runlog import MetricsTail, read_run
 from cluster.where import Profile, Where
 from cluster.worker_plan import WorkerPlan
-from index.artifact import Folder
+from index.folder import Folder
 
 __all__ = ["ASKED", "check_room", "fit", "kept_memory", "run_workers", "scaling", "scratch"]
 

@@ -9,7 +9,7 @@ from cluster.checkpoint_writer import CheckpointWriter
 from cluster.checkpoints import save_checkpoint
 from cluster.pulse import Pulse
 from cluster.runlog import MetricsLog, write_run
-from index.artifact import Folder
+from index.folder import Folder
 
 __all__ = ["TIME_UP", "Recorder"]
 

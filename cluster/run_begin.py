@@ -22,7 +22,8 @@ from cluster.trackers import TrackingPlan
 from cluster.worker_plan import WorkerPlan
 from cluster.workspace import Workspace
 from encoders.losses import NO_LABEL
-from index.artifact import Folder, digest, library_versions
+from index.artifact import digest, library_versions
+from index.folder import Folder
 
 __all__ = [
     "begin_run",

@@ -29,7 +29,8 @@ from cluster.catalog import Catalog
 from cluster.runlog import read_run
 from cluster.workspace import Workspace
 from encoders.losses import NO_LABEL
-from index.artifact import CorruptArtifactError, FileRecord, Folder
+from index.artifact import CorruptArtifactError
+from index.folder import FileRecord, Folder
 from index.labels import LabelSnapshot, LabelStore
 
 __all__ = [

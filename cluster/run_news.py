@@ -8,7 +8,8 @@ from typing import Any
 
 from cluster.attempts import what_was_lost
 from cluster.runlog import read_run
-from index.artifact import ArtifactError, Folder
+from index.artifact import ArtifactError
+from index.folder import Folder
 
 __all__ = ["RunNews"]
 

@@ -21,7 +21,7 @@ from cluster.runlog import write_run
 from encoders.doctor import Finding
 from encoders.held_out import ExaminedPictures
 from encoders.pretrain_config import PretrainConfig
-from index.artifact import Folder
+from index.folder import Folder
 
 __all__ = ["Pace", "Warnings", "examined_pictures", "is_checked"]
 

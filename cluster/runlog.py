@@ -12,7 +12,8 @@ import zlib
 from collections.abc import Mapping
 from typing import Any, Protocol
 
-from index.artifact import CorruptArtifactError, Folder
+from index.artifact import CorruptArtifactError
+from index.folder import Folder
 from index.sealed import read_sealed, write_sealed
 
 __all__ = [

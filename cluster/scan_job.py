@@ -33,7 +33,7 @@ from cluster.table_source import HuggingFaceSource, ParquetSource
 from cluster.tar_source import TarSource
 from cluster.workspace import check_name
 from encoders.picture import MAX_PIXELS
-from index.artifact import Folder
+from index.folder import Folder
 from index.lock import sole_writer
 from index.uri import asking, shown_uri
 

@@ -18,7 +18,7 @@ from cluster.decode_limit import DecodeLimit
 from cluster.fatal_pictures import find_fatal
 from cluster.plan import SHARD_FOLDER, Plan, Shard
 from cluster.shards import commit, committed
-from index.artifact import Folder
+from index.folder import Folder
 
 __all__ = ["ShardActor", "ShardError", "ShardWork", "attempts_file"]
 

@@ -17,7 +17,7 @@ from cluster.context import Context
 from cluster.plan import PLAN, SHARD_FOLDER, Shard, write_plan
 from cluster.shard_actor import ShardActor, ShardError, ShardWork, attempts_file
 from cluster.shards import committed
-from index.artifact import Folder
+from index.folder import Folder
 
 __all__ = ["ErrorBudgetError", "ShardJob", "check_error_budget"]
 

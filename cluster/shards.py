@@ -22,7 +22,8 @@ from cluster.picture_bytes import ChangedError, read_bytes
 from cluster.plan import SHARD_FOLDER, Shard, ShardRow
 from encoders.picture import PictureError, open_picture
 from encoders.preprocess import DECODE_EDGE
-from index.artifact import Folder, Verify
+from index.artifact import Verify
+from index.folder import Folder
 from index.sealed import read_sealed, write_sealed
 
 __all__ = [

@@ -12,7 +12,8 @@ from cluster.runlog import read_run
 from cluster.workspace import Workspace
 from encoders.pretrain_config import PretrainConfig
 from encoders.warm_start import keeps_projector, load_start, starting_config
-from index.artifact import ArtifactError, CorruptArtifactError, Folder, open_door, publish
+from index.artifact import ArtifactError, CorruptArtifactError, open_door, publish
+from index.folder import Folder
 
 if TYPE_CHECKING:
     from encoders.encoder import Encoder

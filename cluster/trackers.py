@@ -21,7 +21,7 @@ from typing import Any, Literal, Protocol
 from cluster.event_file import EventFile
 from cluster.experiment_servers import MLflowRun, WandbRun
 from cluster.workspace import Workspace
-from index.artifact import Folder
+from index.folder import Folder
 
 __all__ = ["Tracker", "TrackerName", "Trackers", "TrackingPlan", "plan_tracking"]
 

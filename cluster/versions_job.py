@@ -11,7 +11,7 @@ from typing import Any
 
 from cluster.context import Context
 from cluster.workspace import check_name
-from index.artifact import Folder
+from index.folder import Folder
 from index.versions import (
     KEPT,
     Version,

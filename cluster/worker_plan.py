@@ -9,7 +9,7 @@ from cluster.pixels_job import PixelCache
 from cluster.trackers import TrackingPlan
 from cluster.workspace import Workspace
 from encoders.pretrain_config import PretrainConfig
-from index.artifact import Folder
+from index.folder import Folder
 
 __all__ = ["TrainingDataChangedError", "WorkerPlan", "open_pixels"]
 

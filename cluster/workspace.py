@@ -14,7 +14,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from index.artifact import ArtifactError, Folder, MissingArtifactError, open_door, publish
+from index.artifact import ArtifactError, MissingArtifactError, open_door, publish
+from index.folder import Folder
 
 if TYPE_CHECKING:
     from encoders.encoder import Encoder

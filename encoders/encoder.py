@@ -155,9 +155,9 @@ class Encoder:
         network = self.network()
         vectors_ND = np.empty((len(pixels), self.dim(layer)), np.float32)
         for start in range(0, len(pixels), batch_size):
-            part = pixels[start : start + batch_size]
-            # Ray hands out read-only arrays, which torch will not wrap.
-            batch = torch.from_numpy(part if part.flags.writeable else part.copy()).to(self.device)
+            # Torch wraps neither read-only arrays, as Ray hands them out, nor mirrored ones.
+            part = np.require(pixels[start : start + batch_size], requirements=["C", "W"])
+            batch = torch.from_numpy(part).to(self.device)
             images = normalise(batch.permute(0, 3, 1, 2).float().div_(255), self.config.preprocess)
             features_ND: Tensor = network(images)
             if layer == "projector":

@@ -15,28 +15,19 @@ Errors (all are ``ValueError``):
 
 from __future__ import annotations
 
-import contextlib
-import hashlib
 import json
-import tempfile
-from collections.abc import Callable, Collection, Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Mapping
 from datetime import UTC, datetime
-from pathlib import Path
-from typing import Any, Literal, NoReturn, TypedDict
+from typing import Any, Literal, NoReturn
 
-from pyarrow import fs as pafs
-
-from index.durable import TEMPORARY, link_durably, require_inside, write_durably
+from index.durable import TEMPORARY, require_inside
+from index.folder import FileRecord, Folder
 from index.identity import digest, library_versions
-from index.uri import open_uri, put_file
 
 __all__ = [
     "TEMPORARY",
     "ArtifactError",
     "CorruptArtifactError",
-    "FileRecord",
-    "Folder",
     "MissingArtifactError",
     "NewerSchemaError",
     "Proven",
@@ -55,19 +46,11 @@ __all__ = [
 SCHEMA_VERSION = 1
 """What is written, unless a body says that it needs a newer reader."""
 NEWEST_SCHEMA = 2
-CHUNK_BYTES = 1 << 20
 
 Verify = Literal["full", "sizes"]
 
 Proven = tuple[int, int, str]
 """A file that was read and found whole: its device, its number there, its sha256."""
-
-
-class FileRecord(TypedDict):
-    """What a door says of a file: its size and its hex sha256."""
-
-    bytes: int
-    sha256: str
 
 
 class ArtifactError(ValueError):
@@ -84,145 +67,6 @@ class CorruptArtifactError(ArtifactError):
 
 class NewerSchemaError(ArtifactError):
     """The door was written by a newer schema than this code knows."""
-
-
-@dataclass(frozen=True, slots=True)
-class Folder:
-    """A folder on any pyarrow filesystem: a local disk, a shared one, or an object store.
-
-    Args:
-        fs: the filesystem.
-        path: absolute path inside it, without a trailing slash.
-    """
-
-    fs: pafs.FileSystem
-    path: str
-
-    @classmethod
-    def at(cls, location: str | Path) -> Folder:
-        """The folder at a path or URI such as ``s3://bucket/prefix``; see `open_uri` for errors."""
-        text = str(location)
-        if "://" in text:
-            return cls(*open_uri(text))
-        return cls(pafs.LocalFileSystem(), str(Path(text).expanduser().resolve()))
-
-    def __truediv__(self, name: str) -> Folder:
-        return Folder(self.fs, f"{self.path}/{require_inside(name)}")
-
-    def __str__(self) -> str:
-        if self.is_local:
-            return self.path
-        scheme = "gs" if isinstance(self.fs, pafs.GcsFileSystem) else self.fs.type_name
-        return f"{scheme}://{self.path}"
-
-    @property
-    def is_local(self) -> bool:
-        """Whether its files can be memory-mapped and fsynced."""
-        return isinstance(self.fs, pafs.LocalFileSystem)
-
-    def local_path(self, name: str = "") -> Path:
-        """The path of a file for memory-mapping; ``ValueError`` on an object store."""
-        if not self.is_local:
-            raise ValueError(
-                f"{self}: memory-mapping needs a local or shared disk. Copy the artefact to one."
-            )
-        return Path(self.path) / name if name else Path(self.path)
-
-    def exists(self, name: str = "") -> bool:
-        """Whether the file (or, without a name, the folder) is there."""
-        info = self.fs.get_file_info(f"{self.path}/{name}" if name else self.path)
-        return bool(info.type != pafs.FileType.NotFound)
-
-    def names(self) -> list[str]:
-        """Names of the files and folders directly inside, sorted; empty when it does not exist."""
-        selector = pafs.FileSelector(self.path, allow_not_found=True)
-        if not isinstance(self.fs, pafs.GcsFileSystem):
-            return sorted(info.base_name for info in self.fs.get_file_info(selector))
-        # Of Google's store pyarrow leaves folders out of a listing that does not go below them.
-        selector.recursive = True
-        start = len(self.path) + 1
-        return sorted({i.path[start:].partition("/")[0] for i in self.fs.get_file_info(selector)})
-
-    def size_bytes(self, name: str) -> int | None:
-        """Size of a file, or None when it is not there."""
-        info = self.fs.get_file_info(f"{self.path}/{name}")
-        return int(info.size) if info.type == pafs.FileType.File else None
-
-    def make(self) -> Folder:
-        """Create it with its parents; returns itself."""
-        self.fs.create_dir(self.path, recursive=True)
-        return self
-
-    def read_bytes(self, name: str) -> bytes:
-        """The content of one file."""
-        with self.fs.open_input_stream(f"{self.path}/{name}") as stream:
-            return bytes(stream.read())
-
-    def sha256(self, name: str) -> str:
-        """Hex sha256 of a file, read in pieces of 1 MiB."""
-        hasher = hashlib.sha256()
-        with self.fs.open_input_stream(f"{self.path}/{name}") as stream:
-            while piece := stream.read(CHUNK_BYTES):
-                hasher.update(piece)
-        return hasher.hexdigest()
-
-    def remove(self, name: str) -> None:
-        """Delete one file; a file that is already gone is fine."""
-        with contextlib.suppress(FileNotFoundError):
-            self.fs.delete_file(f"{self.path}/{name}")
-
-    def remove_others(self, prefix: str, *, keep: Iterable[str]) -> None:
-        """Delete the files directly inside whose name starts with ``prefix``, but for ``keep``."""
-        for name in set(self.names()) - set(keep):
-            if name.startswith(prefix):
-                self.remove(name)
-
-    def link(self, name: str, source: Folder) -> None:
-        """Take over a file of another local folder under its name; where links fail, by a copy."""
-        link_durably(source.local_path(require_inside(name)), self.local_path(name))
-
-    def write_atomic(self, name: str, data: bytes) -> None:
-        """Write a whole file so that a reader sees the old content or the new, never a part."""
-        self.write_with(name, lambda path: Path(path).write_bytes(data))
-
-    def write_with(self, name: str, write: Callable[[str], object]) -> None:
-        """Let ``write(path)`` fill a temporary file, then fsync it and rename it to ``name``.
-
-        On an object store, where a put is atomic, the content of the temporary file is put.
-        """
-        require_inside(name)
-        self._write(write, lambda _: name)
-
-    def write_hashed(self, name: str, write: Callable[[str], object]) -> FileRecord:
-        """As ``write_with``, and say the size and sha256 of what was written, for ``publish``."""
-        return self.write_by_content(name, write)[1]
-
-    def write_by_content(self, name: str, write: Callable[[str], object]) -> tuple[str, FileRecord]:
-        """As ``write_hashed``, with ``{sha256}`` in the name replaced by 12 digits of the sha256.
-
-        So what a published door names is never overwritten with anything else.
-
-        Returns:
-            The file's name and record.
-        """
-        records: list[FileRecord] = []
-
-        def name_it(path: Path) -> str:
-            sha256 = Folder(pafs.LocalFileSystem(), str(path.parent)).sha256(path.name)
-            records.append(FileRecord(bytes=path.stat().st_size, sha256=sha256))
-            return name.replace("{sha256}", sha256[:12])
-
-        return self._write(write, name_it), records[0]
-
-    def _write(self, write: Callable[[str], object], name_it: Callable[[Path], str]) -> str:
-        if self.is_local:
-            return write_durably(Path(self.path), write, name_it)
-        with tempfile.TemporaryDirectory() as scratch:
-            path = Path(scratch) / "file"
-            write(str(path))
-            name = require_inside(name_it(path))
-            put_file(self.fs, path, f"{self.path}/{name}")
-        return name
 
 
 def write_json(folder: Folder, name: str, value: Mapping[str, Any]) -> None:

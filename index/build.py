@@ -19,8 +19,6 @@ import numpy as np
 from index.artifact import (
     ArtifactError,
     CorruptArtifactError,
-    FileRecord,
-    Folder,
     digest,
     library_versions,
     open_door,
@@ -32,6 +30,7 @@ from index.card import PAGE, card, card_page, write_page
 from index.choose import IndexConfig, candidates
 from index.contest import Contest, Outcome
 from index.fill import FillParts, fill_here
+from index.folder import FileRecord, Folder
 from index.id_file import NO_IDS, write_ids
 from index.lock import sole_writer
 from index.queries import QUERIES, QuerySet, draw_samples, make_queries, queries_key, shared_queries

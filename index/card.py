@@ -12,7 +12,8 @@ import faiss
 
 from index.choose import IndexConfig
 from index.contest import Contender, Outcome
-from index.tune import Judgement, Latency
+from index.judge import Judgement
+from index.latency import Latency
 
 __all__ = ["PAGE", "card", "card_page", "measured", "write_page"]
 
@@ -42,8 +43,7 @@ def card(
         },
         "parameters": {
             "nlist": recipe.nlist,
-            "nprobe": judged.nprobe,
-            "refine": winner.tuned.refine,
+            **settings_of(judged),
         },
         **measured(judged, config, population=population),
         "service_bytes_per_vector": round(winner.service_bytes / rows, 1),
@@ -51,6 +51,11 @@ def card(
         "candidates": [_candidate(one, outcome, dim=dim, rows=rows) for one in outcome.contenders],
         "left_out": [{"kind": one.kind, "why": one.why} for one in outcome.left_out],
     }
+
+
+def settings_of(judged: Judgement) -> dict[str, Any]:
+    """With which a version is searched, for its door's ``parameters``."""
+    return {"nprobe": judged.nprobe, "refine": judged.refine, "together": True}
 
 
 def measured(judged: Judgement, config: IndexConfig, *, population: str) -> dict[str, Any]:

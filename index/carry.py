@@ -17,7 +17,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from index.artifact import ArtifactError, Folder, digest, open_door, publish
+from index.artifact import ArtifactError, digest, open_door, publish
+from index.folder import Folder
 from index.graph import GRAPH, GraphConfig, NeighbourGraph, build_graph, other_pictures
 from index.lock import sole_writer
 from index.projection import MAP, open_map, places_table, write_places

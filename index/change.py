@@ -18,10 +18,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from index.artifact import FileRecord, Folder, digest, library_versions, publish
-from index.card import PAGE, card_page, measured, write_page
+from index.artifact import digest, library_versions, publish
+from index.card import PAGE, card_page, measured, settings_of, write_page
 from index.choose import IndexConfig, exact_recipe
 from index.drift import Drift, code_errors, delta_bound, imbalance, worse_by
+from index.folder import FileRecord, Folder
 from index.id_file import NO_IDS, read_ids, write_ids
 from index.layers import LayeredRanker, open_ranker
 from index.live_queries import InService, Moved, follow_queries, judge_again, query_rate
@@ -189,7 +190,6 @@ class _Changing:
         door, config, change = self._door, self._config, self._change
         judging = queries.half(judging=True)
         looked = InService(after, door["recipe"]["kind"], after.lossy)
-        parameters = door["parameters"]
         judgement = judge_again(looked, door, judging, config.target_recall)
         parents = door["parents"] if change.parents is None else dict(change.parents)
         parts_bytes = sum(
@@ -204,7 +204,7 @@ class _Changing:
             "parents": parents,
             "rows": rows,
             "versions": library_versions("faiss-cpu", "pyarrow", "numpy"),
-            "parameters": {**parameters, "nprobe": judgement.nprobe},
+            "parameters": {**door["parameters"], **settings_of(judgement)},
             **measured(judgement, config, population=door["recall"]["population"]),
             "trained": trained,
             "drift": drift.as_json(),

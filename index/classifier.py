@@ -17,13 +17,13 @@ from safetensors.numpy import load, save
 
 from index.artifact import (
     CorruptArtifactError,
-    Folder,
     Verify,
     digest,
     library_versions,
     open_door,
     publish,
 )
+from index.folder import Folder
 from index.heads import LOGISTIC_C, Head, centred, fit_head
 from index.labels import LabelSnapshot
 from index.measure import Proportion

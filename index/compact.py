@@ -16,9 +16,10 @@ from typing import Any
 
 import numpy as np
 
-from index.artifact import FileRecord, Folder, digest, library_versions, publish
+from index.artifact import digest, library_versions, publish
 from index.build import Leave, require_unit
-from index.card import PAGE, card_page, measured, write_page
+from index.candidate import Candidate
+from index.card import PAGE, card_page, measured, settings_of, write_page
 from index.change import (
     DOOR_OWN,
     LAYERED_SCHEMA,
@@ -32,12 +33,13 @@ from index.choose import IndexConfig, Recipe
 from index.drift import Drift, delta_bound, imbalance, worse_by
 from index.faiss_file import emptied
 from index.fill import FillParts, plan_parts, save_template
+from index.folder import FileRecord, Folder
 from index.id_file import write_ids
+from index.judge import Judgement
 from index.layers import open_ranker
 from index.live_queries import Moved, follow_queries, judge_again
 from index.queries import QUERIES, QuerySet
 from index.shelf import shelve_parts
-from index.tune import Candidate, Judgement
 from index.vector_sets import StoredVectors, VectorSet
 from index.vector_writer import VectorWriter
 from index.vectors import VECTORS, Float16s, Floats, Ids, VectorFile, locate
@@ -259,7 +261,7 @@ class _Folding:
             "rows": rows,
             "versions": library_versions("faiss-cpu", "pyarrow", "numpy"),
             "parts": stated,
-            "parameters": {**door["parameters"], "nprobe": judgement.nprobe},
+            "parameters": {**door["parameters"], **settings_of(judgement)},
             **measured(judgement, self._config, population=door["recall"]["population"]),
             "trained": trained,
             "drift": drift.as_json(),

@@ -20,15 +20,17 @@ from typing import Any
 
 import numpy as np
 
-from index.artifact import FileRecord, Folder
 from index.budget import Budget, give_back
+from index.candidate import Candidate, Tuned
 from index.choose import Field, IndexConfig, LeftOut, Recipe, exact_recipe
 from index.fill import FillParts, plan_parts, save_template
+from index.folder import FileRecord, Folder
+from index.judge import Judgement, judge
 from index.kmeans import train_centroids
 from index.part import hnsw_seconds, train_template
 from index.queries import QuerySet, Samples
 from index.shelf import shelve_parts
-from index.tune import Candidate, Judgement, Tuned, judge, tune
+from index.tune import tune
 from index.vectors import Floats, VectorFile
 
 __all__ = ["Contender", "Contest", "Outcome", "choose"]

@@ -21,7 +21,6 @@ from numpy.typing import NDArray
 
 from index.artifact import (
     CorruptArtifactError,
-    Folder,
     Verify,
     check_file,
     digest,
@@ -29,6 +28,7 @@ from index.artifact import (
     open_door,
     publish,
 )
+from index.folder import Folder
 from index.shard import STATUSES, THUMBNAIL_BATCH_ROWS, ShardBatch, ShardRecord, write_shard
 from index.vectors import Float16s, Floats, Ids, require_ids
 

@@ -13,10 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from index.artifact import FileRecord, Folder
 from index.budget import Budget, give_back
 from index.choose import Recipe
 from index.faiss_file import read_faiss, write_faiss
+from index.folder import FileRecord, Folder
 from index.part import Part
 from index.vectors import VECTORS, VectorFile
 

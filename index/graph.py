@@ -23,7 +23,6 @@ import pyarrow as pa
 from index.artifact import (
     ArtifactError,
     CorruptArtifactError,
-    Folder,
     MissingArtifactError,
     Verify,
     digest,
@@ -31,6 +30,7 @@ from index.artifact import (
     open_door,
     publish,
 )
+from index.folder import Folder
 from index.lock import sole_writer
 from index.measure import Proportion, exact_top_k, recall_at_k
 from index.search import Searcher

@@ -18,7 +18,7 @@ from weakref import WeakKeyDictionary
 
 import numpy as np
 
-from index.artifact import Folder
+from index.folder import Folder
 from index.id_file import NO_IDS, read_ids
 from index.live import LiveVectors
 from index.planner import Plan, Planner
@@ -28,7 +28,15 @@ from index.shelf import AnyPart, open_parts, shelve_parts
 from index.vector_sets import StoredVectors
 from index.vectors import VECTORS, Floats, Ids, VectorFile
 
-__all__ = ["LayeredPlanner", "LayeredRanker", "Opened", "best_of", "open_layers", "open_ranker"]
+__all__ = [
+    "LayeredPlanner",
+    "LayeredRanker",
+    "Opened",
+    "best_of",
+    "open_layers",
+    "open_ranker",
+    "refine_of",
+]
 
 
 def best_of(found: Sequence[tuple[Ids, Floats]], k: int) -> tuple[Ids, Floats]:
@@ -175,6 +183,19 @@ def open_ranker(
     return rankers[0] if isinstance(vectors, VectorFile) else LayeredRanker(rankers, vectors)
 
 
+def refine_of(door: Mapping[str, Any]) -> int:
+    """Candidates a result that a version's parts propose together.
+
+    Versions written before there were short codes name no such number, and in those written before
+    ``together`` was said each part proposed as many.
+    """
+    parameters = door["parameters"]
+    refine: int = parameters.get("refine", 1)
+    if refine == 1 or parameters.get("together"):
+        return refine
+    return refine * len(door["parts"])
+
+
 def _parts(folder: Folder, door: Mapping[str, Any]) -> list[list[Path]]:
     """The FAISS files of the base, and of the delta if there is one."""
     delta = door.get("delta")
@@ -197,8 +218,7 @@ def _open(
     live = None
     if len(dead_ids):
         live = Selection(file.ids, np.delete(np.arange(len(file)), file.rows_of(dead_ids)))
-    # Versions written before there were short codes name no such number.
-    rankers = [Ranker(parts[0], file, refine=door["parameters"].get("refine", 1), live=live)]
+    rankers = [Ranker(parts[0], file, refine=refine_of(door), live=live)]
     if added is not None:
         rankers.append(Ranker(parts[1], added))
     elif live is None:

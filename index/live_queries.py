@@ -16,23 +16,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from index.candidate import Tuned, efforts
 from index.choose import IndexConfig, Kind
-from index.layers import best_of
+from index.judge import CERTAIN, Judged, Judgement, judge
+from index.latency import Latency, Searches, latency_of
+from index.layers import best_of, refine_of
 from index.measure import exact_top_k
-from index.part import one_thread
 from index.queries import FOREIGN, MIN_CORPUS_SHARE, QuerySet, make_queries
-from index.tune import (
-    CERTAIN,
-    LATENCY_QUERIES,
-    Judged,
-    Judgement,
-    Latency,
-    Searches,
-    Tuned,
-    efforts,
-    judge,
-    time_each,
-)
 from index.vector_sets import StoredVectors, iter_rows
 from index.vectors import Ids, unit
 
@@ -125,7 +115,7 @@ def _chance(ids: Ids, seed: int) -> NDArray[np.float64]:
 
 @dataclass(frozen=True, slots=True)
 class InService:
-    """An open version, as `index.tune.judge` looks at it.
+    """An open version, as `index.judge` looks at it.
 
     Args:
         searches: what ranks, with its number of candidates a result.
@@ -146,17 +136,14 @@ class InService:
         """What searches it, at its own number of candidates."""
         return self.searches
 
-    def ladder(self) -> list[int]:
-        """Efforts to try, rising; without a lossy one's exact one."""
-        return efforts(self.kind, self.most - self.lossy)
+    def steps(self, nprobe: int, refine: int) -> list[tuple[int, int]]:
+        """Settings to look at from one on: more lists alone."""
+        ladder = efforts(self.kind, self.most - self.lossy)
+        return [(step, refine) for step in ladder if nprobe <= step < self.most]
 
     def latency(self, queries: QuerySet, nprobe: int, _refine: int) -> Latency | None:
         """Time single queries on one thread."""
-        asked = queries.first(LATENCY_QUERIES).vectors
-        if not len(asked):
-            return None
-        with one_thread():
-            return Latency.of(time_each(self.searches, asked, max(1, queries.k), nprobe))
+        return latency_of(self.searches, queries, nprobe)
 
 
 def judge_again(
@@ -170,8 +157,7 @@ def judge_again(
         judging: queries that no parameter was chosen on.
         target: recall to be proven.
     """
-    parameters = door["parameters"]
-    nprobe, refine = parameters["nprobe"], parameters.get("refine", 1)
+    nprobe, refine = door["parameters"]["nprobe"], refine_of(door)
     tuned = Tuned(
         nprobe=nprobe,
         refine=refine,

@@ -6,7 +6,8 @@ import contextlib
 import fcntl
 from collections.abc import Iterator
 
-from index.artifact import TEMPORARY, Folder
+from index.artifact import TEMPORARY
+from index.folder import Folder
 
 __all__ = ["sole_writer"]
 

@@ -16,16 +16,9 @@ import pyarrow.compute as pc
 import pyarrow.csv as pcsv
 import pyarrow.parquet as pq
 
-from index.artifact import (
-    Folder,
-    Verify,
-    check_file,
-    digest,
-    library_versions,
-    open_door,
-    publish,
-)
+from index.artifact import Verify, check_file, digest, library_versions, open_door, publish
 from index.classifier import Classifier
+from index.folder import Folder
 from index.vector_sets import VectorSource
 from index.vectors import Ids
 

@@ -20,8 +20,9 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from index.artifact import Folder, digest
+from index.artifact import digest
 from index.choose import IndexConfig
+from index.folder import Folder
 from index.measure import exact_top_k
 from index.vector_sets import Askable, StoredVectors
 from index.vectors import Floats, Ids, VectorFile, unit

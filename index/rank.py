@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import product
 from operator import gt
 from typing import Any, NamedTuple
 
@@ -32,7 +33,7 @@ MAX_DROPPED = 64
 """Excluded pictures that are searched for and dropped, which leaves FAISS's loops as they are."""
 
 MAX_CANDIDATE_BYTES = 1 << 23
-"""Vectors of candidates re-ranked at once; bounds memory for many queries."""
+"""Candidates proposed at once, and vectors of candidates compared at once; bounds memory."""
 
 SCAN_ROWS = 4096
 
@@ -120,7 +121,7 @@ class Ranker:
             width += len(exclude)
         elif exclude is not None:
             live = not_any_of(exclude, len(self.vectors), live)
-        query_bytes = 4 * self.vectors.dim * width * max(1, len(self.parts))
+        query_bytes = 12 * width * max(1, len(self.parts))  # of their scores and ids
         ask = _Ask(k_left, width, live, exclude, max(1, MAX_CANDIDATE_BYTES // query_bytes))
         if exclude is None and k <= FEW:
             self._asks[k] = ask
@@ -152,6 +153,15 @@ class Ranker:
             scores_QM = self._cosines(queries_QD, ids_QM)
         return best_first(ids_QM, scores_QM, k)
 
+    def propose(self, queries_QD: Floats, k: int, *, nprobe: int) -> tuple[Floats, Ids]:
+        """The first half of `top`: FAISS's scores and ids [Q, M] of candidates, -1 for none."""
+        return self._candidates(queries_QD, self._ask(k, None), nprobe)
+
+    def joined(self, found: Sequence[tuple[Floats, Ids]], k: int) -> tuple[Floats, Ids]:
+        """What parts of one kind proposed for k results, as one of them would have."""
+        scores, ids = _beside(found)
+        return _best(scores, ids, self._ask(k, None).width) if self.lossy else (scores, ids)
+
     def num_wanted(self, k: int) -> int:
         """Candidates that each part proposes for k results."""
         return k * self.refine + SPARE
@@ -160,17 +170,20 @@ class Ranker:
         """FAISS's scores and ids [Q, M]; what is excluded, or missing, is -1."""
         if self.lossy and nprobe >= self.nlist:
             return self._scan(queries, ask)
-        found = self._search_parts(queries, ask, nprobe)
-        proposed = [one for one, part in zip(found, self.parts, strict=True) if part.lossy]
-        if len(proposed) > 1:
-            # Of what codes propose, as many are compared as if they all lay in one part.
-            known = [one for one, part in zip(found, self.parts, strict=True) if not part.lossy]
-            found = [*known, _best(*_beside(proposed), ask.width)]
-        scores, ids = found[0] if len(found) == 1 else _beside(found)
+        scores, ids = self._together(self._search_parts(queries, ask, nprobe), ask.width)
         if ask.exclude is not None:
             dropped = _is_any_of(ids, ask.exclude)
             ids[dropped], scores[dropped] = NONE, -np.inf
         return scores, ids
+
+    def _together(self, found: Sequence[tuple[Floats, Ids]], width: int) -> tuple[Floats, Ids]:
+        """What the parts propose, side by side."""
+        proposed = [one for one, part in zip(found, self.parts, strict=True) if part.lossy]
+        if len(proposed) > 1:
+            # Of what codes propose, as many are compared as if they all lay in one part.
+            known = [one for one, part in zip(found, self.parts, strict=True) if not part.lossy]
+            found = [*known, _best(*_beside(proposed), width)]
+        return found[0] if len(found) == 1 else _beside(found)
 
     def _search_parts(self, queries: Floats, ask: _Ask, nprobe: int) -> list[tuple[Floats, Ids]]:
         """What each part proposes; those of the same centroids visit lists that are found once."""
@@ -201,7 +214,7 @@ class Ranker:
         of_parts = [min(ask.width, part.num_rows) for part in self.parts]
         coded = sum(w for w, part in zip(of_parts, self.parts, strict=True) if part.lossy)
         width = sum(of_parts) - coded + min(ask.width, coded)
-        found, cosines = exact_top_k(queries, min(ask.width, width), allowed())
+        found, cosines = exact_top_k(queries, min(ask.k + SPARE, width), allowed())
         ids = np.full((len(queries), width), NONE)
         scores = np.full((len(queries), width), -np.inf, np.float32)
         ids[:, : found.shape[1]], scores[:, : found.shape[1]] = found, cosines
@@ -210,10 +223,15 @@ class Ranker:
     def _cosines(self, queries_QD: Floats, ids_QM: Ids) -> Floats:
         is_none = ids_QM == NONE
         some = np.where(is_none, self.vectors.ids[0], ids_QM) if is_none.any() else ids_QM
-        rows = self.vectors.rows_of(some.reshape(-1))
-        vectors = self.vectors.gather(rows).reshape(*ids_QM.shape, -1)
-        # Each cosine is a sum of its own, the same whatever else is asked.
-        scores: Floats = np.vecdot(vectors, queries_QD[:, None])
+        scores = np.empty(some.shape, np.float32)
+        across = max(1, MAX_CANDIDATE_BYTES // (4 * self.vectors.dim))
+        down = max(1, across // some.shape[1])
+        for top, left in product(range(0, len(some), down), range(0, some.shape[1], across)):
+            here = slice(top, top + down), slice(left, left + across)
+            rows = self.vectors.rows_of(some[here].reshape(-1))
+            vectors = self.vectors.gather(rows).reshape(*some[here].shape, -1)
+            # Each cosine is a sum of its own, the same whatever else is asked.
+            np.vecdot(vectors, queries_QD[here[0], None], out=scores[here])
         scores[is_none] = -np.inf
         return scores
 

@@ -10,7 +10,8 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from index.artifact import CorruptArtifactError, Folder, digest, write_json
+from index.artifact import CorruptArtifactError, digest, write_json
+from index.folder import Folder
 
 __all__ = ["read_sealed", "write_sealed"]
 

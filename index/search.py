@@ -21,7 +21,8 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import ArrayLike
 
-from index.artifact import Folder, Proven, Verify, proven_files
+from index.artifact import Proven, Verify, proven_files
+from index.folder import Folder
 from index.id_file import NO_IDS
 from index.layers import open_layers
 from index.live import LiveVectors

@@ -15,7 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from index.artifact import Folder, Proven, open_door, proven_files
+from index.artifact import Proven, open_door, proven_files
+from index.folder import Folder
 from index.layers import open_ranker
 from index.measure import recall_at_k
 from index.queries import QuerySet

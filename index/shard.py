@@ -19,7 +19,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from index.artifact import FileRecord, Folder
+from index.folder import FileRecord, Folder
 from index.vectors import Float16s, Floats, Ids, require_ids, unit
 
 __all__ = ["STATUSES", "THUMBNAIL_BATCH_ROWS", "ShardBatch", "ShardRecord", "write_shard"]

@@ -18,7 +18,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from index.artifact import ArtifactError, Folder, MissingArtifactError
+from index.artifact import ArtifactError, MissingArtifactError
 from index.build import Build, Leave, build_id
 from index.change import Change, change_version, removed_ids
 from index.choose import IndexConfig
@@ -27,6 +27,7 @@ from index.difference import Difference, Wanted, compare
 from index.drift import MAX_DEAD, MAX_GROWTH, Drift, delta_bound
 from index.embeddings import EmbeddingStore
 from index.fill import FillParts, fill_here
+from index.folder import Folder
 from index.id_file import NO_IDS
 from index.layers import open_ranker
 from index.live_queries import Moved

@@ -11,7 +11,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from index.artifact import Folder
+from index.folder import Folder
 from index.vectors import BATCH_ROWS, Float16s, Floats, Ids
 
 __all__ = ["Askable", "NamedSet", "StoredVectors", "VectorSet", "VectorSource", "iter_rows"]

@@ -17,13 +17,13 @@ from typing import Any, TypeVar
 from index.artifact import (
     ArtifactError,
     CorruptArtifactError,
-    Folder,
     MissingArtifactError,
     Proven,
     Verify,
     open_door,
     require_whole,
 )
+from index.folder import Folder
 from index.lock import sole_writer
 from index.vectors import VECTORS
 

@@ -144,7 +144,7 @@ def digits(num: int, size: int) -> Iterator[tuple[int, Image.Image]]:
 FORGE = """
     import contextlib, importlib, json, os, resource, signal, sys
 
-    from index.artifact import Folder
+    from index.folder import Folder
 
     NEEDS_SPACE = ("open", "os.mkdir", "os.rename", "fsync")
     CHANGES = (*NEEDS_SPACE, "os.remove", "os.rmdir", "os.truncate")

@@ -10,7 +10,7 @@ from uuid import uuid4
 import numpy as np
 
 from cluster.collection import Collection
-from index.artifact import Folder
+from index.folder import Folder
 from index.labels import LabelEvent, LabelSnapshot, LabelStore
 from index.sealed import read_sealed, write_sealed
 from ui.session import Session, UnknownPictureError, shown_name

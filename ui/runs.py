@@ -11,7 +11,8 @@ from typing import Any
 from cluster.attempts import lost_work
 from cluster.runlog import METRICS, MetricsTail, read_run
 from cluster.workspace import Workspace
-from index.artifact import CorruptArtifactError, Folder, MissingArtifactError
+from index.artifact import CorruptArtifactError, MissingArtifactError
+from index.folder import Folder
 from index.measure import Proportion
 
 __all__ = ["RunBoard", "curves", "thin_out"]

@@ -36,10 +36,10 @@ from encoders.backbone import BackboneConfig
 from encoders.encoder import Encoder, EncoderConfig, embed_picture
 from encoders.heads import ProjectorConfig
 from encoders.preprocess import PreprocessConfig
-from index.artifact import Folder
 from index.build import build_index
 from index.choose import IndexConfig
 from index.embeddings import EmbeddingStore, ShardBatch, publish_embeddings, write_shard
+from index.folder import Folder
 
 CORPUS, ENCODER = "digits", "tiny"
 

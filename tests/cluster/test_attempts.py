@@ -11,7 +11,7 @@ from cluster.attempts import begin_attempt, lost_work
 from cluster.pulse import Pulse, ask_to_stop, forget_stop, read_pulse, stop_reason
 from cluster.run_news import RunNews
 from cluster.runlog import MetricsLog, read_run, write_run
-from index.artifact import Folder
+from index.folder import Folder
 
 
 @pytest.fixture

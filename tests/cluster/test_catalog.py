@@ -24,7 +24,8 @@ from cluster.catalog_writer import CatalogWriter, open_for_scan
 from cluster.comparison import Comparison
 from cluster.known_pictures import UriIndex, uri_keys
 from cluster.where import CHECKOUT
-from index.artifact import Folder, digest, open_door, publish
+from index.artifact import digest, open_door, publish
+from index.folder import Folder
 
 OLD_SCHEMA = pa.schema([field for field in CATALOG_SCHEMA if field.name != "content_hash"])
 

@@ -13,7 +13,7 @@ import torch
 
 from cluster.checkpoint_writer import CheckpointWriter
 from cluster.checkpoints import Checkpoint, load_newest_checkpoint, save_checkpoint
-from index.artifact import Folder
+from index.folder import Folder
 from index.uri import put_file
 
 WAIT_S = 20
@@ -190,7 +190,7 @@ def test_an_absent_object_store_costs_no_step(
         if len(calls) == 2:  # a part of the checkpoint arrives
             raise OSError("When uploading part: AWS Error NETWORK_CONNECTION")
 
-    monkeypatch.setattr("index.artifact.put_file", flaky)
+    monkeypatch.setattr("index.folder.put_file", flaky)
     writer = CheckpointWriter(
         lambda checkpoint: save_checkpoint(store, checkpoint), every=2, step=0, tell=alerts.append
     )

@@ -18,7 +18,8 @@ from cluster.checkpoints import (
     newest_checkpoint,
     save_checkpoint,
 )
-from index.artifact import CorruptArtifactError, Folder
+from index.artifact import CorruptArtifactError
+from index.folder import Folder
 
 
 @pytest.fixture

@@ -273,14 +273,20 @@ def test_a_run_that_somebody_stopped_says_how_far_it_came(
     assert capsys.readouterr().err == "Stopped after step 8 of 18.\n"
 
 
-@pytest.mark.parametrize("kind", ["ray", "ours"])
+@pytest.mark.parametrize("kind", ["ray", "ours", "of another kind"])
 def test_an_end_that_ray_brought_about_says_what_to_do(
     kind: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    from ray.exceptions import ActorDiedError
+    from ray.exceptions import ActorDiedError, RaySystemError
+
+    errors = {
+        "ray": ActorDiedError(),
+        "ours": KeyError("a bug"),
+        "of another kind": RaySystemError("x"),
+    }
 
     def fail(*_: object) -> None:
-        raise ActorDiedError() if kind == "ray" else KeyError("a bug")
+        raise errors[kind]
 
     monkeypatch.setattr("cluster.scan_job.scan", fail)
     command = [
@@ -295,5 +301,5 @@ def test_an_end_that_ray_brought_about_says_what_to_do(
     said = capsys.readouterr().err
     assert ("Ray lost what the work ran on (ActorDiedError: " in said) is (kind == "ray")
     assert ("run the same command to go on" in said) is (kind == "ray")
-    assert ("This is not expected" in said) is (kind == "ours")
+    assert ("This is not expected" in said) is (kind != "ray")
     assert "--debug" in said

@@ -74,10 +74,10 @@ def test_things_under_way_come_out_in_order_and_no_more_than_allowed_are_begun()
 
 @pytest.mark.parametrize("size", [8, 16, 32, 48, 96, 224, 512])
 def test_a_pass_of_the_network_divides_into_whole_batches(size: int) -> None:
-    rows = pass_rows(size, gpus=0)
+    rows = pass_rows(size, on_gpu=False)
     assert 8 <= rows <= 128
     assert max(32, rows) % rows == 0
-    assert pass_rows(size, gpus=1) == 256
+    assert pass_rows(size, on_gpu=True) == 128
 
 
 def rows_of(folder: Path, make_png: Any, num: int) -> list[ShardRow]:

@@ -19,7 +19,7 @@ from cluster.context import Context
 from cluster.doctor import DoctorConfig, check_ray, doctor
 from cluster.where import CHECKOUT, Profile, Where
 from cluster.workspace import Workspace
-from index.artifact import Folder
+from index.folder import Folder
 
 Usage = namedtuple("Usage", "total used free")
 

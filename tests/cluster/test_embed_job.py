@@ -24,8 +24,8 @@ from cluster.scan_job import ScanConfig, scan
 from cluster.shard_job import ErrorBudgetError
 from cluster.where import CHECKOUT, Where
 from cluster.workspace import Workspace
-from index.artifact import Folder
 from index.embeddings import EmbeddingStore
+from index.folder import Folder
 from index.lock import sole_writer
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(300)]

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from cluster import engine
-from cluster.engine import connect, local_object_store_bytes
+from cluster.engine import connect, local_object_store_bytes, lost, root_cause
 from cluster.where import CHECKOUT, Profile, Where
 
 
@@ -147,3 +147,13 @@ def test_the_path_of_this_process_is_as_it_was_after_the_start(monkeypatch, tmp_
 @pytest.mark.parametrize(("gib", "expected_mib"), [(1, 200), (8, 819), (512, 2048)])
 def test_the_object_store_is_bounded(gib: int, expected_mib: int) -> None:
     assert local_object_store_bytes(gib << 30) >> 20 == expected_mib
+
+
+def test_what_an_actor_could_not_be_made_for_is_what_its_constructor_raised() -> None:
+    from ray.exceptions import ActorDiedError, RayTaskError
+
+    reason = ValueError("the GPU has no memory left")
+    died = ActorDiedError(RayTaskError("Actor.__init__", "Traceback", reason))
+    assert root_cause(died) is reason
+    assert lost(died) is None, "it would come again"
+    assert lost(ActorDiedError()) is not None

@@ -16,7 +16,8 @@ from cluster.context import Context
 from cluster.export_job import ExportConfig, export
 from cluster.workspace import Workspace
 from encoders.picture import to_square
-from index.artifact import CorruptArtifactError, Folder, open_door, publish
+from index.artifact import CorruptArtifactError, open_door, publish
+from index.folder import Folder
 
 # Run by an interpreter that finds neither our packages nor torch.
 ALONE = """

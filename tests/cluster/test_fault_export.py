@@ -14,7 +14,8 @@ from cluster.export_job import ExportConfig, export
 from cluster.import_job import ImportConfig, import_encoder
 from cluster.workspace import Workspace
 from encoders.preprocess import PreprocessConfig
-from index.artifact import CorruptArtifactError, Folder, open_door
+from index.artifact import CorruptArtifactError, open_door
+from index.folder import Folder
 
 pytestmark = pytest.mark.usefixtures("no_fsync")
 

@@ -13,7 +13,8 @@ from cluster.checkpoints import Checkpoint, load_newest_checkpoint, save_checkpo
 from cluster.pulse import ask_to_stop, read_pulse, stop_reason
 from cluster.runlog import MetricsLog, read_metrics, read_run, write_run
 from cluster.workspace import Workspace
-from index.artifact import CorruptArtifactError, Folder
+from index.artifact import CorruptArtifactError
+from index.folder import Folder
 from index.sealed import write_sealed
 
 pytestmark = pytest.mark.usefixtures("no_fsync")
@@ -47,7 +48,8 @@ TRAIN = """
 """
 LOG = """
     from cluster.runlog import MetricsLog
-    from index.artifact import CorruptArtifactError, Folder
+    from index.artifact import CorruptArtifactError
+    from index.folder import Folder
 
     def run(home):
         log = MetricsLog(Folder.at(home), resume_step=2)

@@ -11,11 +11,11 @@ import pytest
 
 from cluster.part_tasks import part_filler
 from cluster.where import Where
-from index.artifact import FileRecord, Folder
 from index.build import build_index
 from index.choose import IndexConfig
 from index.embeddings import EmbeddingStore, ShardBatch, publish_embeddings, write_shard
 from index.fill import fill_here
+from index.folder import FileRecord, Folder
 from index.lock import sole_writer
 from index.search import Searcher
 

@@ -28,7 +28,8 @@ from encoders.pretrain_config import PretrainConfig
 from encoders.recipes import simclr_small, supcon_finetune_small, supcon_small, tiny
 from encoders.training import Pretraining
 from encoders.warm_start import starting_config
-from index.artifact import CorruptArtifactError, Folder, MissingArtifactError
+from index.artifact import CorruptArtifactError, MissingArtifactError
+from index.folder import Folder
 from index.labels import LabelEvent, LabelStore
 
 pytestmark = pytest.mark.ray

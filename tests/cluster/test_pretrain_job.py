@@ -31,7 +31,8 @@ from cluster.where import CHECKOUT, Where
 from cluster.worker_plan import TrainingDataChangedError, WorkerPlan
 from cluster.workspace import Workspace
 from encoders.recipes import simclr_small, supcon_small, tiny
-from index.artifact import CorruptArtifactError, Folder
+from index.artifact import CorruptArtifactError
+from index.folder import Folder
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(400)]
 

@@ -33,7 +33,8 @@ from cluster.workspace import Workspace
 from encoders.doctor import Doctor
 from encoders.health import CollapseError, HealthConfig
 from encoders.recipes import simclr_small, tiny
-from index.artifact import Folder, open_door
+from index.artifact import open_door
+from index.folder import Folder
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(400)]
 

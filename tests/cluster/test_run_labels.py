@@ -25,7 +25,8 @@ from cluster.run_labels import (
     settle_labels,
 )
 from cluster.workspace import Workspace
-from index.artifact import CorruptArtifactError, Folder
+from index.artifact import CorruptArtifactError
+from index.folder import Folder
 from index.labels import LabelEvent, LabelStore
 
 

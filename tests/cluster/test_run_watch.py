@@ -23,7 +23,7 @@ from cluster.workspace import Workspace
 from encoders.doctor import Finding
 from encoders.pretrain_config import PretrainConfig
 from encoders.recipes import simclr_small, tiny
-from index.artifact import Folder
+from index.folder import Folder
 from ui.runs import FIGURES, RunBoard
 
 NUM_PICTURES = 40

@@ -16,7 +16,8 @@ from cluster.runlog import (
     read_run,
     write_run,
 )
-from index.artifact import CorruptArtifactError, Folder
+from index.artifact import CorruptArtifactError
+from index.folder import Folder
 
 
 @pytest.fixture

@@ -29,7 +29,8 @@ from cluster.where import Profile
 from cluster.workspace import Workspace
 from encoders.picture import open_picture
 from encoders.preprocess import PreprocessConfig
-from index.artifact import Folder, publish
+from index.artifact import publish
+from index.folder import Folder
 
 SIZE = 16
 

@@ -23,7 +23,7 @@ from cluster.experiment_servers import MLflowRun, WandbRun
 from cluster.runlog import MetricsLog
 from cluster.trackers import Trackers, TrackingPlan, plan_tracking
 from cluster.workspace import Workspace
-from index.artifact import Folder
+from index.folder import Folder
 
 SETTINGS = {"epochs": 3, "optim": {"lr": 0.1}}
 

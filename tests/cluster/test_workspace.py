@@ -16,8 +16,9 @@ from cluster.embed_job import EmbedConfig, embed
 from cluster.scan_job import ScanConfig, scan
 from cluster.where import Profile
 from cluster.workspace import Workspace, check_name
-from index.artifact import Folder, MissingArtifactError
+from index.artifact import MissingArtifactError
 from index.embeddings import EmbeddingStore
+from index.folder import Folder
 
 SECRET = "s3cr3tk3y"
 

@@ -5,10 +5,10 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from index.artifact import Folder
 from index.build import build_index
 from index.choose import IndexConfig
 from index.embeddings import EmbeddingStore, ShardBatch, publish_embeddings, write_shard
+from index.folder import Folder
 from index.search import Searcher
 
 PARENTS = {"encoder_id": "encoder-a", "corpus_id": "corpus-1", "corpus_uid": "uid-1"}

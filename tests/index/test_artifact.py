@@ -18,7 +18,6 @@ from index import artifact, uri
 from index.artifact import (
     ArtifactError,
     CorruptArtifactError,
-    Folder,
     MissingArtifactError,
     NewerSchemaError,
     digest,
@@ -27,6 +26,7 @@ from index.artifact import (
     require_inside,
     write_json,
 )
+from index.folder import Folder
 
 BODY = {"id": "x1", "config": {"size": 3}, "parents": {}, "rows": {"ok": 2}, "versions": {}}
 
@@ -241,7 +241,8 @@ KILLED_WRITER = """
     import os, signal, sys
     from pathlib import Path
     from index import artifact
-    from index.artifact import Folder, publish
+    from index.artifact import publish
+    from index.folder import Folder
 
     remaining = int(sys.argv[2])
 

@@ -1,9 +1,10 @@
 import numpy as np
 import pytest
 
-from index.artifact import CorruptArtifactError, Folder
+from index.artifact import CorruptArtifactError
 from index.build import build_index
 from index.choose import IndexConfig
+from index.folder import Folder
 from index.lock import sole_writer
 from index.measure import exact_top_k, recall_at_k
 from index.search import Searcher

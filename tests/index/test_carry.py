@@ -9,11 +9,11 @@ import pytest
 
 from index import carry
 from index import graph as graph_module
-from index.artifact import Folder
 from index.build import build_index
 from index.carry import carry_graph, carry_map, find_earlier
 from index.choose import IndexConfig
 from index.embeddings import EmbeddingStore
+from index.folder import Folder
 from index.graph import GraphConfig, NeighbourGraph, build_graph
 from index.projection import MapConfig, build_map, open_map
 from index.search import Searcher

@@ -13,9 +13,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from index.artifact import CorruptArtifactError, Folder
+from index.artifact import CorruptArtifactError
 from index.choose import IndexConfig
 from index.embeddings import EmbeddingStore
+from index.folder import Folder
 from index.lock import sole_writer
 from index.search import Searcher
 from index.service import ProbeError
@@ -29,7 +30,7 @@ KILLED_AT_EACH_STEP = """
     import json, os, signal, sys
     import numpy as np
     import pandas, scipy.special  # what is imported late opens files as well
-    from index.artifact import Folder
+    from index.folder import Folder
     from index.choose import IndexConfig
     from index.embeddings import EmbeddingStore
     from index.update import compact_index, remove_pictures, update_index

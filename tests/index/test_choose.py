@@ -1,9 +1,9 @@
 import pytest
 
-from index.artifact import Folder
 from index.budget import Budget, parse_bytes
 from index.build import build_index
 from index.choose import IndexConfig, Recipe, candidates
+from index.folder import Folder
 
 
 def kinds(num_rows, dim=128, **settings):

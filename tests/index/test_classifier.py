@@ -2,8 +2,9 @@ import numpy as np
 import pytest
 from sklearn.linear_model import LogisticRegression
 
-from index.artifact import CorruptArtifactError, Folder, MissingArtifactError
+from index.artifact import CorruptArtifactError, MissingArtifactError
 from index.classifier import Classifier, accuracy_so_far
+from index.folder import Folder
 from index.heads import centred, fit_head, fit_logistic, fit_prototypes
 from index.labels import LabelSnapshot
 from index.search import EncoderMismatchError

@@ -4,10 +4,11 @@ import numpy as np
 import pytest
 
 from index import choose as choose_module
-from index.artifact import Folder, publish
+from index.artifact import publish
 from index.build import build_index
 from index.choose import IndexConfig
 from index.contest import choose
+from index.folder import Folder
 from index.measure import exact_top_k
 from index.search import Searcher
 from index.vectors import unit

@@ -7,10 +7,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from index.artifact import CorruptArtifactError, Folder, MissingArtifactError
+from index.artifact import CorruptArtifactError, MissingArtifactError
 from index.build import build_index
 from index.choose import IndexConfig
 from index.duplicates import DuplicateConfig, DuplicateGroups, build_duplicates
+from index.folder import Folder
 from index.graph import GraphConfig, NeighbourGraph, build_graph
 from index.search import Searcher
 

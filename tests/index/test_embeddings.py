@@ -5,8 +5,9 @@ import pyarrow.parquet as pq
 import pytest
 from pyarrow import fs as pafs
 
-from index.artifact import CorruptArtifactError, Folder, MissingArtifactError
+from index.artifact import CorruptArtifactError, MissingArtifactError
 from index.embeddings import EmbeddingStore, ShardBatch, publish_embeddings, write_shard
+from index.folder import Folder
 
 BODY = {"parents": {"encoder_id": "e", "corpus_id": "c"}, "config": {"layer": "backbone"}}
 

@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from index.artifact import CorruptArtifactError, Folder
+from index.artifact import CorruptArtifactError
 from index.classifier import Classifier
+from index.folder import Folder
 from index.predictions import Predictions
 
 CLASSIFY = """
@@ -20,7 +21,7 @@ CLASSIFY = """
 
     import numpy as np
 
-    from index.artifact import Folder
+    from index.folder import Folder
     from index.classifier import Classifier
     from index.embeddings import EmbeddingStore
     from index.labels import LabelSnapshot

@@ -8,10 +8,11 @@ from typing import Any
 
 import pytest
 
-from index.artifact import Folder, MissingArtifactError
+from index.artifact import MissingArtifactError
 from index.build import build_index
 from index.choose import IndexConfig
 from index.duplicates import DuplicateGroups
+from index.folder import Folder
 from index.graph import NeighbourGraph
 from index.projection import open_map
 from index.search import Searcher
@@ -20,7 +21,7 @@ from index.update import remove_pictures
 FIND = """
     import sys
     from index import graph
-    from index.artifact import Folder
+    from index.folder import Folder
     from index.duplicates import DuplicateConfig, build_duplicates
     from index.projection import MapConfig, build_map
     from index.search import Searcher
@@ -38,7 +39,7 @@ FIND = """
 CARRY = """
     import sys
     from index import graph
-    from index.artifact import Folder
+    from index.folder import Folder
     from index.carry import carry_graph, carry_map, find_earlier
     from index.duplicates import DuplicateConfig, build_duplicates
     from index.search import Searcher

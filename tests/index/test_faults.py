@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 
 from index import contest
-from index.artifact import CorruptArtifactError, Folder, MissingArtifactError
+from index.artifact import CorruptArtifactError, MissingArtifactError
 from index.build import build_index
 from index.choose import IndexConfig
+from index.folder import Folder
 from index.search import Searcher
 from index.vectors import unit
 from index.versions import version_names
@@ -22,7 +23,7 @@ KINDS = ["exact", "ivf", "pq", "ivf-pq", "hnsw"]
 
 BUILD_KILLED_AT_EACH_STEP = """
     import json, os, signal, sys
-    from index.artifact import Folder
+    from index.folder import Folder
     from index.build import build_index
     from index.choose import IndexConfig
     from index.embeddings import EmbeddingStore

@@ -12,9 +12,10 @@ import numpy as np
 import pytest
 
 from index import graph as graph_module
-from index.artifact import CorruptArtifactError, Folder, MissingArtifactError
+from index.artifact import CorruptArtifactError, MissingArtifactError
 from index.build import build_index
 from index.choose import IndexConfig
+from index.folder import Folder
 from index.graph import GraphConfig, NeighbourGraph, build_graph
 from index.outliers import outlier_table
 from index.search import Searcher

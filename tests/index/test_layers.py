@@ -5,9 +5,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from index.artifact import Folder
 from index.choose import IndexConfig
 from index.duplicates import DuplicateConfig, DuplicateGroups, build_duplicates
+from index.folder import Folder
 from index.graph import GraphConfig, NeighbourGraph, build_graph
 from index.id_file import read_ids, write_ids
 from index.layers import best_of

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from index.artifact import Folder
 from index.choose import IndexConfig
+from index.folder import Folder
 from index.measure import exact_top_k, recall_at_k
 from index.search import Searcher
 from index.update import Instructions, compact_index, remove_pictures, update_index

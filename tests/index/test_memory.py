@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from index.artifact import Folder
 from index.embeddings import ShardBatch, publish_embeddings, write_shard
+from index.folder import Folder
 
 # VmHWM counts anonymous memory and the pages of maps alike. The baseline is taken after a tiny
 # build of every kind, when all libraries are loaded and have made their pools.
@@ -19,7 +19,7 @@ BUILD = """
     import json, sys, tempfile
     from pathlib import Path
     import numpy as np
-    from index.artifact import Folder
+    from index.folder import Folder
     from index.build import build_index
     from index.choose import IndexConfig
     from index.embeddings import EmbeddingStore

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from index import planner, subset
-from index.artifact import Folder
 from index.build import build_index
 from index.choose import IndexConfig
+from index.folder import Folder
 from index.measure import TIE
 from index.search import Searcher
 from index.selection import Selection

@@ -5,8 +5,9 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from index.artifact import CorruptArtifactError, Folder
+from index.artifact import CorruptArtifactError
 from index.classifier import Classifier
+from index.folder import Folder
 from index.labels import LabelSnapshot
 from index.predictions import Predictions, write_predictions
 from index.search import EncoderMismatchError

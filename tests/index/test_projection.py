@@ -9,9 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from index.artifact import Folder, MissingArtifactError
+from index.artifact import MissingArtifactError
 from index.build import build_index
 from index.choose import IndexConfig
+from index.folder import Folder
 from index.projection import MapConfig, build_map, open_map
 from index.search import Searcher
 

@@ -2,9 +2,9 @@ import numpy as np
 import pytest
 
 from index import queries as queries_module
-from index.artifact import Folder
 from index.build import build_index
 from index.choose import IndexConfig
+from index.folder import Folder
 from index.measure import exact_top_k
 from index.queries import QuerySet, draw_rows, draw_samples
 from index.vector_writer import VectorWriter

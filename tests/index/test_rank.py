@@ -9,9 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from index.artifact import Folder
 from index.build import build_index
 from index.choose import IndexConfig, exact_recipe
+from index.folder import Folder
+from index.layers import refine_of
 from index.measure import TIE
 from index.part import Part, train_template
 from index.planner import Planner
@@ -152,6 +153,29 @@ def test_parts_together_propose_as_many_candidates_as_one(
     assert compared[0].shape == (10, ranker.num_wanted(5))
     truth = [nearest(searcher, query, 5, rows) for query in queries]
     assert np.mean([len({*a} & {*b}) / 5 for a, b in zip(ids.tolist(), truth, strict=True)]) > 0.9
+
+
+@pytest.mark.parametrize("limit", [1, 4 * DIM * 7, 4 * DIM * 100])
+@pytest.mark.parametrize("searcher", ["ivf-pq"], indirect=True)
+def test_candidates_compared_in_pieces_have_the_same_scores(
+    searcher: Searcher, limit: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    queries = queries_near(searcher, 9)
+    expected_ids, expected_scores = ranker_of(searcher).top(queries, 5, nprobe=3)
+    monkeypatch.setattr("index.rank.MAX_CANDIDATE_BYTES", limit)
+    ids, scores = ranker_of(searcher).top(queries, 5, nprobe=3)
+    np.testing.assert_array_equal(ids, expected_ids)
+    np.testing.assert_array_equal(scores, expected_scores)
+
+
+@pytest.mark.parametrize(
+    ("parameters", "expected"),
+    [({"nprobe": 3}, 1), ({"refine": 4}, 12), ({"refine": 4, "together": True}, 4)],
+)
+def test_in_doors_of_before_each_part_proposed_as_many(
+    parameters: dict[str, Any], expected: int
+) -> None:
+    assert refine_of({"parameters": parameters, "parts": [{}, {}, {}]}) == expected
 
 
 @pytest.mark.parametrize("share", [1.0, 0.3, 0.02])

@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from index.artifact import Folder
 from index.build import build_index
 from index.choose import IndexConfig
+from index.folder import Folder
 from index.rank import Ranker
 from index.search import EncoderMismatchError, Searcher
 

@@ -7,11 +7,12 @@ import numpy as np
 import pytest
 
 from index import artifact, drift
-from index.artifact import Folder, NewerSchemaError, open_door
+from index.artifact import NewerSchemaError, open_door
 from index.build import build_index
 from index.choose import IndexConfig
 from index.drift import Drift, imbalance
 from index.embeddings import EmbeddingStore
+from index.folder import Folder
 from index.queries import FOREIGN, QuerySet
 from index.search import Searcher
 from index.update import Instructions, compact_index, remove_pictures, update_index

@@ -6,7 +6,7 @@ from datetime import timedelta
 
 import pytest
 
-from index.artifact import Folder
+from index.folder import Folder
 from index.uri import StoreError, asking, open_uri, shown_uri
 
 NOBODY = "endpoint_override=127.0.0.1:9&scheme=http"

@@ -4,9 +4,10 @@ import shutil
 
 import pytest
 
-from index.artifact import CorruptArtifactError, Folder, MissingArtifactError
+from index.artifact import CorruptArtifactError, MissingArtifactError
 from index.build import build_index
 from index.choose import IndexConfig
+from index.folder import Folder
 from index.lock import sole_writer
 from index.search import Searcher
 from index.versions import (

@@ -15,10 +15,11 @@ from fastapi.testclient import TestClient
 
 from cluster.collection import Collection
 from cluster.workspace import Workspace
-from index.artifact import Folder, MissingArtifactError
+from index.artifact import MissingArtifactError
 from index.build import build_index
 from index.choose import IndexConfig
 from index.embeddings import EmbeddingStore, ShardBatch, publish_embeddings, write_shard
+from index.folder import Folder
 from index.search import Searcher
 from index.versions import roll_back, set_current
 from ui.session import SearchAnswer, Session

@@ -16,9 +16,9 @@ from cluster.catalog import Catalog
 from cluster.collection import Collection
 from cluster.workspace import Workspace
 from encoders.encoder import Encoder, embed_picture
-from index.artifact import Folder
 from index.choose import IndexConfig
 from index.embeddings import EmbeddingStore, ShardBatch, publish_embeddings, write_shard
+from index.folder import Folder
 from index.search import EncoderMismatchError, Searcher
 from index.update import remove_pictures, update_index
 from ui.config import UiConfig

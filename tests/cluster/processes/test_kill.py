@@ -37,7 +37,8 @@ from cluster.verify_job import CALM, TOLERANCE
 from cluster.where import CHECKOUT, Where
 from cluster.workspace import Workspace
 from encoders.recipes import simclr_small, tiny
-from index.artifact import Folder, open_door
+from index.artifact import open_door
+from index.folder import Folder
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(900)]
 
