@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import doctest
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from benchmarks.accuracy_table import compared, verdict
 from benchmarks.page import SECTIONS, render
 from benchmarks.rounds import Spread
 from benchmarks.tables import judged
+from cluster.where import CHECKOUT
 from index.trials import Difference
 
 MACHINE = {
@@ -159,3 +161,16 @@ def test_an_index_shows_its_fastest_setting_that_reaches_the_recall(tmp_path: Pa
         tmp_path, "index_curves", settings=settings, rounds=[{"graph": {**sizes, "curve": curve}}]
     )
     assert "| graph | 900 | 400 | not reached | 7 | 272 | 2 | 50 |" in render(tmp_path)
+
+
+def test_readme_says_no_number_that_the_page_does_not() -> None:
+    readme, page = (
+        (CHECKOUT / name).read_text(encoding="utf-8")
+        for name in ("README.md", "docs/benchmarks.md")
+    )
+    section = readme.partition("## Beside others")[2].partition("\n## ")[0]
+    rows = [line.split("|", 2)[2] for line in section.splitlines() if line.startswith("| ")]
+    said = [number.rstrip(",") for row in rows for number in re.findall(r"\d[\d,]*\.?\d*", row)]
+    assert len(said) > 15
+    there = {number.rstrip(",") for number in re.findall(r"\d[\d,]*\.?\d*", page)}
+    assert set(said) <= there
