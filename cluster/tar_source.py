@@ -11,7 +11,7 @@ import io
 import json
 import logging
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from itertools import islice
 from typing import Any, NamedTuple
 
@@ -47,16 +47,17 @@ class _Sample:
         self.facts: dict[str, Any] = {}
 
     def take(self, extension: str, data: bytes) -> None:
-        """Note a file beside the picture: a JSON's keys, or a text under its extension."""
-        try:
-            if extension == "json":
-                content = json.loads(data)
-                # The files beside it have names that WebDataset gives a meaning.
-                self.facts = {**content, **self.facts} if isinstance(content, dict) else self.facts
-            else:
-                self.facts[extension] = data.decode().strip()
-        except ValueError as error:
-            logger.warning("%s.%s: left out, it cannot be read (%s)", self.key, extension, error)
+        """Note a file beside the picture: a JSON's keys, or a text under its extension.
+
+        Raises:
+            ValueError: it is neither.
+        """
+        if extension == "json":
+            content = json.loads(data)
+            # The files beside it have names that WebDataset gives a meaning.
+            self.facts = {**content, **self.facts} if isinstance(content, dict) else self.facts
+        else:
+            self.facts[extension] = data.decode().strip()
 
 
 class TarSource:
@@ -69,9 +70,12 @@ class TarSource:
     def __init__(self, request: Request) -> None:
         self.skipped: list[str] = []
         self._request = request
+        self._unreadable: set[str] = set()
         wanted = [column.source for column in request.columns]
         if request.labels not in ("none", "folder"):
             wanted.append(request.labels)
+        # A wanted name may also be a key of a JSON.
+        self._beside = frozenset([*wanted, "json"]) if wanted else frozenset()
         facts = self._looked_at() if wanted else []
         for name in wanted:
             if facts and not any(name in fact for fact in facts):
@@ -97,7 +101,7 @@ class TarSource:
             if ledger.is_unchanged(container):
                 continue
             try:
-                for sample in self._samples(file):
+                for sample in self._samples(file, self._beside):
                     yield from self._rows(sample, container)
             except (OSError, tarfile.TarError) as error:
                 logger.warning("%s: not read to its end (%s)", file.path, error)
@@ -129,8 +133,13 @@ class TarSource:
     def _tars(self) -> Iterator[File]:
         return walk(self._request.place, frozenset([".tar"]), self.skipped)
 
-    def _samples(self, file: File) -> Iterator[_Sample]:
-        """Samples of a tar; one read through, and no more of it in memory than a sample."""
+    def _samples(self, file: File, beside: Collection[str] | None = None) -> Iterator[_Sample]:
+        """Samples of a tar; one read through, and no more of it in memory than a sample.
+
+        Args:
+            file: the tar.
+            beside: extensions that are read beside the pictures; None for all that can be.
+        """
         with (
             self._request.place.fs.open_input_file(file.path) as raw,
             io.BufferedReader(raw, BUFFER_BYTES) as buffered,
@@ -148,23 +157,39 @@ class TarSource:
                     if sample is not None:
                         yield sample
                     sample = _Sample(key)
-                _take(sample, member, tar, extension.lower())
+                self._take(sample, member, tar, extension.lower(), beside)
             if sample is not None:
                 yield sample
             raw.seek(tar.offset)
             if raw.read(tarfile.BLOCKSIZE) != tarfile.NUL * tarfile.BLOCKSIZE:
                 raise tarfile.ReadError("it ends without an end mark, so it may be cut short")
 
-
-def _take(sample: _Sample, member: tarfile.TarInfo, tar: tarfile.TarFile, extension: str) -> None:
-    is_picture = suffix_of(member.name) in PICTURE_SUFFIXES
-    if not is_picture and member.size > MAX_SIDECAR_BYTES:
-        return
-    opened = tar.extractfile(member)
-    data = opened.read() if opened else b""
-    if len(data) != member.size:
-        raise tarfile.ReadError(f"{member.name}: ends after {len(data)} of {member.size} bytes")
-    if is_picture:
-        sample.pictures.append(_Picture(member.name, member.offset_data, data))
-    elif extension:
-        sample.take(extension, data)
+    def _take(
+        self,
+        sample: _Sample,
+        member: tarfile.TarInfo,
+        tar: tarfile.TarFile,
+        extension: str,
+        beside: Collection[str] | None,
+    ) -> None:
+        is_picture = suffix_of(member.name) in PICTURE_SUFFIXES
+        is_asked = bool(extension) and (beside is None or extension in beside)
+        if not is_picture and (not is_asked or member.size > MAX_SIDECAR_BYTES):
+            return
+        opened = tar.extractfile(member)
+        data = opened.read() if opened else b""
+        if len(data) != member.size:
+            raise tarfile.ReadError(f"{member.name}: ends after {len(data)} of {member.size} bytes")
+        if is_picture:
+            sample.pictures.append(_Picture(member.name, member.offset_data, data))
+            return
+        try:
+            sample.take(extension, data)
+        except ValueError as error:
+            if beside is not None and extension not in self._unreadable:
+                self._unreadable.add(extension)
+                logger.warning(
+                    "%s: left out, it cannot be read (%s). Others like it are not named.",
+                    member.name,
+                    error,
+                )

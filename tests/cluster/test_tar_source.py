@@ -150,3 +150,23 @@ def test_broken_members_and_odd_names_stop_nothing(
         "empty.png": "empty",
     }
     assert contents(catalog)["a#b&c=d.png"] == make_png(0)
+
+
+@pytest.mark.parametrize("labels", ["none", "cls"])
+def test_files_beside_pictures_are_read_where_they_are_asked_for_and_named_once(
+    labels: str, tmp_path: Path, scan_here: Any, make_png: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    beside: dict[str, bytes | str] = {}
+    for i in range(4):
+        beside[f"{i}.png"] = make_png(i)
+        beside[f"{i}.npy"] = b"\x93NUMPY"
+        beside[f"{i}.cls"] = b"\xff" if i % 2 else "dog"
+    write_tar(tmp_path / "in" / "0.tar", beside)
+    report, catalog = scan_here(tmp_path / "in", labels=labels)
+    assert report["pictures"]["ok"] == 4
+    if labels == "none":
+        assert not caplog.messages
+        return
+    assert catalog.table["label"].to_pylist() == ["dog", None, "dog", None]
+    (said,) = caplog.messages
+    assert said.startswith("1.cls: left out, it cannot be read ('utf-8'")
