@@ -110,5 +110,4 @@ def _read_on_every_node(location: str, name: str) -> list[bytes | None]:
 
 def read_file(location: str, name: str) -> bytes | None:
     """The content of a file, on whichever node this runs; None when it is not there."""
-    folder = Folder.at(location)
-    return folder.read_bytes(name) if folder.exists(name) else None
+    return Folder.at(location).read_if_there(name)

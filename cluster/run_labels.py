@@ -334,7 +334,7 @@ def load_labels(folder: Folder, record: FileRecord) -> tuple[Codes, Mask]:
     Raises:
         CorruptArtifactError: the file is gone, or is not the one that was saved.
     """
-    data = folder.read_bytes(LABELS) if folder.exists(LABELS) else b""
+    data = folder.read_if_there(LABELS) or b""
     if hashlib.sha256(data).hexdigest() != record["sha256"]:
         raise CorruptArtifactError(
             f"{folder}/{LABELS}: its content is not that of the labels this run began with "

@@ -41,9 +41,10 @@ def read_run(folder: Folder) -> dict[str, Any]:
     Raises:
         CorruptArtifactError: it is damaged.
     """
-    if not folder.exists("run.json"):
+    try:
+        content = read_sealed(folder, "run.json", advice=ADVICE)
+    except FileNotFoundError:
         return {}
-    content = read_sealed(folder, "run.json", advice=ADVICE)
     if not isinstance(content.get("state"), str):
         raise CorruptArtifactError(f"{folder}/run.json: names no state. {ADVICE}")
     return content

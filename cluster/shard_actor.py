@@ -111,7 +111,7 @@ def _count_attempt(folder: Folder, shard: Shard) -> int:
         ValueError: there were so many that another will fare no better; Ray would try for ever.
     """
     name = attempts_file(shard)
-    stated = folder.read_bytes(name) if folder.exists(name) else b"0"
+    stated = folder.read_if_there(name) or b"0"
     attempts = int(stated) if stated.isdigit() else 1
     if attempts >= MAX_ATTEMPTS:
         raise ValueError(

@@ -65,8 +65,6 @@ def committed(folder: Folder, shard: Shard, verify: Verify = "sizes") -> dict[st
         verify: ``full`` compares the files' sha256, ``sizes`` only their sizes.
     """
     name = f"{SHARD_FOLDER}/{shard.name}.json"
-    if not folder.exists(name):
-        return None
     try:
         record = read_sealed(folder, name, advice="Run the job again.")
         whole = not OUT_OF_REACH & set(record["failed"]) and all(
@@ -74,6 +72,8 @@ def committed(folder: Folder, shard: Shard, verify: Verify = "sizes") -> dict[st
             and (verify == "sizes" or folder.sha256(file) == expected["sha256"])
             for file, expected in record["files"].items()
         )
+    except FileNotFoundError:  # or gone just now: another driver of a bucket began anew
+        return None
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         logger.warning("unreadable commit record, the shard is done again: %s", error)
         return None

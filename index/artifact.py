@@ -146,8 +146,6 @@ def open_door(
         CorruptArtifactError: the door or a file is damaged, of another kind, or missing.
     """
     name = door or f"{kind}.json"
-    if not folder.exists(name):
-        raise MissingArtifactError(f"{folder}: no {kind} is published here ({name} is missing)")
     content = _parse_door(folder, name, kind)
     for file_name, expected in content["files"].items():
         known = proven and _proven(folder, file_name, expected) in proven
@@ -193,9 +191,11 @@ def _proven(folder: Folder, name: str, expected: Mapping[str, Any]) -> Proven | 
 
 
 def _parse_door(folder: Folder, name: str, kind: str) -> dict[str, Any]:
-    where = f"{folder}/{name}"
+    where, data = f"{folder}/{name}", folder.read_if_there(name)
+    if data is None:
+        raise MissingArtifactError(f"{folder}: no {kind} is published here ({name} is missing)")
     try:
-        content = json.loads(folder.read_bytes(name), parse_constant=_refuse_constant)
+        content = json.loads(data, parse_constant=_refuse_constant)
         version, stated = content["schema_version"], content.pop("door_sha256")
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise CorruptArtifactError(

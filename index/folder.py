@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
+import os
 import tempfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypedDict
@@ -18,6 +20,8 @@ from index.uri import open_uri, put_file
 __all__ = ["FileRecord", "Folder"]
 
 CHUNK_BYTES = 1 << 20
+MAX_READS = 4
+"""Times that a file is read which others replace meanwhile."""
 
 
 class FileRecord(TypedDict):
@@ -78,7 +82,11 @@ class Folder:
         """Names of the files and folders directly inside, sorted; empty when it does not exist."""
         selector = pafs.FileSelector(self.path, allow_not_found=True)
         if not isinstance(self.fs, pafs.GcsFileSystem):
-            return sorted(info.base_name for info in self.fs.get_file_info(selector))
+            try:
+                found = self.fs.get_file_info(selector)
+            except FileNotFoundError:  # made by another between pyarrow's listing and its look
+                found = self.fs.get_file_info(selector)
+            return sorted(info.base_name for info in found)
         # Of Google's store pyarrow leaves folders out of a listing that does not go below them.
         selector.recursive = True
         start = len(self.path) + 1
@@ -95,14 +103,46 @@ class Folder:
         return self
 
     def read_bytes(self, name: str) -> bytes:
-        """The content of one file."""
-        with self.fs.open_input_stream(f"{self.path}/{name}") as stream:
-            return bytes(stream.read())
+        """The content of one file, as it was at one moment.
+
+        Raises:
+            FileNotFoundError: it is not there, or others deleted it meanwhile.
+            OSError: it cannot be read, or others replace it faster than it is read.
+        """
+        for _ in range(MAX_READS):
+            with self._gone_or_broken(name):
+                with self.fs.open_input_stream(f"{self.path}/{name}") as stream:
+                    data = bytes(stream.read())
+                # In a store no more is read than the object held when it was opened.
+                if self.is_local or self.size_bytes(name) in (None, len(data)):
+                    return data
+        raise OSError(
+            f"{self}/{name}: replaced by others each of the {MAX_READS} times it was read. "
+            "Wait until they are done."
+        )
+
+    def read_if_there(self, name: str) -> bytes | None:
+        """The content of one file, or None when it is not there."""
+        with contextlib.suppress(FileNotFoundError):
+            return self.read_bytes(name)
+        return None
+
+    @contextlib.contextmanager
+    def _gone_or_broken(self, name: str) -> Iterator[None]:
+        """Say of an object that was deleted as it was read that it is gone; stores do not."""
+        try:
+            yield
+        except OSError as error:
+            if self.is_local or self.exists(name):
+                raise
+            gone = FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), f"{self}/{name}")
+            raise gone from error
 
     def sha256(self, name: str) -> str:
         """Hex sha256 of a file, read in pieces of 1 MiB."""
         hasher = hashlib.sha256()
-        with self.fs.open_input_stream(f"{self.path}/{name}") as stream:
+        path = f"{self.path}/{name}"
+        with self._gone_or_broken(name), self.fs.open_input_stream(path) as stream:
             while piece := stream.read(CHUNK_BYTES):
                 hasher.update(piece)
         return hasher.hexdigest()

@@ -139,11 +139,12 @@ def open_current(
         MissingArtifactError: no index has been published here.
         CorruptArtifactError: ``CURRENT`` or its version is damaged.
     """
-    if not folder.exists(CURRENT):
+    pointer = folder.read_if_there(CURRENT)
+    if pointer is None:
         raise MissingArtifactError(
             f"{folder}: no index is published here (CURRENT is missing). Build it: lookalike index"
         )
-    match = POINTER.fullmatch(folder.read_bytes(CURRENT).decode(errors="replace"))
+    match = POINTER.fullmatch(pointer.decode(errors="replace"))
     door = None
     if match and folder.exists(f"{match[1]}/index.json"):
         door = open_door(folder / match[1], "index", verify=verify, proven=proven)
@@ -174,7 +175,7 @@ def while_current(folder: Folder, open_it: Callable[[], T]) -> T:
 
 
 def _pointer(folder: Folder) -> bytes:
-    return folder.read_bytes(CURRENT) if folder.exists(CURRENT) else b""
+    return folder.read_if_there(CURRENT) or b""
 
 
 def set_current(folder: Folder, version: str, door: Mapping[str, Any]) -> None:
