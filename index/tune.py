@@ -13,12 +13,15 @@ from index.queries import QuerySet
 
 __all__ = ["tune"]
 
+FALLEN = 2
+"""Rungs in a row below the best recall so far, after which no larger effort is tried."""
+
 
 def tune(candidate: Candidate, choosing: QuerySet, target: float) -> Tuned:
     """The setting that reaches the target at the least latency, or exact search.
 
-    Cost: for each number of candidates a result, about log2 of the number of efforts searches with
-    all queries.
+    Cost: for each number of candidates a result, searches with all queries that visit about three
+    times the lists of the last one.
     """
     tried: list[dict[str, float]] = []
     found: list[Tuned] = []
@@ -55,16 +58,28 @@ def _least_effort(
     target: float,
     tried: list[dict[str, float]],
 ) -> tuple[int, Proportion] | None:
-    """By bisection: more effort never finds less."""
-    ladder, reached = candidate.ladder(), None
-    low, high = 0, len(ladder)
-    while low < high:
-        middle = (low + high) // 2
-        hits, n = hits_of(candidate, choosing, ladder[middle], refine)
-        recall = CERTAIN if ladder[middle] == candidate.most else Proportion.exact(hits, n)
-        tried.append({"nprobe": ladder[middle], "refine": refine, "recall": round(hits / n, 6)})
+    """From below, at every second rung; then the one between.
+
+    More lists can find less where codes are short, since the same number of candidates is spread
+    over more rows: so no rung says anything of those above it, but where recall has fallen twice.
+    """
+    ladder = candidate.ladder()
+
+    def look(rung: int) -> Proportion:
+        hits, n = hits_of(candidate, choosing, ladder[rung], refine)
+        tried.append({"nprobe": ladder[rung], "refine": refine, "recall": round(hits / n, 6)})
+        return CERTAIN if ladder[rung] == candidate.most else Proportion.exact(hits, n)
+
+    rungs = sorted({*range(0, len(ladder), 2), len(ladder) - 1})
+    best, fallen = 0.0, 0
+    for rung in rungs:
+        recall = look(rung)
         if recall.low >= target:
-            reached, high = (ladder[middle], recall), middle
-        else:
-            low = middle + 1
-    return reached
+            between = look(rung - 1) if rung and rung - 1 not in rungs else recall
+            less = between is not recall and between.low >= target
+            return (ladder[rung - 1], between) if less else (ladder[rung], recall)
+        fallen = fallen + 1 if recall.value < best else 0
+        best = max(best, recall.value)
+        if fallen == FALLEN:
+            break
+    return None

@@ -4,11 +4,14 @@ import numpy as np
 import pytest
 
 from index.build import build_index
-from index.candidate import MORE_REFINES, REFINES
+from index.candidate import MORE_REFINES, REFINES, efforts
 from index.choose import IndexConfig
 from index.folder import Folder
+from index.latency import Latency
 from index.measure import exact_top_k, recall_at_k
+from index.queries import QuerySet
 from index.search import Searcher
+from index.tune import tune
 from index.vectors import unit
 
 
@@ -86,9 +89,71 @@ def test_stated_intervals_cover_the_true_recall_in_95_percent_of_200_trials(
 def test_more_candidates_are_compared_where_codes_cannot_tell_a_cluster_apart(
     make_store, clustered, tmp_path
 ):
-    vectors, _ = clustered(40_000, 16, classes=40, noise=0.3)
+    vectors, _ = clustered(40_000, 16, classes=40, noise=0.25)
     config = IndexConfig(kind="ivf-pq", num_queries=200)
     door = build_index(make_store(vectors), Folder.at(tmp_path / "ix"), config)
     assert max(step["recall"] for step in door["tried"] if step["refine"] == REFINES[-1]) < 0.95
     assert door["parameters"]["refine"] in MORE_REFINES
     assert 0.95 <= door["recall"]["low"] < 1, "an index that was searched, not an exact scan"
+
+
+class Curve:
+    """A candidate whose recall at each effort is given, with 4 candidates a result."""
+
+    refines = (4,)
+
+    def __init__(self, recalls, *, lossy=True):
+        self.recalls = dict(zip(efforts("ivf-pq", 2 ** (len(recalls) // 2)), recalls, strict=True))
+        self.most = max(self.recalls) + lossy
+        self.looked = []
+
+    def ladder(self):
+        return list(self.recalls)
+
+    def latency(self, _queries, nprobe, _refine):
+        return Latency(p50=nprobe, p95=nprobe, p99=nprobe, queries_per_s=1 / nprobe, n=1)
+
+
+@pytest.fixture
+def tuned(monkeypatch):
+    queries = QuerySet(
+        ids=np.arange(100_000),
+        vectors=np.zeros((1, 1), np.float32),
+        true_ids=np.zeros((1, 1), np.int64),
+        true_scores=np.zeros((1, 1), np.float32),
+        judging=np.zeros(1, np.bool_),
+    )
+
+    def hits(candidate, queries, nprobe, _refine):
+        candidate.looked.append(nprobe)
+        return candidate.recalls[nprobe] * len(queries.ids), len(queries.ids)
+
+    monkeypatch.setattr("index.tune.hits_of", hits)
+    return lambda candidate: tune(candidate, queries, 0.95)
+
+
+def test_more_lists_that_find_less_do_not_hide_fewer_that_find_enough(tuned):
+    # Nprobe 1, 2, 3, 4, 6, 8, ... 64: enough from 3 to 8, and less the more lists share candidates.
+    recalls = [0.5, 0.8, 0.96, 0.97, 0.97, 0.96, 0.94, 0.93, 0.92, 0.91, 0.90, 0.89]
+    found = tuned(Curve(recalls))
+    assert (found.nprobe, found.refine, found.exact) == (3, 4, False)
+
+
+def test_the_least_effort_may_lie_between_two_that_were_looked_at(tuned):
+    recalls = [0.5, 0.7, 0.8, 0.96, 0.97, 0.98, 0.99, 0.99, 0.99, 0.99, 0.99, 0.99]
+    candidate = Curve(recalls)
+    assert tuned(candidate).nprobe == 4
+    assert max(candidate.looked) == 6, "nothing far above it is tried"
+
+
+def test_where_recall_only_falls_no_more_is_tried(tuned):
+    recalls = [0.5, 0.8, 0.9, 0.92, 0.91, 0.90, 0.89, 0.88, 0.87, 0.86, 0.85, 0.84]
+    candidate = Curve(recalls)
+    assert tuned(candidate).exact
+    assert max(candidate.looked) < 64
+
+
+def test_without_codes_the_last_effort_is_exact(tuned):
+    found = tuned(Curve([0.5, 0.6, 0.7, 0.8, 0.9, 0.94], lossy=False))
+    assert (found.exact, found.nprobe) == (True, 8)
+    assert found.recall.low == 1
