@@ -12,12 +12,12 @@ import numpy as np
 
 from benchmarks.peers.index_curve import EFFORTS, Search, Served, run
 from index.build import build_index
+from index.candidate import REFINES
 from index.choose import IndexConfig
 from index.embeddings import EmbeddingStore, ShardBatch, publish_embeddings, write_shard
 from index.folder import Folder
 from index.part import Part, set_threads
 from index.rank import Ranker
-from index.tune import REFINES
 from index.vectors import VECTORS, VectorFile
 
 KINDS = ("exact", "ivf", "pq", "ivf-pq", "hnsw")
