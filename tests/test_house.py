@@ -33,6 +33,7 @@ UNSAFE_IMPORTS = {
     "shelve",
     "joblib.numpy_pickle",
 }
+BENCHMARK = re.compile(r"benchmarks/\w+\.py")
 LINK = re.compile(r"\[[^\]]*\]\((?!https?://|mailto:)([^)\s]+)\)")
 
 
@@ -232,6 +233,11 @@ def test_configuration_md_is_fresh() -> None:
 def test_benchmarks_md_is_what_the_results_give() -> None:
     page = importlib.import_module("benchmarks.page").render()
     assert text_of("docs/benchmarks.md") == page, "run: make docs"
+
+
+@pytest.mark.parametrize("path", [path for path in tracked() if BENCHMARK.fullmatch(path)])
+def test_a_benchmark_finds_what_it_imports(path: str) -> None:
+    importlib.import_module(path.removesuffix(".py").replace("/", "."))
 
 
 def test_every_setting_says_why() -> None:
