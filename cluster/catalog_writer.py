@@ -8,6 +8,7 @@ Memory: the rows of one part, in Arrow but for the last few.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import uuid
 from collections.abc import Mapping
@@ -18,7 +19,14 @@ import pyarrow.parquet as pq
 
 from cluster.catalog import catalog_schema
 from cluster.known_pictures import Ids, KnownPictures
-from index.artifact import ArtifactError, digest, library_versions, open_door, publish
+from index.artifact import (
+    ArtifactError,
+    MissingArtifactError,
+    digest,
+    library_versions,
+    open_door,
+    publish,
+)
 from index.folder import FileRecord, Folder
 
 __all__ = ["CatalogWriter", "open_for_scan"]
@@ -32,13 +40,17 @@ ARROW_ROWS = 1024
 
 def open_for_scan(folder: Folder) -> dict[str, Any] | None:
     """The door of the corpus as it is, all its parts checked; None where there is none."""
-    return open_door(folder, "corpus") if folder.exists("corpus.json") else None
+    with contextlib.suppress(MissingArtifactError):
+        return open_door(folder, "corpus")
+    return None
 
 
 class CatalogWriter:
     """Collects what one scan finds, and publishes it as further parts.
 
-    One writer at a time: hold `index.lock.sole_writer` from before this is made.
+    One writer at a time: hold `index.lock.sole_writer` from before this is made. An object store
+    has no locks: of two at once the one that would publish later is refused, and what no door names
+    is deleted after publishing alone.
 
     Args:
         folder: the corpus folder.
@@ -64,7 +76,8 @@ class CatalogWriter:
         self._num_unwritten = 0
         self._parts: dict[str, FileRecord] = dict(previous["files"]) if previous else {}
         self._parts |= self._drafted()
-        self._folder.remove_others("catalog-", keep=self._parts)
+        if folder.is_local:
+            folder.remove_others("catalog-", keep=self._parts)
         self.known = KnownPictures(folder, list(self._parts), self._schema)
         self.counts = self.known.counts.copy()
         self.next_id = len(self.known)
@@ -140,9 +153,13 @@ class CatalogWriter:
 
         Args:
             containers: size and time of the containers that have been read to their end.
+
+        Raises:
+            ValueError: in an object store, another scan published meanwhile.
         """
         if self._num_unwritten:
             self._write_part()
+        self._refuse_stale()
         door = self._previous
         if self._new_parts or door is None or door.get("containers", {}) != containers:
             body = {
@@ -160,4 +177,19 @@ class CatalogWriter:
             }
             door = publish(self._folder, "corpus", body, self._parts)
         self._folder.remove(DRAFT)
+        if not self._folder.is_local:
+            self._folder.remove_others("catalog-", keep=self._parts)
         return dict(door)
+
+    def _refuse_stale(self) -> None:
+        if self._folder.is_local:
+            return
+        try:
+            now = open_door(self._folder, "corpus", verify="sizes")["door_sha256"]
+        except MissingArtifactError:
+            now = None
+        if now != (self._previous["door_sha256"] if self._previous else None):
+            raise ValueError(
+                f"{self._folder}: another scan into this corpus ended while this one was under way "
+                "(a bucket has no locks). Scan again: what that one found will be known."
+            )
