@@ -26,6 +26,7 @@ from index.artifact import (
     library_versions,
     open_door,
     publish,
+    read_door,
 )
 from index.folder import FileRecord, Folder
 
@@ -49,8 +50,7 @@ class CatalogWriter:
     """Collects what one scan finds, and publishes it as further parts.
 
     One writer at a time: hold `index.lock.sole_writer` from before this is made. An object store
-    has no locks: of two at once the one that would publish later is refused, and what no door names
-    is deleted after publishing alone.
+    has no locks: of two at once the one that would publish later is refused.
 
     Args:
         folder: the corpus folder.
@@ -76,8 +76,7 @@ class CatalogWriter:
         self._num_unwritten = 0
         self._parts: dict[str, FileRecord] = dict(previous["files"]) if previous else {}
         self._parts |= self._drafted()
-        if folder.is_local:
-            folder.remove_others("catalog-", keep=self._parts)
+        folder.remove_others("catalog-", keep=self._parts)
         self.known = KnownPictures(folder, list(self._parts), self._schema)
         self.counts = self.known.counts.copy()
         self.next_id = len(self.known)
@@ -159,7 +158,6 @@ class CatalogWriter:
         """
         if self._num_unwritten:
             self._write_part()
-        self._refuse_stale()
         door = self._previous
         if self._new_parts or door is None or door.get("containers", {}) != containers:
             body = {
@@ -175,19 +173,16 @@ class CatalogWriter:
                 "containers": dict(sorted(containers.items())),
                 "versions": library_versions("pyarrow", "pillow"),
             }
-            door = publish(self._folder, "corpus", body, self._parts)
-        self._folder.remove(DRAFT)
-        if not self._folder.is_local:
-            self._folder.remove_others("catalog-", keep=self._parts)
+            door = publish(self._folder, "corpus", body, self._parts, unless=self._refuse_stale)
+            self._folder.remove(DRAFT)
         return dict(door)
 
     def _refuse_stale(self) -> None:
         if self._folder.is_local:
             return
-        try:
-            now = open_door(self._folder, "corpus", verify="sizes")["door_sha256"]
-        except MissingArtifactError:
-            now = None
+        now = None
+        with contextlib.suppress(MissingArtifactError):
+            now = read_door(self._folder, "corpus")["door_sha256"]
         if now != (self._previous["door_sha256"] if self._previous else None):
             raise ValueError(
                 f"{self._folder}: another scan into this corpus ended while this one was under way "

@@ -7,6 +7,7 @@ all records.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -25,6 +26,7 @@ from index.artifact import (
     digest,
     library_versions,
     open_door,
+    read_door,
 )
 from index.embeddings import (
     EmbeddingStore,
@@ -114,6 +116,7 @@ def embed(config: EmbedConfig, context: Context) -> dict[str, Any]:
         "location": workspace.location,
         "name": config.set_name,
         "encoder": config.encoder,
+        "encoder_id": encoder.encoder_id,
         "decode_limit_s": config.decode_limit_s,
     }
     job = ShardJob(
@@ -211,4 +214,15 @@ def _publish_if_new(
     files = {name: stated for record in records for name, stated in record["files"].items()}
     if previous is not None and previous["files"] == files:
         return previous
-    return publish_embeddings(folder, records, body)
+
+    def refuse_stale() -> None:
+        now = None
+        with contextlib.suppress(MissingArtifactError, CorruptArtifactError):
+            now = read_door(folder, "embeddings")
+        if now is not None and now["files"] not in (files, (previous or {}).get("files")):
+            raise ValueError(
+                f"{folder}: another job published this set while this one was under way (a bucket "
+                "has no locks). Run it again: shards that are done are kept."
+            )
+
+    return publish_embeddings(folder, records, body, unless=refuse_stale)

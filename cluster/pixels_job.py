@@ -233,7 +233,12 @@ def build_pixels(
         door = _publish(folder, job.run(context), plan, config, catalog)
         # Workers of a run that is under way have the files of the door before mapped already.
         job.clear(door)
-    return PixelCache.open(folder)
+    cache = PixelCache.open(folder)
+    if cache.plan != plan:
+        raise ValueError(
+            f"{folder}: another job published other pixels here just now. Run this one again."
+        )
+    return cache
 
 
 def _ready(folder: Folder, plan: str) -> PixelCache | None:

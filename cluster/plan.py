@@ -27,6 +27,7 @@ __all__ = [
     "Shard",
     "ShardRow",
     "plan_shards",
+    "plan_tag",
     "write_plan",
 ]
 
@@ -144,6 +145,15 @@ def write_plan(folder: Folder, shards: Sequence[Shard]) -> str:
     # Of this driver alone: another's may be of the same shards, and end sooner.
     name = f"{PLAN}{uuid.uuid4().hex[:12]}-{{sha256}}.arrow"
     return (folder / SHARD_FOLDER).write_by_content(name, write)[0]
+
+
+def plan_tag(name: str) -> str:
+    """What tells a plan's driver from others, of the plan's file name.
+
+    >>> plan_tag("plan-0123456789ab-ff.arrow")
+    '0123456789ab'
+    """
+    return name.removeprefix(PLAN).partition("-")[0]
 
 
 class Plan:

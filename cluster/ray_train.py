@@ -220,8 +220,12 @@ def _follow(
     earlier = tail.refresh()
     line.start_at(earlier[-1]["step"] if earlier else 0)
     while not finished.wait(POLL_S):
-        news.look()
-        fresh = tail.refresh()
+        try:
+            news.look()
+            fresh = tail.refresh()
+        except OSError as error:  # cut by a resumed run as it is read, or a store out of reach
+            logger.info("%s: not followed just now: %s", folder, error)
+            continue
         if not fresh:
             continue
         newest = fresh[-1]

@@ -16,7 +16,7 @@ import pyarrow as pa
 
 from cluster.decode_limit import DecodeLimit
 from cluster.fatal_pictures import find_fatal
-from cluster.plan import SHARD_FOLDER, Plan, Shard
+from cluster.plan import SHARD_FOLDER, Plan, Shard, plan_tag
 from cluster.shards import commit, committed
 from index.folder import Folder
 
@@ -74,7 +74,7 @@ class ShardActor:
     def do(self, plan: str, position: int, number: int) -> str:
         """Do and commit one shard of a plan; returns its record as JSON, or what went wrong."""
         try:
-            record = self._do(self._planned(plan, position, number))
+            record = self._do(self._planned(plan, position, number), plan)
         except (ValueError, OSError) as error:
             # As data, since Ray keeps only the text of an exception's cause.
             record = {"error": str(error), "errno": getattr(error, "errno", None)}
@@ -85,33 +85,38 @@ class ShardActor:
             self._plans[plan] = Plan(self._folder, plan)
         return self._plans[plan].shard(position, number)
 
-    def _do(self, shard: Shard) -> dict[str, Any]:
+    def _do(self, shard: Shard, plan: str) -> dict[str, Any]:
         if (done := committed(self._folder, shard)) is not None:
             return done  # by us: what we said of it was lost with a node, so Ray asks again
         started_s = time.monotonic()
-        earlier = _count_attempt(self._folder, shard)
+        earlier = _count_attempt(self._folder, shard, plan)
         limit_s = self._work.limit.seconds
         crashed = find_fatal(shard.rows, limit_s) if earlier else frozenset()
         record = self._work(shard, crashed)
         seconds = round(time.monotonic() - started_s, 3)
         done = commit(self._folder, shard, {**record, "seconds": seconds})
-        self._folder.remove(attempts_file(shard))
+        self._folder.remove(attempts_file(shard, plan))
         return done
 
 
-def attempts_file(shard: Shard) -> str:
-    """Where an actor counts how often it began this shard; gone once the shard is committed."""
-    return f"{SHARD_FOLDER}/{shard.name}.attempts"
+def attempts_file(shard: Shard, plan: str) -> str:
+    """Where actors count how often they began this shard; gone once the shard is committed.
+
+    Of one driver's plan alone: neither one that was killed nor another one in a bucket says
+    anything about the pictures.
+    """
+    return f"{SHARD_FOLDER}/{shard.name}-{plan_tag(plan)}.attempts"
 
 
-def _count_attempt(folder: Folder, shard: Shard) -> int:
+def _count_attempt(folder: Folder, shard: Shard, plan: str) -> int:
     """The number of attempts before this one; each took its worker down.
 
     Raises:
         ValueError: there were so many that another will fare no better; Ray would try for ever.
     """
-    name = attempts_file(shard)
-    stated = folder.read_if_there(name) or b"0"
+    name = attempts_file(shard, plan)
+    stated = folder.read_if_there(name)
+    stated = b"0" if stated is None else stated
     attempts = int(stated) if stated.isdigit() else 1
     if attempts >= MAX_ATTEMPTS:
         raise ValueError(

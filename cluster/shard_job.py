@@ -14,8 +14,8 @@ from typing import Any, cast
 import pyarrow as pa
 
 from cluster.context import Context
-from cluster.plan import PLAN, SHARD_FOLDER, Shard, write_plan
-from cluster.shard_actor import ShardActor, ShardError, ShardWork, attempts_file
+from cluster.plan import SHARD_FOLDER, Shard, write_plan
+from cluster.shard_actor import ShardActor, ShardError, ShardWork
 from cluster.shards import committed
 from index.folder import Folder
 
@@ -95,9 +95,7 @@ class ShardJob:
         num_rows = sum(map(len, self.shards))
         (self.folder / SHARD_FOLDER).make()
         for shard in pending:
-            # Attempts of a run that was killed say nothing about the pictures; nor is a record of
-            # any use, if there is one, since workers would take the shard for done.
-            self.folder.remove(attempts_file(shard))
+            # If there is a record it is of no use, and workers would take the shard for done.
             self.folder.remove(f"{SHARD_FOLDER}/{shard.name}.json")
         plan = write_plan(self.folder, pending)
         with context.progress(self.title, num_rows, "pictures") as line:
@@ -123,11 +121,7 @@ class ShardJob:
         named = {file for door in doors for file in door["files"]}
         named |= {f"{SHARD_FOLDER}/{shard.name}.json" for shard in self.shards}
         keep = {name.removeprefix(f"{SHARD_FOLDER}/") for name in named}
-        found = set((self.folder / SHARD_FOLDER).names())
-        if not self.folder.is_local:
-            # No lock keeps others away there: their plan is theirs.
-            keep |= {name for name in found if name.startswith(PLAN)}
-        return found - keep
+        return set((self.folder / SHARD_FOLDER).settled_names()) - keep
 
 
 class _Tally:

@@ -14,8 +14,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from index.artifact import ArtifactError, MissingArtifactError, open_door, publish
+from index.artifact import ArtifactError, MissingArtifactError, open_door, publish, write_json
 from index.folder import Folder
+from index.lock import sole_writer
 
 if TYPE_CHECKING:
     from encoders.encoder import Encoder
@@ -153,16 +154,17 @@ class Workspace:
         """
         from encoders.card import encoder_body, encoder_files
 
-        folder = self.folder("encoders", name).make()
-        kept = _keep_card(folder, encoder.encoder_id)
-        files = encoder_files(encoder)
-        for file, data in files.items():
-            folder.write_atomic(file, data)
-        body = {"parents": {}, "rows": {}, **encoder_body(encoder), **facts}
-        card = publish(folder, "encoder", body, list(files), door="card.json")
-        for file in set(folder.names()) - set(files) - kept:
-            if file.endswith(".safetensors") or file.startswith(OLDER):
-                folder.remove(file)
+        folder = self.folder("encoders", name)
+        with sole_writer(folder, "publishing this encoder"):
+            kept = _keep_card(folder, encoder.encoder_id)
+            files = encoder_files(encoder)
+            for file, data in files.items():
+                folder.write_atomic(file, data)
+            body = {"parents": {}, "rows": {}, **encoder_body(encoder), **facts}
+            card = publish(folder, "encoder", body, list(files), door="card.json")
+            for file in set(folder.settled_names()) - set(files) - kept:
+                if file.endswith(".safetensors") or file.startswith(OLDER):
+                    folder.remove(file)
         return card
 
 
@@ -180,7 +182,7 @@ def _keep_card(folder: Folder, encoder_id: str) -> set[str]:
     if before["id"] == encoder_id:
         return {name for name in folder.names() if name.startswith(OLDER)} | _older_files(folder)
     name = _older_card(before["id"])
-    folder.write_atomic(name, folder.read_bytes("card.json"))
+    write_json(folder, name, before)
     return {name, *before["files"]}
 
 

@@ -16,7 +16,7 @@ Errors (all are ``ValueError``):
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from datetime import UTC, datetime
 from typing import Any, Literal, NoReturn
 
@@ -38,6 +38,7 @@ __all__ = [
     "open_door",
     "proven_files",
     "publish",
+    "read_door",
     "require_inside",
     "require_whole",
     "write_json",
@@ -81,6 +82,7 @@ def publish(
     files: Iterable[str] | Mapping[str, FileRecord],
     *,
     door: str | None = None,
+    unless: Callable[[], None] | None = None,
 ) -> dict[str, Any]:
     """Commit an artefact: hash its files, then rename its door into place.
 
@@ -92,6 +94,7 @@ def publish(
         files: names of the artefact's files, relative to the folder; a mapping gives what
             ``write_hashed`` returned, so that they are not read again.
         door: file name of the door.
+        unless: called right before the door is written; what it raises keeps the door as it is.
 
     Returns:
         The door's content as published.
@@ -104,6 +107,8 @@ def publish(
         "files": {name: _record(folder, name, files) for name in sorted(files)},
     }
     content["door_sha256"] = digest(content)
+    if unless is not None:
+        unless()
     write_json(folder, door or f"{kind}.json", content)
     return content
 
@@ -145,8 +150,7 @@ def open_door(
         NewerSchemaError: the door's schema is newer than this code.
         CorruptArtifactError: the door or a file is damaged, of another kind, or missing.
     """
-    name = door or f"{kind}.json"
-    content = _parse_door(folder, name, kind)
+    content = read_door(folder, kind, door=door)
     for file_name, expected in content["files"].items():
         known = proven and _proven(folder, file_name, expected) in proven
         how: Verify = "sizes" if known else verify
@@ -190,7 +194,9 @@ def _proven(folder: Folder, name: str, expected: Mapping[str, Any]) -> Proven | 
     return status.st_dev, status.st_ino, expected["sha256"]
 
 
-def _parse_door(folder: Folder, name: str, kind: str) -> dict[str, Any]:
+def read_door(folder: Folder, kind: str, *, door: str | None = None) -> dict[str, Any]:
+    """Read an artefact's door alone, without a look at the files it names; see `open_door`."""
+    name = door or f"{kind}.json"
     where, data = f"{folder}/{name}", folder.read_if_there(name)
     if data is None:
         raise MissingArtifactError(f"{folder}: no {kind} is published here ({name} is missing)")
@@ -230,7 +236,13 @@ def check_file(
             f"{folder}/{name}: {found}, published with {expected['bytes']} bytes. "
             "Restore the file or make the artefact again."
         )
-    if verify == "full" and folder.sha256(name) != expected["sha256"]:
+    try:
+        same = verify == "sizes" or folder.sha256(name) == expected["sha256"]
+    except FileNotFoundError as error:
+        raise CorruptArtifactError(
+            f"{folder}/{name}: deleted while it was read. Make the artefact again."
+        ) from error
+    if not same:
         raise CorruptArtifactError(
             f"{folder}/{name}: its content changed since it was published (sha256 differs). "
             "Restore the file or make the artefact again."

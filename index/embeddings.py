@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import threading
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -49,7 +49,11 @@ MAX_REMOTE_SHARDS = 8
 
 
 def publish_embeddings(
-    folder: Folder, records: Iterable[ShardRecord | Mapping[str, Any]], body: Mapping[str, Any]
+    folder: Folder,
+    records: Iterable[ShardRecord | Mapping[str, Any]],
+    body: Mapping[str, Any],
+    *,
+    unless: Callable[[], None] | None = None,
 ) -> dict[str, Any]:
     """Commit an embedding set over the shards of the given commit records.
 
@@ -57,6 +61,7 @@ def publish_embeddings(
         folder: where the shards lie.
         records: commit records, in any order; extra keys are fine.
         body: at least ``parents`` with ``encoder_id``, and ``config`` with ``layer``.
+        unless: called right before the door is written; what it raises keeps the door as it is.
 
     Returns:
         The door. Its ``id`` follows from encoder, layer and the bytes of all shards; ``mean`` is
@@ -86,7 +91,7 @@ def publish_embeddings(
         "mean": [float(x) for x in total / max(counts["ok"], 1)],
         "shards": [_shard_summary(shard) for shard in shards],
     }
-    return publish(folder, "embeddings", content, files)
+    return publish(folder, "embeddings", content, files, unless=unless)
 
 
 def _common_dim(folder: Folder, shards: Sequence[Mapping[str, Any]]) -> int:

@@ -7,6 +7,7 @@ import errno
 import hashlib
 import os
 import tempfile
+import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,7 @@ __all__ = ["FileRecord", "Folder"]
 CHUNK_BYTES = 1 << 20
 MAX_READS = 4
 """Times that a file is read which others replace meanwhile."""
+SETTLED_NS = 24 * 3600 * 10**9
 
 
 class FileRecord(TypedDict):
@@ -109,13 +111,24 @@ class Folder:
             FileNotFoundError: it is not there, or others deleted it meanwhile.
             OSError: it cannot be read, or others replace it faster than it is read.
         """
-        for _ in range(MAX_READS):
-            with self._gone_or_broken(name):
-                with self.fs.open_input_stream(f"{self.path}/{name}") as stream:
-                    data = bytes(stream.read())
-                # In a store no more is read than the object held when it was opened.
-                if self.is_local or self.size_bytes(name) in (None, len(data)):
-                    return data
+        for left in reversed(range(MAX_READS)):
+            try:
+                file = self.fs.open_input_file(f"{self.path}/{name}")
+            except NotADirectoryError as error:
+                raise self._gone(name) from error
+            with file:
+                try:
+                    with self._said_if_gone(name):
+                        data = bytes(file.read())
+                except FileNotFoundError:
+                    raise
+                except (OSError, ValueError):  # pyarrow's "closed file", of Google's store
+                    if self.is_local or not left:
+                        raise
+                    continue
+            # In a store no more is read than the object held when it was opened.
+            if self.is_local or self.size_bytes(name) in (None, len(data)):
+                return data
         raise OSError(
             f"{self}/{name}: replaced by others each of the {MAX_READS} times it was read. "
             "Wait until they are done."
@@ -127,25 +140,29 @@ class Folder:
             return self.read_bytes(name)
         return None
 
-    @contextlib.contextmanager
-    def _gone_or_broken(self, name: str) -> Iterator[None]:
-        """Say of an object that was deleted as it was read that it is gone; stores do not."""
-        try:
-            yield
-        except OSError as error:
-            if self.is_local or self.exists(name):
-                raise
-            gone = FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), f"{self}/{name}")
-            raise gone from error
-
     def sha256(self, name: str) -> str:
         """Hex sha256 of a file, read in pieces of 1 MiB."""
         hasher = hashlib.sha256()
-        path = f"{self.path}/{name}"
-        with self._gone_or_broken(name), self.fs.open_input_stream(path) as stream:
+        with self.fs.open_input_stream(f"{self.path}/{name}") as stream, self._said_if_gone(name):
             while piece := stream.read(CHUNK_BYTES):
                 hasher.update(piece)
         return hasher.hexdigest()
+
+    @contextlib.contextmanager
+    def _said_if_gone(self, name: str) -> Iterator[None]:
+        """Say of an object that was deleted as it was read that it is gone; stores do not."""
+        try:
+            yield
+        except (OSError, ValueError) as error:
+            there = True
+            with contextlib.suppress(OSError):
+                there = self.is_local or self.exists(name)
+            if there:
+                raise
+            raise self._gone(name) from error
+
+    def _gone(self, name: str) -> FileNotFoundError:
+        return FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), f"{self}/{name}")
 
     def remove(self, name: str) -> None:
         """Delete one file; a file that is already gone is fine."""
@@ -153,10 +170,26 @@ class Folder:
             self.fs.delete_file(f"{self.path}/{name}")
 
     def remove_others(self, prefix: str, *, keep: Iterable[str]) -> None:
-        """Delete the files directly inside whose name starts with ``prefix``, but for ``keep``."""
-        for name in set(self.names()) - set(keep):
+        """Delete the files directly inside whose name starts with ``prefix``, but for ``keep``.
+
+        In an object store, only those of `settled_names`.
+        """
+        for name in set(self.settled_names()) - set(keep):
             if name.startswith(prefix):
                 self.remove(name)
+
+    def settled_names(self) -> list[str]:
+        """Names of the files directly inside that no job under way is about to publish.
+
+        On a disk all of them, as whoever asks holds the lock. An object store has none, so that
+        those count which have been there for a day.
+        """
+        if self.is_local:
+            return self.names()
+        selector = pafs.FileSelector(self.path, allow_not_found=True)
+        until_ns = time.time_ns() - SETTLED_NS
+        found = (info for info in self.fs.get_file_info(selector) if info.is_file)
+        return sorted(info.base_name for info in found if (info.mtime_ns or 0) <= until_ns)
 
     def link(self, name: str, source: Folder) -> None:
         """Take over a file of another local folder under its name; where links fail, by a copy."""

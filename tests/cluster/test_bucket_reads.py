@@ -21,8 +21,8 @@ class Meanwhile:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._fs, name)
 
-    def open_input_stream(self, path: str) -> Any:
-        stream = self._fs.open_input_stream(path)
+    def open_input_file(self, path: str) -> Any:
+        stream = self._fs.open_input_file(path)
         self._happens()
         return stream
 

@@ -14,6 +14,7 @@ from cluster.context import Context
 from cluster.picture_uri import Place
 from cluster.scan_job import ScanConfig, scan
 from cluster.workspace import Workspace
+from index import folder as folders
 
 
 def test_of_two_scans_at_once_one_publishes_and_nothing_is_lost(
@@ -40,6 +41,7 @@ def test_of_two_scans_at_once_one_publishes_and_nothing_is_lost(
         assert len(whole.ok) == num_pictures
         if num_pictures == 6:
             (source / "seventh.png").write_bytes(first + b"\0")
+    monkeypatch.setattr(folders, "SETTLED_NS", 0)  # as if a day had passed
     again = scan(config, context)
     folder = workspace.folder("corpora", "digits")
     door = Catalog.open(folder).door

@@ -14,7 +14,7 @@ from cluster.decode_limit import DecodeLimit
 from cluster.embed_job import EmbedConfig, embed
 from cluster.plan import Plan, plan_shards, write_plan
 from cluster.scan_job import ScanConfig, scan
-from cluster.shard_actor import ShardActor
+from cluster.shard_actor import ShardActor, attempts_file
 from cluster.shards import commit, committed
 from cluster.workspace import Workspace
 from index.artifact import CorruptArtifactError
@@ -180,8 +180,8 @@ def test_a_garbled_count_of_attempts_is_one_attempt(record: Any) -> None:
             return {"rows": 4, "ok": 4, "failed": {}, "files": {}}
 
     folder.remove(f"shards/{shard.name}.json")
-    folder.write_atomic(f"shards/{shard.name}.attempts", b"\xff")
     plan = write_plan(folder, [shard])
+    folder.write_atomic(attempts_file(shard, plan), b"\xff")
     actor = ShardActor(location, folder.path, Work, {})
     assert json.loads(actor.do(plan, 0, shard.number))["ok"] == 4
     assert seen == [frozenset()]

@@ -22,7 +22,7 @@ from cluster.context import Context
 from cluster.pixels_job import PixelCache, PixelWork, build_pixels
 from cluster.plan import PLAN, Plan, Shard, ShardRow, plan_shards, write_plan
 from cluster.scan_job import ScanConfig, scan
-from cluster.shard_actor import ShardActor, ShardError
+from cluster.shard_actor import ShardActor, ShardError, attempts_file
 from cluster.shard_job import ErrorBudgetError, ShardJob
 from cluster.shards import commit, committed, read_picture
 from cluster.where import Profile
@@ -110,7 +110,7 @@ def test_work_is_committed_once_and_found_again(context: Context, catalog: Catal
     done = json.loads(worker(planned(folder, shard))["record"][0].as_py())
     assert (done["rows"], done["ok"], done["failed"]) == (20, 20, {})
     assert committed(folder, shard) == done
-    assert not folder.exists(f"shards/{shard.name}.attempts")
+    assert not [name for name in (folder / "shards").names() if name.endswith(".attempts")]
 
 
 def test_a_shard_whose_pictures_were_out_of_reach_is_done_again(
@@ -182,8 +182,9 @@ def test_a_shard_that_keeps_killing_its_worker_is_refused(
 ) -> None:
     worker, folder = actor(context)
     (shard,) = plan_shards(catalog, key="k", shard_rows=100)
-    folder.write_atomic(f"shards/{shard.name}.attempts", b"3")
-    refused = json.loads(worker(planned(folder, shard))["record"][0].as_py())
+    sent = planned(folder, shard)
+    folder.write_atomic(attempts_file(shard, sent["plan"][0].as_py()), b"3")
+    refused = json.loads(worker(sent)["record"][0].as_py())
     assert "its worker died 3 times" in refused["error"]
     assert committed(folder, shard) is None
 
@@ -325,6 +326,10 @@ def test_a_disk_that_takes_no_more_leaves_nothing_half_written(
         failed = json.loads(worker(sent)["record"][0].as_py())
     assert failed["errno"] == errno.EFBIG
     assert committed(folder, shard) is None
-    assert (folder / "shards").names() == [f"{shard.name}.attempts", sent["plan"][0].as_py()]
+    plan = sent["plan"][0].as_py()
+    assert {f"shards/{name}" for name in (folder / "shards").names()} == {
+        attempts_file(shard, plan),
+        f"shards/{plan}",
+    }
     done = json.loads(worker(planned(folder, shard))["record"][0].as_py())
     assert done["ok"] == 20
