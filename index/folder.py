@@ -182,7 +182,7 @@ class Folder:
         """Names of the files directly inside that no job under way is about to publish.
 
         On a disk all of them, as whoever asks holds the lock. An object store has none, so that
-        those count which have been there for a day.
+        those count which have been there for a day, or do not say for how long.
         """
         if self.is_local:
             return self.names()
