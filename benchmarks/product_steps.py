@@ -21,9 +21,9 @@ import torch
 
 from cluster.catalog import open_corpus
 from cluster.context import Context
+from cluster.kept_memory import kept_memory
 from cluster.pixels_job import build_pixels
 from cluster.pretrain_job import PretrainJobConfig, pretrain
-from cluster.ray_train import kept_memory
 from cluster.run_watch import examined_pictures
 from cluster.runlog import read_metrics
 from cluster.scan_job import ScanConfig, scan

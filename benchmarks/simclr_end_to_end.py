@@ -16,7 +16,7 @@ import numpy as np
 
 from benchmarks import measuring
 from benchmarks.pictures import fashion_mnist, write_png
-from cluster.ray_train import kept_memory
+from cluster.kept_memory import kept_memory
 from cluster.where import num_cores
 
 SEED = 0

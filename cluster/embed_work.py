@@ -25,6 +25,7 @@ from cluster.embed_decode import (
     in_order,
     in_pieces,
 )
+from cluster.kept_memory import keep_memory
 from cluster.plan import Shard, ShardRow
 from cluster.where import Profile
 from cluster.workspace import Workspace
@@ -59,6 +60,8 @@ class EmbedWork:
     ) -> None:
         workspace = Workspace.at(location)
         on_gpu = profile.gpus_per_actor > 0
+        if not on_gpu:  # where the network's tensors are in main memory
+            keep_memory()
         loaded = _opened(workspace, encoder, form["encoder_id"]).to("cuda" if on_gpu else "cpu")
         self._folder = workspace.folder("embeddings", name)
         self._encoder, self._layer = loaded, form["layer"]

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import platform
 import threading
 import uuid
 from collections.abc import Callable, Iterator
@@ -15,6 +14,7 @@ from typing import Any, cast
 
 from cluster.context import Context, ProgressLine
 from cluster.interrupt import until_interrupted
+from cluster.kept_memory import kept_memory
 from cluster.pretrain_worker import train_worker
 from cluster.pulse import ask_to_stop
 from cluster.run_news import RunNews
@@ -23,12 +23,11 @@ from cluster.where import Profile, Where
 from cluster.worker_plan import WorkerPlan
 from index.folder import Folder
 
-__all__ = ["ASKED", "check_room", "fit", "kept_memory", "run_workers", "scaling", "scratch"]
+__all__ = ["ASKED", "check_room", "fit", "run_workers", "scaling", "scratch"]
 
 logger = logging.getLogger(__name__)
 
 POLL_S = 1.0
-KEEPING_GLIBC = (2, 35)
 ASKED = "somebody asked it to"
 
 
@@ -159,23 +158,6 @@ def run_workers(
     )
     result: Any = trainer.fit()
     return dict(result.return_value)
-
-
-def kept_memory() -> dict[str, str]:
-    """Environment in which glibc keeps the memory of freed tensors for the next step.
-
-    Otherwise each step hands its tensors back and asks the kernel for them anew, page by page. One
-    arena, since others can not keep blocks as large as tensors. Older versions refuse a threshold
-    this high, and would be slower with the rest alone.
-    """
-    library, version = platform.libc_ver()
-    if library != "glibc" or tuple(map(int, version.split("."))) < KEEPING_GLIBC:
-        return {}
-    return {
-        "MALLOC_ARENA_MAX": "1",
-        "MALLOC_MMAP_THRESHOLD_": str(1 << 30),
-        "MALLOC_TRIM_THRESHOLD_": str(1 << 32),
-    }
 
 
 @contextlib.contextmanager

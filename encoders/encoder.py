@@ -228,7 +228,7 @@ def normalise(images_N3SS: Tensor, config: PreprocessConfig) -> Tensor:
     """
     mean = images_N3SS.new_tensor(config.mean).view(3, 1, 1)
     std = images_N3SS.new_tensor(config.std).view(3, 1, 1)
-    return ((images_N3SS - mean) / std).contiguous(memory_format=torch.channels_last)
+    return (images_N3SS - mean).div_(std).contiguous(memory_format=torch.channels_last)
 
 
 def embed_picture(

@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import io
 import os
-import platform
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -18,54 +15,8 @@ from rich.console import Console
 
 from cluster import ray_train
 from cluster.context import Context
-from cluster.ray_train import fit, kept_memory
+from cluster.ray_train import fit
 from cluster.workspace import Workspace
-
-# Ten times 60 MB in a thread, as a worker's loop is; prints the page faults of all but the first.
-# For larger arrays NumPy asks for huge pages, which torch does not.
-PROGRAM = """
-import resource, threading
-import numpy as np
-def faults():
-    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-def work():
-    for turn in range(10):
-        if turn == 1:
-            before = faults()
-        arrays = [np.full(750_000, 1, dtype=np.float32) for _ in range(20)]
-        del arrays
-    print(faults() - before)
-thread = threading.Thread(target=work)
-thread.start()
-thread.join()
-"""
-PAGES = 60_000_000 // 4096
-
-
-def page_faults(settings: dict[str, str]) -> int:
-    """Of the program under these settings of glibc."""
-    done = subprocess.run(
-        [sys.executable, "-c", PROGRAM],
-        env={**os.environ, **settings},
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    return int(done.stdout)
-
-
-@pytest.mark.skipif(not kept_memory(), reason="this C library has no such settings")
-def test_a_worker_s_memory_is_kept_from_step_to_step() -> None:
-    assert page_faults(kept_memory()) < PAGES // 10
-    assert page_faults({}) > PAGES
-
-
-@pytest.mark.parametrize("found", [("glibc", "2.31"), ("", ""), ("libc", "6")], ids=str)
-def test_other_c_libraries_are_left_as_they_are(
-    monkeypatch: pytest.MonkeyPatch, found: tuple[str, str]
-) -> None:
-    monkeypatch.setattr(platform, "libc_ver", lambda: found)
-    assert kept_memory() == {}
 
 
 @pytest.mark.ray
