@@ -146,6 +146,7 @@ def test_vectors_are_the_same_bit_for_bit_whoever_decodes(
             location=library.location,
             name="set",
             encoder="tiny",
+            encoder_id=library.workspace.encoder_id("tiny"),
             profile=Profile(**fields),
             layer="backbone",
             thumbnail_edge=64,

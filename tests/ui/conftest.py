@@ -112,6 +112,7 @@ def _embed(workspace: Workspace, encoder: Encoder) -> None:
         location=workspace.location,
         name=INDEX,
         encoder="fresh",
+        encoder_id=encoder.encoder_id,
         profile=Profile(cpus_per_actor=1),
         **form,
     )
