@@ -64,7 +64,11 @@ class ShardActor:
         arguments: dict[str, Any],
     ) -> None:
         self._folder = Folder(Folder.at(location).fs, folder_path)
-        self._work = make_work(**arguments)
+        self._work: ShardWork | ValueError | OSError
+        try:
+            self._work = make_work(**arguments)
+        except (ValueError, OSError) as error:  # said of each shard: Ray prints a constructor's
+            self._work = error
         self._plans: dict[str, Plan] = {}
 
     def __call__(self, batch: pa.Table) -> pa.Table:
@@ -74,7 +78,9 @@ class ShardActor:
     def do(self, plan: str, position: int, number: int) -> str:
         """Do and commit one shard of a plan; returns its record as JSON, or what went wrong."""
         try:
-            record = self._do(self._planned(plan, position, number), plan)
+            if isinstance(self._work, Exception):
+                raise self._work
+            record = self._do(self._work, self._planned(plan, position, number), plan)
         except (ValueError, OSError) as error:
             # As data, since Ray keeps only the text of an exception's cause.
             record = {"error": str(error), "errno": getattr(error, "errno", None)}
@@ -85,14 +91,14 @@ class ShardActor:
             self._plans[plan] = Plan(self._folder, plan)
         return self._plans[plan].shard(position, number)
 
-    def _do(self, shard: Shard, plan: str) -> dict[str, Any]:
+    def _do(self, work: ShardWork, shard: Shard, plan: str) -> dict[str, Any]:
         if (done := committed(self._folder, shard)) is not None:
             return done  # by us: what we said of it was lost with a node, so Ray asks again
         started_s = time.monotonic()
         earlier = _count_attempt(self._folder, shard, plan)
-        limit_s = self._work.limit.seconds
+        limit_s = work.limit.seconds
         crashed = find_fatal(shard.rows, limit_s) if earlier else frozenset()
-        record = self._work(shard, crashed)
+        record = work(shard, crashed)
         seconds = round(time.monotonic() - started_s, 3)
         done = commit(self._folder, shard, {**record, "seconds": seconds})
         self._folder.remove(attempts_file(shard, plan))
