@@ -130,10 +130,10 @@ def embed(config: EmbedConfig, context: Context) -> dict[str, Any]:
     )
     body = _body(config, catalog, encoder, key)
     with sole_writer(folder, "embedding into this set"):
-        previous = _published(folder)
+        previous, standing = _published(folder), _standing(folder)
         _require_same_lineage(previous, body, folder)
         records = job.run(context)
-        door = _publish_if_new(folder, previous, records, body)
+        door = _publish_if_new(folder, previous, standing, records, body)
         job.clear(door, previous or door)
     return {
         "embeddings": config.set_name,
@@ -188,6 +188,13 @@ def _published(folder: Folder) -> dict[str, Any] | None:
         return None
 
 
+def _standing(folder: Folder) -> dict[str, Any] | None:
+    """The door as it stands, whatever became of its files."""
+    with contextlib.suppress(MissingArtifactError, CorruptArtifactError):
+        return read_door(folder, "embeddings")
+    return None
+
+
 def _require_same_lineage(
     previous: dict[str, Any] | None, body: dict[str, Any], folder: Folder
 ) -> None:
@@ -207,6 +214,7 @@ def _require_same_lineage(
 def _publish_if_new(
     folder: Folder,
     previous: dict[str, Any] | None,
+    standing: dict[str, Any] | None,
     records: list[dict[str, Any]],
     body: dict[str, Any],
 ) -> dict[str, Any]:
@@ -216,10 +224,8 @@ def _publish_if_new(
         return previous
 
     def refuse_stale() -> None:
-        now = None
-        with contextlib.suppress(MissingArtifactError, CorruptArtifactError):
-            now = read_door(folder, "embeddings")
-        if now is not None and now["files"] not in (files, (previous or {}).get("files")):
+        now = _standing(folder)
+        if now is not None and now["files"] not in (files, (standing or {}).get("files")):
             raise ValueError(
                 f"{folder}: another job published this set while this one was under way (a bucket "
                 "has no locks). Run it again: shards that are done are kept."

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -168,3 +169,14 @@ def test_a_file_that_vanishes_as_it_is_checked_is_damage(
     monkeypatch.setattr(Folder, "sha256", vanish)
     with pytest.raises(CorruptArtifactError, match="deleted while it was read"):
         open_door(folder, "encoder", door="card.json")
+
+
+def test_a_damaged_set_of_a_corpus_that_grew_is_mended(here: Context, tmp_path: Any) -> None:
+    embed(CONFIG, here)
+    folder = here.workspace.folder("embeddings", "set")
+    folder.remove(EmbeddingStore.open(folder).door["shards"][0]["vectors"])
+    config = Catalog.open(here.workspace.folder("corpora", "digits")).door["config"]
+    source = Path(config["folder"])
+    (source / "new.png").write_bytes(next(source.rglob("*.png")).read_bytes())
+    scan(ScanConfig(source=str(source), corpus="digits"), here)
+    assert embed(CONFIG, here)["pictures"] == {"ok": 11}
