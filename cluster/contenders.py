@@ -244,21 +244,11 @@ def embed_sources(
             name = source.entrant.name
             if name not in opened:
                 opened.clear()  # before the next one is loaded, so that one is in memory
-                opened[name] = _opened(workspace, source.entrant).to(preferred_device())
+                encoder = workspace.open_very_encoder(name, source.entrant.card["id"])
+                opened[name] = encoder.to(preferred_device())
             embed = partial(opened[name].embed, layer=source.layer or "backbone")
         vectors = np.concatenate([embed(pixels) for pixels in sample.pixels(source.look)])
         yield source, vectors, embed(sample.queries[source.look])
-
-
-def _opened(workspace: Workspace, entrant: Entrant) -> Encoder:
-    """The very encoder whose card was read: its name may be another's by now."""
-    encoder = workspace.open_encoder(entrant.name, encoder_id=entrant.card["id"])
-    if encoder.encoder_id != entrant.card["id"]:
-        raise ValueError(
-            f"encoder {entrant.name!r}: another was published under this name while it was being "
-            "evaluated. Evaluate again."
-        )
-    return encoder
 
 
 def _distorted(

@@ -29,7 +29,6 @@ from cluster.kept_memory import keep_memory
 from cluster.plan import Shard, ShardRow
 from cluster.where import Profile
 from cluster.workspace import Workspace
-from encoders.encoder import Encoder
 from index.embeddings import ShardBatch, write_shard
 
 __all__ = ["EmbedWork", "pass_rows", "work_report"]
@@ -62,7 +61,8 @@ class EmbedWork:
         on_gpu = profile.gpus_per_actor > 0
         if not on_gpu:  # where the network's tensors are in main memory
             keep_memory()
-        loaded = _opened(workspace, encoder, form["encoder_id"]).to("cuda" if on_gpu else "cpu")
+        loaded = workspace.open_very_encoder(encoder, form["encoder_id"])
+        loaded.to("cuda" if on_gpu else "cpu")
         self._folder = workspace.folder("embeddings", name)
         self._encoder, self._layer = loaded, form["layer"]
         self.limit = DecodeLimit(form["decode_limit_s"])
@@ -164,17 +164,6 @@ def pass_rows(size: int, *, on_gpu: bool) -> int:
         return GPU_ROWS
     fit = PASS_PIXELS // size**2
     return int(min(MOST_ROWS, max(LEAST_ROWS, 1 << max(0, fit.bit_length() - 1))))
-
-
-def _opened(workspace: Workspace, name: str, encoder_id: str) -> Encoder:
-    """The very encoder that the driver saw: its name may be another's by now."""
-    encoder = workspace.open_encoder(name, encoder_id=encoder_id)
-    if encoder.encoder_id != encoder_id:
-        raise ValueError(
-            f"encoder {name!r}: is {encoder.encoder_id[:12]} now and was {encoder_id[:12]} when "
-            "this job began. Run it again: what the newer one embeds is kept apart."
-        )
-    return encoder
 
 
 def _compute_alone() -> None:

@@ -133,6 +133,16 @@ class Workspace:
         body = open_door(folder, "encoder", door=door)
         return load_encoder(body, {file: folder.read_bytes(file) for file in body["files"]})
 
+    def open_very_encoder(self, name: str, encoder_id: str) -> Encoder:
+        """The encoder that a job under way began with, or ``ValueError`` where it is no more."""
+        encoder = self.open_encoder(name, encoder_id=encoder_id)
+        if encoder.encoder_id != encoder_id:
+            raise ValueError(
+                f"encoder {name!r}: is {encoder.encoder_id[:12]} now and was {encoder_id[:12]} when"
+                " this job began. Run it again: what is made with the newer one is kept apart."
+            )
+        return encoder
+
     def encoder_id(self, name: str) -> str:
         """Identity of a published encoder, by its card alone."""
         folder = self.require(
