@@ -14,7 +14,7 @@ from index.drift import delta_bound
 from index.embeddings import EmbeddingStore
 from index.id_file import NO_IDS
 from index.vector_sets import StoredVectors
-from index.vectors import Float16s, Ids, locate, require_ids
+from index.vectors import Float16s, Ids, locate, require_ids, rising
 
 __all__ = ["Difference", "Wanted", "compare"]
 
@@ -35,7 +35,7 @@ class Wanted:
     def of(cls, store: EmbeddingStore, removed: Ids, gone: Ids) -> Wanted:
         """What is left of a set without pictures removed by hand, and those whose file is gone."""
         ids = store.ids()
-        absent = np.unique(gone)
+        absent = rising(gone)
         # What is not embedded any more need not be left out, and would change what it is.
         leave = Leave(removed=removed, gone=absent[locate(ids, absent)[1]])
         return cls(ids=ids[~locate(leave.ids, ids)[1]], leave=leave)

@@ -31,7 +31,7 @@ from index.ranking import Ranking
 from index.reach import Matches, within_reach
 from index.selection import Selection
 from index.vector_sets import iter_rows
-from index.vectors import Floats, Ids
+from index.vectors import Floats, Ids, rising
 from index.versions import open_current, while_current
 
 __all__ = ["EncoderMismatchError", "Hits", "Searcher", "require_same_encoder"]
@@ -189,7 +189,7 @@ class Searcher:
         if isinstance(k, bool) or not isinstance(k, int | np.integer) or k < 1:
             raise ValueError(f"k is {k!r}; ask for at least 1 result")
         queries = self._checked(queries_QD)
-        exclude = NO_IDS if exclude_ids is None else np.unique(np.asarray(exclude_ids, np.int64))
+        exclude = NO_IDS if exclude_ids is None else rising(exclude_ids)
         if self._threads is not None:
             faiss.omp_set_num_threads(self._threads)  # OpenMP keeps it per calling thread
 
@@ -262,7 +262,7 @@ class Searcher:
         chosen = Selection(self.ids, np.arange(len(self))) if within is None else within
         chosen.require_of(self.ids)
         if exclude_ids is not None:
-            chosen = chosen.without(np.unique(np.asarray(exclude_ids, np.int64)))
+            chosen = chosen.without(rising(exclude_ids))
         batches = iter_rows(self._vectors, chosen.rows)
         return within_reach(queries, min_score, limit, batches, any_of=any_of)
 

@@ -12,7 +12,7 @@ import faiss as faiss_library
 import numpy as np
 from numpy.typing import NDArray
 
-from index.vectors import Ids, locate
+from index.vectors import Ids, locate, rising
 
 __all__ = ["Selection", "not_any_of", "selector_of"]
 
@@ -43,8 +43,7 @@ class Selection:
             all_ids_N: int64 ids of the index, rising.
             wanted: int64 ids; unknown ones are left out, as a corpus grows after its index.
         """
-        wanted = np.unique(np.asarray(wanted, np.int64))
-        rows, known = locate(all_ids_N, wanted)
+        rows, known = locate(all_ids_N, rising(wanted))
         return cls(all_ids_N, rows[known])
 
     def __len__(self) -> int:
