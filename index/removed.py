@@ -52,7 +52,7 @@ def removed_despite_damage(folder: Folder) -> Ids:
             raise ValueError("its ids do not rise")
     except (ValueError, OSError, KeyError, pa.ArrowException) as error:
         raise CorruptArtifactError(
-            f"{inside}/{REMOVED}: damaged ({error}), and with it the list of pictures that were "
+            f"{inside}/{REMOVED}: damaged, and with it the list of pictures that were "
             "removed by hand; an index built without it would show them again. Put an older "
             "version in service, with the list that it has: lookalike versions --index NAME "
             f"--rollback VERSION. Or, to have every picture back, delete the folder {folder}."
