@@ -23,6 +23,17 @@ def test_a_picture_of_the_corpus_finds_itself_first(library: Any) -> None:
     np.testing.assert_array_equal(collection.ids(), np.arange(30))
 
 
+def test_a_filter_on_a_column_of_times_takes_days_times_and_offsets(listed: Any) -> None:
+    collection = Collection.open(listed.workspace, listed.index)
+    assert str(collection.catalog.table.schema.field("taken").type) == "timestamp[us, tz=UTC]"
+    for where, expected in (
+        ("taken > '2026-01-08'", [8, 9]),
+        ("taken >= '2026-01-09 00:00' or taken = '2026-01-01T00:00:00Z'", [0, 8, 9]),
+        ("taken in ('2026-01-03', '2026-01-04T01:00:00+01:00')", [2, 3]),
+    ):
+        assert collection.select(where).ids.tolist() == expected, where
+
+
 def test_a_corpus_made_anew_under_the_same_name_is_refused(library: Any) -> None:
     shutil.rmtree(library.folder("corpora", "digits").local_path())
     next(library.pictures.rglob("*.png")).unlink()
