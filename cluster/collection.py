@@ -23,6 +23,7 @@ from index.duplicates import DuplicateGroups
 from index.embeddings import EmbeddingStore
 from index.examples import example_queries
 from index.filters import matching
+from index.graph import search_others
 from index.planner import Plan
 from index.ranking import Ranking
 from index.search import Hits, Searcher
@@ -183,8 +184,7 @@ class Collection:
 
     def search_ids(self, ids: np.ndarray | list[int], k: int) -> Hits:
         """The k others most like each indexed picture; ``KeyError`` for an id not indexed."""
-        wanted = np.asarray(ids, dtype=np.int64)
-        return self.searcher.search(self.vectors(wanted), k, exclude_ids=wanted)
+        return search_others(self.searcher, np.asarray(ids, dtype=np.int64), k)
 
     def find(self, query: SearchQuery, *, hidden: frozenset[str] = frozenset()) -> Found:
         """Answer a query; examples that are in the index are left out of the results.
