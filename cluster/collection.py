@@ -5,7 +5,6 @@ The one way from a picture to its neighbours, for the command line and the web a
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -15,14 +14,16 @@ import numpy as np
 import pyarrow as pa
 
 from cluster.catalog import Catalog, CatalogRow, open_corpus
+from cluster.kept_selections import KeptSelections
 from cluster.query import Example, SearchQuery
 from cluster.workspace import Workspace
 from encoders.encoder import Encoder, Layer, embed_picture
-from index.artifact import ArtifactError
+from index.artifact import ArtifactError, read_door
 from index.duplicates import DuplicateGroups
 from index.embeddings import EmbeddingStore
 from index.examples import example_queries
 from index.filters import matching
+from index.graph import search_others
 from index.planner import Plan
 from index.ranking import Ranking
 from index.search import Hits, Searcher
@@ -31,8 +32,6 @@ from index.vectors import Floats, Ids
 
 __all__ = ["Collection", "Found"]
 
-MAX_SELECTIONS = 16
-"""Filters whose pictures are remembered."""
 MAX_REACHING = 100_000
 """Pictures above a lowest score that are ranked; beyond it, the answer is flagged ``limited``."""
 
@@ -66,8 +65,7 @@ class Collection:
         self.encoder_name = searcher.parents["encoder"]
         self.embeddings_name = searcher.parents["embeddings"]
         self.corpus_uid = searcher.parents["corpus_uid"]
-        self._selections: dict[tuple[str, frozenset[str]], Selection] = {}
-        self._lock = threading.Lock()
+        self._selections = KeptSelections()
 
     @classmethod
     def open(cls, workspace: Workspace, name: str, *, like: Collection | None = None) -> Collection:
@@ -94,6 +92,28 @@ class Collection:
         if collection.encoder_id == like.encoder_id and "encoder" in vars(like):
             # Also where another encoder has its name by now: these vectors still are of this one.
             collection.encoder = like.encoder
+        return collection
+
+    def newer_scan(self) -> str | None:
+        """Identity of a scan that came since the catalog was read; None if none did.
+
+        A catalog that was not read yet will be that of the newest scan.
+
+        Raises:
+            ArtifactError: the corpus is damaged, or not there any more.
+            OSError: it cannot be read.
+        """
+        if "catalog" not in vars(self):
+            return None
+        door = read_door(self._workspace.folder("corpora", self.corpus_name), "corpus")
+        return None if door["id"] == self.catalog.corpus_id else str(door["id"])
+
+    def after_scan(self) -> Collection:
+        """The same version with the newest scan's catalog; all else is open, and stays so."""
+        collection = Collection(self._workspace, self.name, self.searcher)
+        for name in ("encoder", "embeddings", "duplicates"):
+            if name in vars(self):
+                setattr(collection, name, getattr(self, name))
         return collection
 
     def prepare(self) -> None:
@@ -183,8 +203,7 @@ class Collection:
 
     def search_ids(self, ids: np.ndarray | list[int], k: int) -> Hits:
         """The k others most like each indexed picture; ``KeyError`` for an id not indexed."""
-        wanted = np.asarray(ids, dtype=np.int64)
-        return self.searcher.search(self.vectors(wanted), k, exclude_ids=wanted)
+        return search_others(self.searcher, np.asarray(ids, dtype=np.int64), k)
 
     def find(self, query: SearchQuery, *, hidden: frozenset[str] = frozenset()) -> Found:
         """Answer a query; examples that are in the index are left out of the results.
@@ -277,17 +296,12 @@ class Collection:
         Raises:
             FilterError: no filter, an unknown column, a value of another type.
         """
-        key = (where, hidden)
-        with self._lock:
-            known = self._selections.get(key)
+        known = self._selections.get((where, hidden))
         if known is None:
             shown = [name for name in self.catalog.named.column_names if name not in hidden]
             ids = matching(self.catalog.named.select(shown), where, ["id"])["id"].to_numpy()
             known = self.searcher.select(ids)
-            with self._lock:
-                while len(self._selections) >= MAX_SELECTIONS:
-                    del self._selections[next(iter(self._selections))]
-                self._selections[key] = known
+            self._selections.keep((where, hidden), known)
         return known
 
     @cached_property

@@ -1,8 +1,9 @@
-"""Follow an index: always the version in service, exchanged while queries are answered.
+"""Follow an index: the version in service and the newest scan, exchanged while it answers.
 
 Whoever asks is given a collection and keeps it to the end of the answer, so that no answer mixes
-versions. A new version is opened and verified beside the old; until it can answer, and for ever if
-it cannot, the old one does.
+versions or catalogs. A new version is opened and verified beside the old; until it can answer, and
+for ever if it cannot, the old one does. After a scan the version stays open, and its catalog alone
+is exchanged, with what filters were remembered of it.
 """
 
 from __future__ import annotations
@@ -11,9 +12,11 @@ import logging
 import math
 import threading
 import time
+from collections.abc import Callable
 
 from cluster.collection import Collection
 from cluster.workspace import Workspace
+from index.artifact import ArtifactError
 from index.versions import CURRENT, pointer_to, while_current
 
 __all__ = ["Follower"]
@@ -21,22 +24,19 @@ __all__ = ["Follower"]
 logger = logging.getLogger(__name__)
 
 CHECK_S = 1.0
-"""At most so often is ``CURRENT`` read, and only when somebody asks."""
+"""At most so often are the doors read, ``CURRENT`` and the corpus', and only when somebody asks."""
 RETRY_S = 60.0
-"""A version that could not be opened is tried again after so long."""
+"""What could not be opened is tried again after so long."""
 RETRY_FACTOR = 10
 """And after so many times as long as the attempt took: a large index is not read all the time."""
+NOT_THE_VERSION = "goes on answering, not the version put in service"
+NOT_THE_SCAN = "goes on answering by an older scan, not the newest"
 
 
 class Follower:
-    """The collection of an index's version in service. Thread-safe.
-
-    Attributes:
-        problem: why the version that ``CURRENT`` names does not answer; None while it does.
-    """
+    """The collection of an index's version in service. Thread-safe."""
 
     def __init__(self, workspace: Workspace, name: str) -> None:
-        self.problem: str | None = None
         self._workspace = workspace
         self._name = name
         self._folder = workspace.folder("indexes", name)
@@ -45,13 +45,18 @@ class Follower:
         self._lock = threading.Lock()
         self._is_busy = False
         self._next_check_s = -math.inf
-        self._refused = b""
-        self._retry_s = -math.inf
+        self._retry_s: dict[bytes, float] = {}
+        self._problems: dict[str, str] = {}
+
+    @property
+    def problem(self) -> str | None:
+        """Why the version that ``CURRENT`` names, or the newest scan, is not what answers."""
+        return " ".join(list(self._problems.values())) or None  # others may change them
 
     def collection(self) -> Collection:
-        """The version to answer one question with, from its beginning to its end.
+        """What to answer one question with, from its beginning to its end.
 
-        Only the first call opens an index; later ones never wait for a new version.
+        Only the first call opens an index; later ones never wait for a new version or scan.
 
         Raises:
             MissingArtifactError: there is no such index, or not any more.
@@ -68,7 +73,7 @@ class Follower:
             return serving
 
     def _check(self) -> None:
-        """See whether another version was put in service; if so, begin to open it."""
+        """See whether there is another version, or a newer scan; if so, begin to open it."""
         serving, now = self._serving, time.monotonic()
         with self._lock:
             if serving is None or self._is_busy or now < self._next_check_s:
@@ -82,47 +87,73 @@ class Follower:
                 self._is_busy = False
 
     def _follow(self, serving: Collection, now: float) -> bool:
-        """Whether a thread was started that opens another version."""
+        """Whether a thread was started that opens what is newer."""
         try:
             wanted = self._folder.read_bytes(CURRENT)
         except FileNotFoundError:
             self._serving = None  # the index was deleted: nobody is to get answers from it
             return False
         except OSError as error:
-            self._refuse(serving, f"{self._folder}/{CURRENT} cannot be read ({error})")
+            why = f"{self._folder}/{CURRENT} cannot be read ({error})"
+            self._refuse(serving, NOT_THE_VERSION, why)
             return False
         if wanted == pointer_to(serving.version, serving.searcher.door):
-            self.problem = None
+            self._problems.pop(NOT_THE_VERSION, None)
+        elif now >= self._retry_s.get(wanted, -math.inf):
+            self._begin(serving, wanted, lambda: self._open(like=serving), NOT_THE_VERSION)
+            return True
+        return self._follow_scan(serving, now)
+
+    def _follow_scan(self, serving: Collection, now: float) -> bool:
+        """Whether a thread was started that reads a newer catalog."""
+        try:
+            scan = serving.newer_scan()
+        except (ArtifactError, OSError) as error:
+            self._refuse(serving, NOT_THE_SCAN, str(error))
             return False
-        if wanted == self._refused and now < self._retry_s:
-            return False
+        if scan is None:
+            self._problems.pop(NOT_THE_SCAN, None)
+        elif now >= self._retry_s.get(scan.encode(), -math.inf):
+            self._begin(serving, scan.encode(), serving.after_scan, NOT_THE_SCAN)
+            return True
+        return False
+
+    def _begin(
+        self, serving: Collection, wanted: bytes, open_it: Callable[[], Collection], instead: str
+    ) -> None:
         # A daemon, since it only reads: a server that ends need not wait for it.
         threading.Thread(
-            target=self._exchange, args=(serving, wanted), name=f"open-{self._name}", daemon=True
+            target=self._exchange,
+            args=(serving, wanted, open_it, instead),
+            name=f"open-{self._name}",
+            daemon=True,
         ).start()
-        return True
 
-    def _exchange(self, serving: Collection, wanted: bytes) -> None:
+    def _exchange(
+        self, serving: Collection, wanted: bytes, open_it: Callable[[], Collection], instead: str
+    ) -> None:
         started_s = time.monotonic()
         try:
-            collection = self._open(like=serving)
+            collection = open_it()
             collection.prepare()
-        except Exception as error:  # noqa: BLE001 - whatever it is, the old version answers on
+        except Exception as error:  # noqa: BLE001 - whatever it is, the old one answers on
             now = time.monotonic()
-            self._refused = wanted
-            self._retry_s = now + max(RETRY_S, RETRY_FACTOR * (now - started_s))
-            self._refuse(serving, str(error) or type(error).__name__)
+            self._retry_s[wanted] = now + max(RETRY_S, RETRY_FACTOR * (now - started_s))
+            self._refuse(serving, instead, str(error) or type(error).__name__)
         else:
-            self._serving, self.problem = collection, None
-            logger.info("index %s: %s answers now", self._name, collection.version)
+            self._serving = collection
+            self._retry_s.pop(wanted, None)
+            self._problems.pop(instead, None)
+            scan = collection.catalog.corpus_id[:12]
+            logger.info("index %s: %s answers now, scan %s", self._name, collection.version, scan)
         finally:
             self._is_busy = False
 
-    def _refuse(self, serving: Collection, why: str) -> None:
-        problem = f"{serving.version} goes on answering, not the version put in service: {why}"
-        if problem != self.problem:
+    def _refuse(self, serving: Collection, instead: str, why: str) -> None:
+        problem = f"{serving.version} {instead}: {why}"
+        if problem != self._problems.get(instead):
             logger.warning("index %s: %s", self._name, problem)
-        self.problem = problem
+        self._problems[instead] = problem
 
     def _open(self, like: Collection | None = None) -> Collection:
         """Open the version in service; what it shares with ``like`` is taken over from there."""

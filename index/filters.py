@@ -147,7 +147,9 @@ class _Compiler:
         types = {value.type for value in values}
         common = types.pop() if len(types) == 1 else pa.float64()
         column = self._comparable(node.column, kind, common)
-        found = column.isin(pa.array([value.as_py() for value in values], common))
+        # Rounded as in a comparison. Not by way of Python, whose times begin with the year 1.
+        wanted = [value.cast(common, safe=not pa.types.is_floating(common)) for value in values]
+        found = column.isin(pa.array(wanted, common))
         # pyarrow says false of a missing value; by SQL's rules that is unknown.
         unknown = pc.scalar(pa.scalar(None, pa.bool_()))
         return pc.if_else(column.is_null(), unknown, found)
@@ -208,10 +210,19 @@ class _Compiler:
         return pa.scalar(value, pa.int64()) if is_int else pa.scalar(float(value), pa.float64())
 
     def _moment(self, given: Value, kind: pa.DataType, wrong: str) -> pa.Scalar:
+        """A time without an offset is UTC where the column's are of a zone."""
         if isinstance(given.value, str):
+            text = pa.scalar(given.value)
             with contextlib.suppress(pa.ArrowInvalid):
-                return pa.scalar(given.value).cast(kind)
-        raise self._error(given, wrong + "expected a time in quotes, such as '2026-11-23'.")
+                return text.cast(kind)
+            if pa.types.is_timestamp(kind) and kind.tz is not None:
+                with contextlib.suppress(pa.ArrowInvalid):
+                    return pc.assume_timezone(text.cast(pa.timestamp(kind.unit)), "UTC").cast(kind)
+        raise self._error(
+            given,
+            wrong + "expected a time in quotes, such as '2026-11-23' or "
+            "'2026-11-23T18:30:00+01:00'.",
+        )
 
 
 def _is_text(kind: pa.DataType) -> Any:

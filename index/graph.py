@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -33,7 +33,7 @@ from index.artifact import (
 from index.folder import Folder
 from index.lock import sole_writer
 from index.measure import Proportion, exact_top_k, recall_at_k
-from index.search import Searcher
+from index.search import Hits, Searcher
 from index.vectors import Floats, Ids, unit
 
 __all__ = [
@@ -44,6 +44,7 @@ __all__ = [
     "made_before",
     "open_beside",
     "other_pictures",
+    "search_others",
 ]
 
 Others = Callable[[Searcher, Ids, int], tuple[Ids, Floats]]
@@ -178,13 +179,33 @@ def _write(table: pa.Table, path: str) -> None:
         writer.write_table(table)
 
 
-def other_pictures(searcher: Searcher, ids_n: Ids, k: int) -> tuple[Ids, Floats]:
-    """The k nearest of each picture but itself, which is dropped by id: copies are as near."""
+def search_others(searcher: Searcher, ids_n: Ids, k: int) -> Hits:
+    """The k nearest of each picture but itself, which is dropped by id: copies are as near.
+
+    Raises:
+        KeyError: a picture has no vector here.
+        ValueError: k below 1.
+    """
+    if k < 1:
+        raise ValueError(f"k is {k}; ask for at least 1 result")
     hits = searcher.search(searcher.vectors_of(ids_n), k + 1)
     dropped = hits.ids == ids_n[:, None]
     dropped[~dropped.any(axis=1), -1] = True
-    shape = (len(ids_n), k)
-    return hits.ids[~dropped].reshape(shape), hits.scores[~dropped].reshape(shape)
+    shape = (len(ids_n), hits.ids.shape[1] - 1)
+    num_others = hits.num_searched - 1
+    return replace(
+        hits,
+        ids=hits.ids[~dropped].reshape(shape),
+        scores=hits.scores[~dropped].reshape(shape),
+        num_searched=num_others,
+        plan=replace(hits.plan, num_selected=num_others),
+    )
+
+
+def other_pictures(searcher: Searcher, ids_n: Ids, k: int) -> tuple[Ids, Floats]:
+    """Ids and cosines of `search_others`, for a k below the number of pictures."""
+    hits = search_others(searcher, ids_n, k)
+    return hits.ids, hits.scores
 
 
 def _recall(

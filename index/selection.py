@@ -49,6 +49,11 @@ class Selection:
     def __len__(self) -> int:
         return len(self.rows)
 
+    @property
+    def num_bytes(self) -> int:
+        """Of its rows and ids."""
+        return self.rows.nbytes + self.ids.nbytes
+
     def require_of(self, all_ids_N: Ids) -> None:
         """Check that the selection was made of these ids: another version has other rows.
 

@@ -129,7 +129,8 @@ class Session:
     def indexes(self) -> list[dict[str, Any]]:
         """What is known about each index; one that cannot be opened is left out with a warning.
 
-        ``problem`` says why a version that was put in service does not answer; None while it does.
+        ``problem`` says why a version that was put in service, or the newest scan, is not what
+        answers; None while it is.
         """
         found = []
         for name in self._published():

@@ -11,7 +11,7 @@ import resource
 import subprocess
 import sys
 import textwrap
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -190,6 +190,32 @@ def library(tmp_path: Path, pictures: Any) -> Library:
     made.rescan()
     store = publish_vectors(made.workspace, publish_encoder(made.workspace))
     build_index(store, made.folder("indexes", made.index), IndexConfig(num_queries=10))
+    return made
+
+
+class Listed(Library):
+    """A library whose corpus is a list, each picture with the day on which it was taken."""
+
+    def list(self, days: Sequence[str], labels: Sequence[str] | None = None) -> None:
+        """Have these be what the list says from now on, and scan it."""
+        names = sorted(self.pictures.rglob("*.png"), key=lambda path: path.name)
+        rows = zip(names, days, labels or days, strict=True)
+        lines = [f"{name},{day},{label}" for name, day, label in rows]
+        path = self.pictures.parent / "list.csv"
+        path.write_text("\n".join(["path,day,kind", *lines]) + "\n")
+        config = ScanConfig(
+            source=str(path), corpus=CORPUS, labels="kind", columns="taken=day:timestamp"
+        )
+        scan(config, self.context)
+
+
+@pytest.fixture
+def listed(tmp_path: Path, pictures: Any) -> Listed:
+    """Ten digits, taken on the first ten days of 2026, from a list, embedded and indexed."""
+    made = Listed(Workspace.at(tmp_path / "workspace"), pictures(10, size=24, formats=["png"]))
+    made.list([f"2026-01-{day:02d}" for day in range(1, 11)])
+    store = publish_vectors(made.workspace, publish_encoder(made.workspace))
+    build_index(store, made.folder("indexes", made.index), IndexConfig(num_queries=2))
     return made
 
 

@@ -23,6 +23,35 @@ def test_a_picture_of_the_corpus_finds_itself_first(library: Any) -> None:
     np.testing.assert_array_equal(collection.ids(), np.arange(30))
 
 
+def test_pictures_asked_for_together_are_each_other_s_results(library: Any) -> None:
+    collection = Collection.open(library.workspace, library.index)
+    ids = collection.ids()
+    together = collection.search_ids(ids, 4)
+    for row, picture in enumerate(ids.tolist()):
+        alone = collection.searcher.search(
+            collection.vectors(ids[row : row + 1]), 4, exclude_ids=[picture]
+        )
+        assert together.ids[row].tolist() == alone.ids[0].tolist()
+        np.testing.assert_array_equal(together.scores[row], alone.scores[0])
+    assert (together.num_searched, together.flags) == (29, frozenset())
+    everything = collection.search_ids([3, 3, 17], 30)
+    assert (everything.ids.shape, everything.flags) == ((3, 29), frozenset({"short"}))
+    assert set(everything.ids[0].tolist()) == set(ids.tolist()) - {3}
+    with pytest.raises(ValueError, match="k is 0; ask for at least 1 result"):
+        collection.search_ids([3], 0)
+
+
+def test_a_filter_on_a_column_of_times_takes_days_times_and_offsets(listed: Any) -> None:
+    collection = Collection.open(listed.workspace, listed.index)
+    assert str(collection.catalog.table.schema.field("taken").type) == "timestamp[us, tz=UTC]"
+    for where, expected in (
+        ("taken > '2026-01-08'", [8, 9]),
+        ("taken >= '2026-01-09 00:00' or taken = '2026-01-01T00:00:00Z'", [0, 8, 9]),
+        ("taken in ('2026-01-03', '2026-01-04T01:00:00+01:00')", [2, 3]),
+    ):
+        assert collection.select(where).ids.tolist() == expected, where
+
+
 def test_a_corpus_made_anew_under_the_same_name_is_refused(library: Any) -> None:
     shutil.rmtree(library.folder("corpora", "digits").local_path())
     next(library.pictures.rglob("*.png")).unlink()

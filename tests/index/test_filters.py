@@ -34,7 +34,7 @@ SCHEMA = pa.schema(
         ("label", pa.string()),
         ("sharp", pa.bool_()),
         ("kind", pa.dictionary(pa.int32(), pa.string())),
-        ("taken at", pa.timestamp("s")),
+        ("taken at", pa.timestamp("us", tz="UTC")),
     ]
 )
 TEXTS = ["", "cat", "dog", "Cat", "a%b", "it's", 'say "hi"', "new\nline", "beach_1", "ümlaut"]
@@ -209,10 +209,34 @@ def test_missing_values_are_unknown_until_they_are_asked_for() -> None:
 
 
 def test_times_compare_with_iso_text_and_odd_names_stand_in_backquotes() -> None:
-    day = datetime.datetime
-    table = table_of([{"taken at": day(2026, 1, 2)}, {"taken at": day(2024, 5, 6, 7)}])
-    assert matching(table, "`taken at` >= '2025-01-01'")["id"].to_pylist() == [0]
-    assert matching(table, "`taken at` = '2024-05-06T07:00:00'")["id"].to_pylist() == [1]
+    moments = [datetime.datetime(2026, 1, 2), datetime.datetime(2024, 5, 6, 7)]
+    for kind in ("timestamp[us, tz=UTC]", "timestamp[s]", "timestamp[us, tz=Asia/Tokyo]"):
+        zone = pa.timestamp("us", tz="UTC")
+        times = pa.array(moments, zone if "tz" in kind else pa.timestamp("s"))
+        if "Tokyo" in kind:
+            times = times.cast(pa.timestamp("us", tz="Asia/Tokyo"))
+        table = pa.table({"id": [0, 1], "taken at": times})
+        assert str(table["taken at"].type) == kind
+        for text, expected in (
+            ("`taken at` >= '2025-01-01'", [0]),
+            ("`taken at` = '2024-05-06T07:00:00'", [1]),
+            ("`taken at` <= '2024-05-06 07:00'", [1]),
+            ("`taken at` not in ('2026-01-02', '2024-05-06')", [1]),
+            ("`taken at` in ('0000-01-01', '2026-01-02')", [0]),
+        ):
+            assert matching(table, text)["id"].to_pylist() == expected, (kind, text)
+
+
+def test_a_time_is_utc_unless_it_names_an_offset() -> None:
+    table = table_of([{"taken at": datetime.datetime(2024, 5, 6, 7, tzinfo=datetime.UTC)}])
+    for text in (
+        "2024-05-06T07:00:00",
+        "2024-05-06T07:00:00Z",
+        "2024-05-06T09:00:00+02:00",
+        "2024-05-06 02:00-0500",
+    ):
+        assert matching(table, f"`taken at` = '{text}'").num_rows == 1, text
+    assert matching(table, "`taken at` = '2024-05-06T07:00:00+02:00'").num_rows == 0
 
 
 def test_numbers_beyond_what_floats_hold_compare() -> None:
@@ -222,6 +246,7 @@ def test_numbers_beyond_what_floats_hold_compare() -> None:
         5,
     ]
     assert matching(table, "mtime_ns in (1764000000000000001, 7)").num_rows == 1
+    assert matching(table, "mtime_ns in (9007199254740993, 2.5, 5)").num_rows == 1
     assert matching(table, "mtime_ns = 1764000000000000000").num_rows == 0
     assert matching(pa.table({"rating": [0.5]}), "rating < 9007199254740993").num_rows == 1
     unsigned = pa.table({"size": pa.array([7, 9], pa.uint8())})
@@ -241,7 +266,9 @@ def test_numbers_beyond_what_floats_hold_compare() -> None:
         ("width", 1, "alone it says nothing"),
         ("width like 'a'", 1, "like compares text"),
         ("label like 3", 12, "pattern in quotes"),
-        ("`taken at` > 'soon'", 14, "expected a time"),
+        ("`taken at` > 'soon'", 14, r"expected a time in quotes, .*'2026-11-23T18:30:00\+01:00'"),
+        ("`taken at` > '2026-02-30'", 14, "expected a time"),
+        ("`taken at` > 2026", 14, "expected a time"),
         ("width > 99999999999999999999", 9, "numbers go from"),
         ("width > 1e999", 9, "numbers go from"),
         ("width >", 8, "expected a value"),

@@ -1,6 +1,6 @@
 import numpy as np
 import pytest
-from scipy.stats import norm, t, ttest_rel
+from scipy.stats import multinomial, norm, t, ttest_rel
 
 from index.measure import Proportion
 from index.trials import Trials
@@ -55,13 +55,15 @@ def test_all_right_is_not_certain():
 
 def test_the_interval_of_a_difference_is_that_of_a_paired_t_test():
     rng = np.random.default_rng(1)
-    a, b = rng.random(40), rng.random(40)
-    found = Trials(scores=a).minus(Trials(scores=b))
-    low, high = ttest_rel(a, b).confidence_interval(0.95)
-    assert (found.value, found.low, found.high) == pytest.approx((np.mean(a - b), low, high))
-    assert found.n == 40
-    back = Trials(scores=b).minus(Trials(scores=a))
-    assert (back.low, back.high) == pytest.approx((-found.high, -found.low))
+    for unit, n, tolerance in (("draws", 40, 1e-9), ("queries", 40, 0.01), ("queries", 400, 5e-4)):
+        a, b = rng.random(n), rng.random(n)
+        found = Trials(scores=a, unit=unit).minus(Trials(scores=b, unit=unit))
+        low, high = ttest_rel(a, b).confidence_interval(0.95)
+        expected = np.mean(a - b), low, high
+        assert (found.value, found.low, found.high) == pytest.approx(expected, abs=tolerance)
+        assert found.n == n
+        back = Trials(scores=b, unit=unit).minus(Trials(scores=a, unit=unit))
+        assert (back.low, back.high) == pytest.approx((-found.high, -found.low))
 
 
 def test_pairs_tell_apart_what_intervals_side_by_side_do_not():
@@ -70,7 +72,78 @@ def test_pairs_tell_apart_what_intervals_side_by_side_do_not():
     better, worse = Trials(scores=hard), Trials(scores=np.clip(hard - 0.02, 0, 1))
     assert worse.share().high > better.share().low
     assert better.minus(worse).low > 0
-    assert (better.minus(better).low, better.minus(better).high) == (0, 0)
+
+
+def test_a_few_trials_set_nothing_apart_for_certain_and_make_nothing_equal():
+    def minus(wins, losses, n, unit="queries"):
+        own = np.array([1.0] * wins + [0.0] * losses + [0.7] * (n - wins - losses))
+        other = np.array([0.0] * wins + [1.0] * losses + [0.7] * (n - wins - losses))
+        return Trials(scores=own, unit=unit).minus(Trials(scores=other, unit=unit))
+
+    for unit in ("queries", "draws"):
+        assert minus(3, 0, 3, unit).low < 0 < minus(3, 0, 3, unit).high == 1
+        alike = minus(0, 0, 5, unit)
+        assert alike.value == 0
+        assert -0.6 < alike.low < -0.3
+        assert 0.3 < alike.high < 0.6
+        assert minus(0, 0, 1000, unit).high < 0.005
+    # As the sign test does: six of six tell, five of five do not.
+    assert minus(5, 0, 5).low < 0 < minus(6, 0, 6).low
+    assert minus(0, 6, 6).high < 0 < minus(0, 5, 5).high
+    # Half a trial each: less than whole ones set apart, more than none.
+    halves = Trials(scores=np.full(3, 0.75)).minus(Trials(scores=np.full(3, 0.25)))
+    assert -0.5 < halves.low < 0
+    assert halves.high > 0.75
+
+
+def test_the_interval_of_paired_shares_is_that_of_bonett_and_price():
+    own = np.repeat([0.0, 0.0, 1.0, 1.0], [12, 4, 26, 6])
+    other = np.repeat([0.0, 1.0, 0.0, 1.0], [12, 4, 26, 6])
+    found = Trials(scores=own).minus(Trials(scores=other))
+    # ci.prop.ps(.05, 12, 4, 26, 6) of the R package statpsych; by the normal distribution.
+    half = 0.09448809 * t.ppf(0.975, 47)
+    assert (found.low, found.high) == pytest.approx((0.44 - half, 0.44 + half), abs=0.003)
+
+
+CHANCES = ((0, 0), (0.02, 0), (0.1, 0.1), (0.5, 0.5), (0.7, 0.3), (0.3, 0.1), (0.9, 0.05), (1, 0))
+"""Of a trial to be won, and to be lost."""
+
+
+@pytest.mark.parametrize("n", [2, 3, 4, 6, 12, 20])
+def test_the_interval_of_a_difference_covers_the_truth_however_seldom_trials_differ(n):
+    counts = np.array([(won, lost) for won in range(n + 1) for lost in range(n + 1 - won)])
+    ends = []
+    for won, lost in counts:
+        own, other = np.arange(n) < won, np.arange(n) >= n - lost
+        found = Trials(scores=own.astype(float)).minus(Trials(scores=other.astype(float)))
+        ends.append((found.low, found.high))
+    lows, highs = np.transpose(ends)
+    for won, lost in CHANCES:
+        chances = multinomial.pmf(
+            np.column_stack([counts, n - counts.sum(axis=1)]), n, [won, lost, 1 - won - lost]
+        )
+        covers = (lows <= won - lost) & (won - lost <= highs)
+        assert chances[covers].sum() > 0.94, (won, lost)
+
+
+@pytest.mark.parametrize("sizes", [[12, 12, 12], [28, 2], [2] * 12])
+def test_so_does_that_of_a_difference_over_classes(sizes):
+    rng = np.random.default_rng(4)
+    codes = np.repeat(np.arange(len(sizes)), sizes)
+    for won, lost in CHANCES:
+        covered = []
+        for _ in range(400):
+            drawn = rng.random(sum(sizes))
+            own = Trials(scores=(drawn < won).astype(float), classes=codes)
+            other = Trials(scores=(drawn >= 1 - lost).astype(float), classes=codes)
+            found = own.minus(other)
+            covered.append(found.low <= won - lost <= found.high)
+        assert np.mean(covered) > 0.93, (won, lost)
+
+
+def test_draws_that_are_all_alike_are_not_certain_either():
+    alike = Trials(scores=np.ones(10), unit="draws").share()
+    assert alike == Proportion.wilson(10, 10)
 
 
 def test_a_difference_over_classes_weighs_each_class_the_same():
@@ -82,7 +155,7 @@ def test_a_difference_over_classes_weighs_each_class_the_same():
     variance = sum(gain.var(ddof=1) / len(gain) for gain in gains) / 4
     assert found.value == pytest.approx(np.mean([gain.mean() for gain in gains]))
     half = t.ppf(0.975, 98) * np.sqrt(variance)
-    assert found.high - found.value == pytest.approx(half)
+    assert (found.high - found.low) / 2 == pytest.approx(half, rel=0.1)
     assert half == pytest.approx(norm.ppf(0.975) * np.sqrt(variance), rel=0.02)
 
 
