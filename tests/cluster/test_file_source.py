@@ -10,6 +10,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+import cluster.comparison as comparison_module
+
 
 @pytest.fixture
 def folder(tmp_path: Path, make_png: Any) -> Path:
@@ -137,3 +139,19 @@ def test_a_folder_of_pictures_has_no_columns(folder: Path, scan_here: Any) -> No
         scan_here(folder, columns="views")
     with pytest.raises(ValueError, match="column 'views'"):
         scan_here(folder, labels="views")
+
+
+def test_a_file_with_a_time_is_not_opened_again(
+    folder: Path, scan_here: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (folder / "list.csv").write_text(CSV)
+    scan_here(folder / "list.csv", columns="seen")
+    opened: list[str] = []
+
+    def noted(listed: Any, *_: Any) -> Any:
+        opened.append(listed.uri)
+        raise AssertionError
+
+    monkeypatch.setattr(comparison_module, "probe_row", noted)
+    report, _ = scan_here(folder / "list.csv", columns="seen")
+    assert (report["since_last_scan"]["unchanged"], opened) == (3, [])
