@@ -94,6 +94,8 @@ class Comparison:
                 self.num_twice += 1
                 continue
             in_batch.add(key)
+            if listed.is_missing and known_id >= 0 and self._known.has_bytes[known_id]:
+                continue  # as if it were not listed: it vanishes
             row = self._row(listed)
             if known_id >= 0:
                 self._seen[known_id] = True

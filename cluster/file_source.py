@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.csv as pa_csv
 
 from cluster.columns import TYPES, carried_type, converted
-from cluster.file_walk import PICTURE_SUFFIXES, look_at, suffix_of, walk
+from cluster.file_walk import PICTURE_SUFFIXES, File, look_at, suffix_of, walk
 from cluster.picture_bytes import column_of, open_parquet
 from cluster.picture_uri import Place, place_of, require_no_keys
 from cluster.sources import Ledger, Listed, Request
@@ -65,9 +65,17 @@ class FolderSource:
             label = None
             if self._request.labels == "folder":
                 label = folder_of(file.path, below=place.path)
-            yield Listed(
-                place.picture_uri(file.path), file.bytes, file.mtime_ns, file.problem, label
-            )
+            yield _listed(place, file)._replace(label=label)
+
+
+def _listed(place: Place, file: File) -> Listed:
+    return Listed(
+        place.picture_uri(file.path),
+        file.bytes,
+        file.mtime_ns,
+        file.problem,
+        is_missing=file.is_missing,
+    )
 
 
 def folder_of(path: str, *, below: str = "") -> str | None:
@@ -233,7 +241,5 @@ def stand_alone(names: list[str | None], beside: Place) -> list[Listed]:
         paths.append(place.path if whole else posixpath.normpath(f"{folder}/{name}"))
     for place, positions, paths in asked.values():
         for position, file in zip(positions, look_at(place, paths), strict=True):
-            found[position] = Listed(
-                place.picture_uri(file.path), file.bytes, file.mtime_ns, file.problem
-            )
+            found[position] = _listed(place, file)
     return found

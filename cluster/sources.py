@@ -63,6 +63,7 @@ class Listed(NamedTuple):
         label: of the source.
         values: of the metadata columns, in their order.
         data: its content, where listing had to read it anyway.
+        is_missing: whether no file is there, though something names it.
     """
 
     uri: str
@@ -72,6 +73,7 @@ class Listed(NamedTuple):
     label: str | None = None
     values: tuple[Any, ...] = ()
     data: bytes | None = None
+    is_missing: bool = False
 
 
 class Container(NamedTuple):
