@@ -95,10 +95,11 @@ def printable(name: str) -> str:
     return os.fsencode(name).decode("utf-8", "backslashreplace")
 
 
-def walk(place: Place, suffixes: frozenset[str], skipped: list[str]) -> Iterator[File]:
+def walk(place: Place, suffixes: frozenset[str], skipped: dict[str, str]) -> Iterator[File]:
     """Files of these suffixes below a folder; each real folder is entered once, links last.
 
-    Sub-folders that cannot be read are appended to ``skipped``; hidden ones are left out.
+    Sub-folders that cannot be read are put into ``skipped``, with the reason; hidden ones are left
+    out.
     """
     if place.fs.get_file_info(place.path).is_file:
         yield from look_at(place, [place.path])
@@ -127,7 +128,7 @@ def look_at(place: Place, paths: list[str]) -> Iterator[File]:
             yield File(path, None, None, "Not there.", is_missing=True)
 
 
-def _walk_disk(folder: str, suffixes: frozenset[str], skipped: list[str]) -> Iterator[File]:
+def _walk_disk(folder: str, suffixes: frozenset[str], skipped: dict[str, str]) -> Iterator[File]:
     entered: set[tuple[int, int]] = set()
     pending = [folder]
     linked: deque[str] = deque()
@@ -144,7 +145,7 @@ def _walk_disk(folder: str, suffixes: frozenset[str], skipped: list[str]) -> Ite
             if current == folder:
                 raise
             logger.warning("%s: left out, it cannot be read (%s)", printable(current), error)
-            skipped.append(printable(current))
+            skipped[printable(current)] = str(error)
             continue
         pending.extend(f"{current}/{name}" for name in reversed(folders))
         linked.extend(f"{current}/{name}" for name in links)
@@ -218,7 +219,7 @@ def _walk_google(place: Place, suffixes: frozenset[str]) -> Iterator[File]:
         yield File(info.path, info.size, info.mtime_ns)
 
 
-def _walk_store(place: Place, suffixes: frozenset[str], skipped: list[str]) -> Iterator[File]:
+def _walk_store(place: Place, suffixes: frozenset[str], skipped: dict[str, str]) -> Iterator[File]:
     pending = [place.path]
     while pending:
         current = pending.pop()
@@ -228,7 +229,7 @@ def _walk_store(place: Place, suffixes: frozenset[str], skipped: list[str]) -> I
             if current == place.path:
                 raise
             logger.warning("%s: left out, it cannot be listed (%s)", current, error)
-            skipped.append(current)
+            skipped[current] = str(error)
             continue
         found.sort(key=lambda info: info.base_name)
         shown = [info for info in found if not info.base_name.startswith(".")]

@@ -155,8 +155,13 @@ def column_of(batch: pa.RecordBatch, name: str) -> pa.Array:
     """A column of a batch by name, or a struct's field by ``COLUMN.FIELD``.
 
     Raises:
-        ValueError: there is none.
+        ValueError: there is none, or more than one.
     """
+    if (count := batch.schema.names.count(name)) > 1:
+        raise ValueError(
+            f"column {name!r}: {count} columns have this name, so it is not known which is meant. "
+            "Write the table with another name for each."
+        )
     if name in batch.schema.names:
         return batch.column(name)
     column, _, field = name.rpartition(".")

@@ -68,7 +68,7 @@ class TarSource:
     """
 
     def __init__(self, request: Request) -> None:
-        self.skipped: list[str] = []
+        self.skipped: dict[str, str] = {}
         self._request = request
         self._unreadable: set[str] = set()
         wanted = [column.source for column in request.columns]
@@ -105,7 +105,7 @@ class TarSource:
                     yield from self._rows(sample, container)
             except (OSError, tarfile.TarError) as error:
                 logger.warning("%s: not read to its end (%s)", file.path, error)
-                self.skipped.append(file.path)
+                self.skipped[file.path] = str(error)
             else:
                 ledger.has_read(container)
 

@@ -136,27 +136,17 @@ def test_lists_that_cannot_be_read_say_what_to_do(
         scan_here(folder / "list.csv", **options)
 
 
+def test_a_parquet_list_that_is_damaged_is_named(folder: Path, scan_here: Any) -> None:
+    (folder / "list.parquet").write_bytes(b"")
+    with pytest.raises(ValueError, match=r"list\.parquet: no list that can be read"):
+        scan_here(folder / "list.parquet", source_kind="list")
+
+
 def test_a_folder_of_pictures_has_no_columns(folder: Path, scan_here: Any) -> None:
     with pytest.raises(ValueError, match="a folder of pictures has no columns"):
         scan_here(folder, columns="views")
     with pytest.raises(ValueError, match="column 'views'"):
         scan_here(folder, labels="views")
-
-
-def test_a_file_with_a_time_is_not_opened_again(
-    folder: Path, scan_here: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (folder / "list.csv").write_text(CSV)
-    scan_here(folder / "list.csv", columns="seen")
-    opened: list[str] = []
-
-    def noted(listed: Any, *_: Any) -> Any:
-        opened.append(listed.uri)
-        raise AssertionError
-
-    monkeypatch.setattr(comparison_module, "probe_row", noted)
-    report, _ = scan_here(folder / "list.csv", columns="seen")
-    assert (report["since_last_scan"]["unchanged"], opened) == (3, [])
 
 
 def test_a_named_file_that_was_deleted_vanishes_and_returns(folder: Path, scan_here: Any) -> None:
@@ -201,3 +191,30 @@ def test_a_named_file_that_cannot_be_reached_stays_as_it_is_known(
     report, after = scan_here(folder / "list.txt")
     assert report["since_last_scan"]["unchanged"] == 3
     assert after.door == before.door
+
+
+def test_a_file_with_a_time_is_not_opened_again(
+    folder: Path, scan_here: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (folder / "list.csv").write_text(CSV)
+    scan_here(folder / "list.csv", columns="seen")
+    opened: list[str] = []
+
+    def noted(listed: Any, *_: Any) -> Any:
+        opened.append(listed.uri)
+        raise AssertionError
+
+    monkeypatch.setattr(comparison_module, "probe_row", noted)
+    report, _ = scan_here(folder / "list.csv", columns="seen")
+    assert (report["since_last_scan"]["unchanged"], opened) == (3, [])
+
+
+def test_a_cell_of_another_type_than_was_given_is_left_empty_and_named(
+    folder: Path, scan_here: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    (folder / "list.csv").write_text("path,n\na/0.png,1\nb/1.png,n/a\na/2.png,none\n")
+    _, catalog = scan_here(folder / "list.csv", columns="n:int")
+    assert catalog.table["n"].to_pylist() == [1, None, None]
+    (said,) = caplog.messages
+    assert "list.csv" in said
+    assert "'n/a'" in said
