@@ -186,15 +186,26 @@ def infer_type(values: Iterable[Any]) -> pa.DataType:
 def fitted(value: Any, kind: pa.DataType) -> Any:
     """One value of JSON or text as a metadata column's type; None if it does not fit."""
     try:
-        if value is None or pa.types.is_string(kind):
-            return value if value is None or isinstance(value, str) else str(value)
+        if value is None:
+            return None
+        if pa.types.is_string(kind):
+            text = str(value)
+            text.encode()  # JSON can state half a character, which no file can hold
+            return text
         if pa.types.is_boolean(kind):
             return _BOOLS[str(value).strip().lower()]
         if pa.types.is_timestamp(kind):
             return _moment(str(value))
-        return int(value) if pa.types.is_integer(kind) else float(value)
-    except (KeyError, ValueError, TypeError, OverflowError):
+        return _whole(value) if pa.types.is_integer(kind) else float(value)
+    except (KeyError, ValueError, TypeError, OverflowError, RecursionError):
         return None
+
+
+def _whole(value: Any) -> int | None:
+    """The value as an integer of 64 bits; None for a fraction or one that is larger."""
+    number = int(value)
+    fits = -(2**63) <= number < 2**63 and not (isinstance(value, float) and value != number)
+    return number if fits else None
 
 
 _BOOLS = {"true": True, "false": False, "1": True, "0": False}
