@@ -25,6 +25,8 @@ __all__ = ["Comparison", "probe_row"]
 NUM_THREADS = 8
 PIECE = 16
 BLOCK_ROWS = 8192
+READING = 2
+"""Raised with every change of what is listed of a container: those read before are read again."""
 HEAD_BYTES = 64 << 10
 
 Row = dict[str, Any]
@@ -67,7 +69,7 @@ class Comparison:
 
     def is_unchanged(self, container: Container) -> bool:
         """Whether it is as the last scan read it; its pictures then count as seen."""
-        stated = [container.bytes, container.mtime_ns]
+        stated = _stated(container)
         if self._trusted.get(container.uri) != stated:
             return False
         self.containers[container.uri] = stated
@@ -76,8 +78,8 @@ class Comparison:
         return True
 
     def has_read(self, container: Container) -> None:
-        """Note that all of it has been listed."""
-        self.containers[container.uri] = [container.bytes, container.mtime_ns]
+        """Note that all of it has been listed, and that it names no files beside itself."""
+        self.containers[container.uri] = _stated(container)
 
     def take(self, batch: list[Listed]) -> None:
         """Compare a batch, and write what is not as the corpus knows it."""
@@ -94,6 +96,8 @@ class Comparison:
                 self.num_twice += 1
                 continue
             in_batch.add(key)
+            if listed.is_missing and known_id >= 0 and self._known.has_bytes[known_id]:
+                continue  # as if it were not listed: it vanishes
             row = self._row(listed)
             if known_id >= 0:
                 self._seen[known_id] = True
@@ -171,12 +175,13 @@ class Comparison:
             self.tally["changed"] += 1
 
     def retire_vanished(
-        self, out_of_reach: tuple[str, ...], *, allow_most: bool, name: str
+        self, out_of_reach: tuple[str, ...], *, keep_files: bool, allow_most: bool, name: str
     ) -> None:
         """Mark what was not listed, but for what lies out of reach.
 
         Args:
             out_of_reach: starts of URIs below what could not be read.
+            keep_files: whether that may have named any picture that is a file of its own.
             allow_most: whether more than half of the pictures may be gone.
             name: of the source, for the message.
 
@@ -190,7 +195,10 @@ class Comparison:
             whole &= known.container != UNKNOWN_CONTAINER
             self.tally["unchanged"] += int(whole.sum())
             self._seen |= whole
-        gone = np.flatnonzero(known.is_there & ~self._seen)
+        is_gone = known.is_there & ~self._seen
+        if keep_files:
+            is_gone &= known.container != UNKNOWN_CONTAINER
+        gone = np.flatnonzero(is_gone)
         if out_of_reach:
             gone = np.concatenate([np.zeros(0, np.int64), *self._in_reach(gone, out_of_reach)])
         num_present = int(known.is_there.sum())
@@ -213,6 +221,10 @@ class Comparison:
     def close(self) -> None:
         """End the threads."""
         self._pool.shutdown()
+
+
+def _stated(container: Container) -> list[int | None]:
+    return [container.bytes, container.mtime_ns, READING]
 
 
 def _blocks(ids: np.ndarray) -> Iterator[np.ndarray]:

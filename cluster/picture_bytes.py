@@ -21,6 +21,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from cluster.file_walk import mtime_ns_of
 from cluster.picture_uri import PictureUri, Place, place_of
 
 __all__ = ["BATCH_ROWS", "ChangedError", "column_of", "open_arrow", "open_parquet", "read_bytes"]
@@ -73,7 +74,7 @@ def _read_file(path: str, num_bytes: int | None, mtime_ns: int | None) -> bytes:
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     try:
         found = os.fstat(descriptor)
-        if (found.st_size, found.st_mtime_ns) != (num_bytes, mtime_ns):
+        if (found.st_size, mtime_ns_of(found)) != (num_bytes, mtime_ns):
             raise ChangedError(f"{path}: changed since it was scanned")
         pieces = []
         while piece := os.read(descriptor, max(1, found.st_size)):
@@ -89,7 +90,17 @@ def _mtime_ns(place: Place, file: pa.NativeFile) -> int | None:
     if stated is not None:
         with contextlib.suppress(ValueError):
             return int(datetime.fromisoformat(stated.decode()).timestamp()) * SECOND_NS
-    modified: int | None = place.fs.get_file_info(place.path).mtime_ns
+    return _modified_ns(place)
+
+
+def _modified_ns(place: Place) -> int | None:
+    """When a file was last modified, as a scan sees it; ``FileNotFoundError`` for none."""
+    if place.is_local:
+        return mtime_ns_of(os.stat(place.path))  # noqa: PTH116 - for each row of a table
+    info = place.fs.get_file_info(place.path)
+    if not info.is_file:
+        raise FileNotFoundError(f"{place.path}: not there")
+    modified: int | None = info.mtime_ns
     return modified
 
 
@@ -144,8 +155,13 @@ def column_of(batch: pa.RecordBatch, name: str) -> pa.Array:
     """A column of a batch by name, or a struct's field by ``COLUMN.FIELD``.
 
     Raises:
-        ValueError: there is none.
+        ValueError: there is none, or more than one.
     """
+    if (count := batch.schema.names.count(name)) > 1:
+        raise ValueError(
+            f"column {name!r}: {count} columns have this name, so it is not known which is meant. "
+            "Write the table with another name for each."
+        )
     if name in batch.schema.names:
         return batch.column(name)
     column, _, field = name.rpartition(".")
@@ -182,12 +198,10 @@ class _Rows:
     def _check(self, mtime_ns: int | None) -> None:
         now_s = time.monotonic()
         if self._place.is_local or now_s - self._checked_s >= RECHECK_S:
-            info = self._place.fs.get_file_info(self._place.path)
-            if not info.is_file:
-                raise FileNotFoundError(f"{self._place.path}: not there")
-            if info.mtime_ns != self._mtime_ns:
+            modified_ns = _modified_ns(self._place)
+            if modified_ns != self._mtime_ns:
                 self._window = []
-            self._mtime_ns, self._checked_s = info.mtime_ns, now_s
+            self._mtime_ns, self._checked_s = modified_ns, now_s
         _require_same_time(self._mtime_ns, mtime_ns, self._place)
 
     def _find(self, row: int) -> bytes | None:
