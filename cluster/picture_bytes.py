@@ -26,6 +26,7 @@ from cluster.picture_uri import PictureUri, Place, place_of
 __all__ = [
     "BATCH_BYTES",
     "BATCH_ROWS",
+    "MAX_BYTES",
     "ChangedError",
     "column_of",
     "open_arrow",
@@ -33,6 +34,8 @@ __all__ = [
     "read_bytes",
 ]
 
+MAX_BYTES = 1 << 30
+"""Larger files are ``too_large`` and not read: 100 million pixels of 64 bits are 0.8 GB."""
 BATCH_ROWS = 32
 BATCH_BYTES = 8 << 20
 BUFFER_BYTES = 4 << 20

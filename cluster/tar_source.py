@@ -20,6 +20,7 @@ import pyarrow as pa
 from cluster.columns import TYPES, fitted, infer_type
 from cluster.file_source import folder_of
 from cluster.file_walk import PICTURE_SUFFIXES, File, suffix_of, walk
+from cluster.picture_bytes import MAX_BYTES
 from cluster.picture_uri import PictureUri
 from cluster.sources import Container, Ledger, Listed, Request
 
@@ -35,7 +36,8 @@ SAMPLES_LOOKED_AT = 200
 class _Picture(NamedTuple):
     name: str
     offset: int
-    data: bytes
+    num_bytes: int
+    data: bytes | None
 
 
 class _Sample:
@@ -121,7 +123,7 @@ class TarSource:
                 if labels == "folder"
                 else fitted(sample.facts.get(labels), TYPES["string"])
             )
-            size = len(picture.data)
+            size = picture.num_bytes
             uri = PictureUri(container.uri, "tar", picture.offset, size, picture.name)
             yield Listed(str(uri), size, container.mtime_ns, None, label, values, data=picture.data)
 
@@ -176,12 +178,15 @@ class TarSource:
         is_asked = bool(extension) and (beside is None or extension in beside)
         if not is_picture and (not is_asked or member.size > MAX_SIDECAR_BYTES):
             return
+        if is_picture and member.size > MAX_BYTES:
+            sample.pictures.append(_Picture(member.name, member.offset_data, member.size, None))
+            return
         opened = tar.extractfile(member)
         data = opened.read() if opened else b""
         if len(data) != member.size:
             raise tarfile.ReadError(f"{member.name}: ends after {len(data)} of {member.size} bytes")
         if is_picture:
-            sample.pictures.append(_Picture(member.name, member.offset_data, data))
+            sample.pictures.append(_Picture(member.name, member.offset_data, member.size, data))
             return
         try:
             sample.take(extension, data)
