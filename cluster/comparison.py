@@ -7,6 +7,7 @@ header of the others is read by a pool of threads, and their rows are written.
 from __future__ import annotations
 
 import hashlib
+import io
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from itertools import chain
@@ -16,6 +17,7 @@ import numpy as np
 
 from cluster.catalog_writer import CatalogWriter
 from cluster.known_pictures import UNKNOWN_CONTAINER, content_of, facts_of, uri_keys
+from cluster.picture_bytes import MAX_BYTES
 from cluster.picture_uri import Place, place_of
 from cluster.sources import Container, Listed
 from encoders.picture import PictureError, probe
@@ -142,6 +144,7 @@ class Comparison:
             return True
         return bool(
             known.is_ok[known_id]
+            and (listed.num_bytes or 0) <= MAX_BYTES
             and known.pixels[known_id] < self._max_pixels
             and known.content[known_id] == content_of(row)
             and known.facts[known_id] == facts_of(row, known.metadata)
@@ -236,6 +239,9 @@ def probe_row(listed: Listed, row: Row, max_pixels: float) -> Row:
     """The row of a listed picture with what its header says; never raises for the picture."""
     if listed.problem is not None:
         return {**row, "status": "unreadable", "error": listed.problem}
+    if (listed.num_bytes or 0) > MAX_BYTES:
+        error = f"{listed.num_bytes:,} bytes; up to {MAX_BYTES:,} are allowed. Scale it down."
+        return {**row, "status": "too_large", "error": error}
     try:
         picture_format, width, height = _header(listed)
     except PictureError as error:
@@ -262,12 +268,16 @@ def _header(listed: Listed) -> tuple[str, int, int]:
 
 
 def _remote_header(place: Place) -> tuple[str, int, int]:
-    """From the first bytes of an object, else from all: each read of a store is a request."""
+    """From the first bytes of an object, else from where it lies: each read is a request."""
     with place.fs.open_input_stream(place.path) as stream:
         head = stream.read(HEAD_BYTES)
-        try:
-            return probe(head)
-        except PictureError:
-            if len(head) < HEAD_BYTES:
-                raise
-            return probe(head + stream.read())
+    try:
+        return probe(head)
+    except PictureError:
+        if len(head) < HEAD_BYTES:
+            raise
+    with (
+        place.fs.open_input_file(place.path) as raw,
+        io.BufferedReader(raw, HEAD_BYTES) as file,
+    ):
+        return probe(file)

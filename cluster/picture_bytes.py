@@ -24,9 +24,21 @@ import pyarrow.parquet as pq
 from cluster.file_walk import mtime_ns_of
 from cluster.picture_uri import PictureUri, Place, place_of
 
-__all__ = ["BATCH_ROWS", "ChangedError", "column_of", "open_arrow", "open_parquet", "read_bytes"]
+__all__ = [
+    "BATCH_BYTES",
+    "BATCH_ROWS",
+    "MAX_BYTES",
+    "ChangedError",
+    "column_of",
+    "open_arrow",
+    "open_parquet",
+    "read_bytes",
+]
 
+MAX_BYTES = 1 << 30
+"""Larger files are ``too_large`` and not read: 100 million pixels of 64 bits are 0.8 GB."""
 BATCH_ROWS = 32
+BATCH_BYTES = 8 << 20
 BUFFER_BYTES = 4 << 20
 MAX_OPEN = 8
 RECHECK_S = 10.0
@@ -118,18 +130,25 @@ def open_parquet(
 ) -> Iterator[tuple[int, pa.RecordBatch]]:
     """Row number and batch, from the row group that holds ``first_row`` on.
 
-    Memory: some megabytes for each column, and a batch; never a row group.
+    Memory: some megabytes for each column, and a batch of about 8 MiB or a row; never a row group.
     """
     with (
         place.fs.open_input_file(place.path) as source,
         pq.ParquetFile(source, buffer_size=BUFFER_BYTES, pre_buffer=False) as file,
     ):
-        counts = [file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)]
-        starts = np.cumsum([0, *counts])
-        group = max(0, int(np.searchsorted(starts, first_row, side="right")) - 1)
-        row = int(starts[min(group, len(counts))])
+        groups = [file.metadata.row_group(i) for i in range(file.num_row_groups)]
+        starts = np.cumsum([0, *(group.num_rows for group in groups)])
+        first = max(0, int(np.searchsorted(starts, first_row, side="right")) - 1)
+        row = int(starts[min(first, len(groups))])
+        row_bytes = max(
+            (group.total_byte_size // max(1, group.num_rows) for group in groups[first:]), default=0
+        )
+        fit = BATCH_BYTES // max(1, row_bytes)
         for batch in file.iter_batches(
-            batch_rows, row_groups=range(group, len(counts)), columns=columns, use_threads=False
+            max(1, min(batch_rows, fit)),
+            row_groups=range(first, len(groups)),
+            columns=columns,
+            use_threads=False,
         ):
             yield row, batch
             row += len(batch)
@@ -175,8 +194,9 @@ def column_of(batch: pa.RecordBatch, name: str) -> pa.Array:
 class _Rows:
     """One column of one file, read on from row to row; thread-safe.
 
-    Rows that are asked for in about their order, as many threads do, are read once: the batch
-    before the newest is kept too. A row further back starts the reading anew.
+    Rows that are asked for in about their order are read once: the batch before the newest is kept
+    too. A row further back starts the reading anew, so threads that share out many rows have them
+    read in order for them (`cluster.read_ahead`).
     """
 
     def __init__(self, wanted: PictureUri) -> None:
@@ -212,12 +232,13 @@ class _Rows:
                 if first <= row < first + len(values):
                     value: bytes | None = values[row - first].as_py()
                     return value
+            newest = self._window[-1:]
+            self._window = []  # so that whatever goes wrong, the next row is looked for anew
             try:
                 first, batch = next(self._batches)
             except StopIteration:
-                self._window = []
                 raise ChangedError(f"{self._wanted.file}: has no row {row}") from None
-            self._window = [*self._window[-1:], (first, column_of(batch, self._wanted.name))]
+            self._window = [*newest, (first, column_of(batch, self._wanted.name))]
 
     def _start_at(self, row: int) -> None:
         self._window = []

@@ -20,6 +20,7 @@ import pyarrow as pa
 from cluster.columns import TYPES, fitted, infer_type
 from cluster.file_source import folder_of
 from cluster.file_walk import PICTURE_SUFFIXES, File, printable, suffix_of, walk
+from cluster.picture_bytes import MAX_BYTES
 from cluster.picture_uri import PictureUri
 from cluster.sources import Container, Ledger, Listed, Request
 
@@ -38,7 +39,8 @@ DAMAGED = (OSError, tarfile.TarError, ValueError, OverflowError)
 class _Picture(NamedTuple):
     name: str
     offset: int
-    data: bytes
+    num_bytes: int
+    data: bytes | None
 
 
 class _Sample:
@@ -143,7 +145,7 @@ class TarSource:
                 if labels == "folder"
                 else fitted(sample.facts.get(labels), TYPES["string"])
             )
-            size = len(picture.data)
+            size = picture.num_bytes
             uri = PictureUri(container.uri, "tar", picture.offset, size, picture.name)
             yield Listed(str(uri), size, container.mtime_ns, None, label, values, data=picture.data)
 
@@ -228,13 +230,16 @@ class TarSource:
         sample.num_files += 1
         if is_picture and asked is None:
             return
+        if is_picture and member.size > MAX_BYTES:
+            sample.pictures.append(_Picture(member.name, member.offset_data, member.size, None))
+            return
         opened = tar.extractfile(member)
         data = opened.read() if opened else b""
         if len(data) != member.size:
             raise tarfile.ReadError(f"{member.name}: ends after {len(data)} of {member.size} bytes")
         sample.num_bytes += len(data)
         if is_picture:
-            sample.pictures.append(_Picture(member.name, member.offset_data, data))
+            sample.pictures.append(_Picture(member.name, member.offset_data, member.size, data))
             return
         try:
             sample.take(extension, data)

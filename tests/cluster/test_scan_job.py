@@ -349,3 +349,24 @@ def test_a_damaged_catalog_is_refused(folder: Path, context: Context) -> None:
 def test_names_that_could_leave_the_workspace_are_refused(name: str) -> None:
     with pytest.raises(ValueError, match="corpus"):
         ScanConfig(source=".", corpus=name)
+
+
+def test_a_file_of_more_bytes_than_a_picture_has_is_too_large(
+    folder: Path, context: Context, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    os.truncate(save(folder / "a.png"), 4 << 40)
+    _, catalog = scanned(folder, context)
+    row = catalog.rows([0])[0]
+    assert row.status == "too_large"
+    assert "4,398,046,511,104 bytes" in str(row.error)
+    assert "1,073,741,824 are allowed" in str(row.error)
+
+
+def test_a_file_that_was_taken_before_there_was_a_limit_is_looked_at_again(
+    folder: Path, context: Context, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    os.truncate(save(folder / "a.png"), 2 << 30)
+    with monkeypatch.context() as before:
+        before.setattr(comparison_module, "MAX_BYTES", 1 << 62, raising=False)
+        assert scanned(folder, context)[1].counts() == {"ok": 1}
+    assert scanned(folder, context)[1].counts() == {"too_large": 1}

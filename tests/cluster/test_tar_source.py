@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import tarfile
+import tracemalloc
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -274,3 +275,28 @@ def test_tars_of_which_none_can_be_read_are_named_with_the_reason(
     for columns in ("", "n"):
         with pytest.raises(ValueError, match=r"/in/1\.tar.*empty file"):
             scan_here(tmp_path / "in", columns=columns)
+
+
+def test_a_member_of_more_bytes_than_a_picture_has_is_not_read(
+    tmp_path: Path, scan_here: Any, make_png: Any
+) -> None:
+    path = write_tar(tmp_path / "a.tar", {"0.png": make_png(0)})
+    small = path.read_bytes().rstrip(b"\0")
+    huge = tarfile.TarInfo("1.png")
+    huge.size = (1 << 30) + 1
+    with path.open("wb") as file:
+        file.write(small + bytes(-len(small) % 512) + huge.tobuf())
+        file.seek(huge.size + -huge.size % 512, os.SEEK_CUR)
+        file.write(bytes(1024))
+    before = tracemalloc.is_tracing()
+    tracemalloc.start()
+    report, catalog = scan_here(path)
+    peak = tracemalloc.get_traced_memory()[1]
+    if not before:
+        tracemalloc.stop()
+    assert report["skipped_folders"] == []
+    rows = catalog.rows([0, 1])
+    assert [row.status for row in rows] == ["ok", "too_large"]
+    assert rows[1].bytes == huge.size
+    assert peak < 100 << 20
+    assert scan_here(path)[0]["since_last_scan"] == tally(unchanged=2)
