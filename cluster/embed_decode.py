@@ -167,12 +167,12 @@ class ThreadDecoder:
 
 
 def in_batches(pieces: Iterable[list[Decoded]], size: int) -> Iterator[list[Decoded]]:
-    """What came of pieces put together to batches of ``size``, which their size divides."""
+    """What came of pieces, in batches of ``size``, whatever the size of these pieces."""
     batch: list[Decoded] = []
     for piece in pieces:
         batch += piece
-        if len(batch) >= size:
-            yield batch
-            batch = []
+        while len(batch) >= size:
+            yield batch[:size]
+            batch = batch[size:]
     if batch:
         yield batch
