@@ -77,15 +77,16 @@ class FolderSource:
             label = None
             if self._request.labels == "folder":
                 label = folder_of(file.path, below=place.path)
-            yield _listed(place, file)._replace(label=label)
+            yield _listed(place, file, label)
 
 
-def _listed(place: Place, file: File) -> Listed:
+def _listed(place: Place, file: File, label: str | None = None) -> Listed:
     return Listed(
         place.picture_uri(file.path),
         file.bytes,
         file.mtime_ns,
         file.problem,
+        label,
         is_missing=file.is_missing,
     )
 
