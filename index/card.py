@@ -77,6 +77,7 @@ def measured(judged: Judgement, config: IndexConfig, *, population: str) -> dict
             "target": config.target_recall,
             "population": population,
             "looks": judged.looks,
+            "usual": judged.usual,
             "text": f"recall@{config.k} {recall}, against exact search on held-out queries",
         },
         "latency_ms": {**_latency(judged.latency), "threads": 1, "simd": _simd_level()},

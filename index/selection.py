@@ -33,7 +33,8 @@ class Selection:
     def __init__(self, all_ids_N: Ids, rows_M: NDArray[np.intp]) -> None:
         self._all_ids = all_ids_N
         self.rows = rows_M
-        self.ids: Ids = all_ids_N[rows_M]
+        # Of all, their ids are the index's own, which need no second copy.
+        self.ids: Ids = all_ids_N if len(rows_M) == len(all_ids_N) else all_ids_N[rows_M]
 
     @classmethod
     def of_ids(cls, all_ids_N: Ids, wanted: Ids) -> Selection:
