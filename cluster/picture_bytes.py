@@ -11,9 +11,11 @@ import contextlib
 import os
 import threading
 import time
+from bisect import bisect
 from collections import OrderedDict
 from collections.abc import Iterator
 from datetime import datetime
+from itertools import accumulate
 from typing import Any
 
 import numpy as np
@@ -154,6 +156,14 @@ def open_parquet(
             row += len(batch)
 
 
+def _row_groups(place: Place) -> list[int]:
+    """The first row of each row group of a Parquet file."""
+    with place.fs.open_input_file(place.path) as source:
+        metadata = pq.read_metadata(source)
+    counts = (metadata.row_group(i).num_rows for i in range(metadata.num_row_groups))
+    return list(accumulate(counts, initial=0))[:-1]
+
+
 def open_arrow(place: Place) -> Iterator[tuple[int, pa.RecordBatch]]:
     """Row number and batch of an Arrow file or stream; a local one is memory-mapped."""
     local = place.is_local
@@ -196,7 +206,7 @@ class _Rows:
 
     Rows that are asked for in about their order are read once: the batch before the newest is kept
     too. A row further back starts the reading anew, so threads that share out many rows have them
-    read in order for them (`cluster.read_ahead`).
+    read in order for them (`cluster.read_ahead`). Whole row groups on the way are passed over.
     """
 
     def __init__(self, wanted: PictureUri) -> None:
@@ -205,6 +215,7 @@ class _Rows:
         self._lock = threading.Lock()
         self._batches: Iterator[tuple[int, pa.RecordBatch]] = iter(())
         self._window: list[tuple[int, pa.Array]] = []
+        self._groups: list[int] = []
         self._mtime_ns: int | None = None
         self._checked_s = -RECHECK_S
 
@@ -220,12 +231,12 @@ class _Rows:
         if self._place.is_local or now_s - self._checked_s >= RECHECK_S:
             modified_ns = _modified_ns(self._place)
             if modified_ns != self._mtime_ns:
-                self._window = []
+                self._window, self._groups = [], []
             self._mtime_ns, self._checked_s = modified_ns, now_s
         _require_same_time(self._mtime_ns, mtime_ns, self._place)
 
     def _find(self, row: int) -> bytes | None:
-        if not self._window or row < self._window[0][0]:
+        if not self._window or row < self._window[0][0] or self._is_far_ahead(row):
             self._start_at(row)
         while True:
             for first, values in self._window:
@@ -240,11 +251,16 @@ class _Rows:
                 raise ChangedError(f"{self._wanted.file}: has no row {row}") from None
             self._window = [*newest, (first, column_of(batch, self._wanted.name))]
 
+    def _is_far_ahead(self, row: int) -> bool:
+        first, values = self._window[-1]
+        return bisect(self._groups, row) - bisect(self._groups, first + len(values)) > 1
+
     def _start_at(self, row: int) -> None:
         self._window = []
         if self._wanted.kind == "arrow":
             self._batches = open_arrow(self._place)
         else:
+            self._groups = self._groups or _row_groups(self._place)
             self._batches = open_parquet(self._place, [self._wanted.name], first_row=row)
 
 

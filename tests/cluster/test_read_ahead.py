@@ -192,3 +192,26 @@ def test_batches_of_large_rows_are_few_rows(tmp_path: Path) -> None:
     assert batches(small) == [32, 32, 32, 4]
     assert max(batches(large)) * (1 << 20) <= picture_bytes.BATCH_BYTES
     assert sum(batches(large)) == 40
+
+
+def test_row_groups_that_others_embed_are_passed_over(
+    tmp_path: Path, scan_here: Any, make_png: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pictures = [make_png(seed) for seed in range(600)]
+    table = pa.table({"image": pa.array(pictures, pa.binary())})
+    pq.write_table(table, tmp_path / "x.parquet", row_group_size=20)
+    _, catalog = scan_here(tmp_path / "x.parquet")
+    num_read, unwatched = [0], picture_bytes.open_parquet
+
+    def watched(*args: Any, **options: Any) -> Iterator[Any]:
+        for first, batch in unwatched(*args, **options):
+            num_read[0] += len(batch)
+            yield first, batch
+
+    monkeypatch.setattr(picture_bytes, "open_parquet", watched)
+    shards = plan_shards(catalog, key="k", shard_rows=30)
+    mine = [row for shard in shards[::7] for row in shard.rows]
+    assert [read_ahead.timed_read(row).data for row in mine] == [pictures[row.id] for row in mine]
+    # Of each of the three shards also what is left of a row group and a batch.
+    assert len(mine) == 90
+    assert num_read[0] <= len(mine) + 3 * (20 + 32)
