@@ -23,6 +23,7 @@ import pyarrow as pa
 from numpy.typing import ArrayLike, NDArray
 
 __all__ = [
+    "ALIKE",
     "BATCH_ROWS",
     "MAX_ID",
     "VECTORS",
@@ -49,6 +50,10 @@ BATCH_ROWS = 16_384
 """Rows of every record batch but the last; row ``r`` lies in batch ``r // BATCH_ROWS``."""
 
 MAX_ID = 2**63 - 2
+
+ALIKE = 1 - 2.0**-11
+"""As low may the cosine of two equal vectors be, by numbers that float16 has rounded: no lowest
+score above it can be told from it."""
 
 GATHER_ROWS = 4096
 """Rows that are gathered as float16 at once."""
