@@ -16,13 +16,13 @@ from typing import Annotated, Any
 
 import tyro
 
-from cluster.catalog import open_corpus
+from cluster.catalog import gone_ids
 from cluster.changes import report_of
 from cluster.context import Context
 from cluster.part_tasks import part_filler
 from cluster.relations import follow_relations
 from cluster.workspace import Workspace, check_name
-from index.artifact import MissingArtifactError
+from index.artifact import MissingArtifactError, open_door
 from index.choose import IndexConfig
 from index.embeddings import EmbeddingStore
 from index.folder import Folder
@@ -141,11 +141,12 @@ def gone_pictures(workspace: Workspace, parents: Mapping[str, str]) -> Ids:
         workspace: where the corpus lies.
         parents: of the embedding set.
     """
+    folder = workspace.folder("corpora", parents["corpus"])
     try:
-        catalog = open_corpus(workspace, parents["corpus"])
+        door = open_door(folder, "corpus")
     except MissingArtifactError:
         return NO_IDS
-    return catalog.gone if catalog.uid == parents["corpus_uid"] else NO_IDS
+    return gone_ids(folder, door) if door["uid"] == parents["corpus_uid"] else NO_IDS
 
 
 def _require_encoder(workspace: Workspace, store: EmbeddingStore, make: str) -> None:

@@ -3,7 +3,8 @@
 A budget counts from what the program has before it starts, its imports included. Three eighths of
 it hold the part that is being filled, a quarter the training sample, and the rest the blocks that
 stream by. Stored vectors are read from the file, not through a memory map: the pages of a map
-would count as this process's memory. Ids are in memory, at 8 bytes a row.
+would count as this process's memory. Ids are in memory, and where these leave less than three
+eighths, parts are smaller. What a change would not find room for is built anew.
 
 Shapes: N rows, D embedding.
 """
@@ -34,6 +35,22 @@ MIN_ROWS_PER_LIST = 39
 
 FIXED_BYTES = 24_000_000
 """Taken whatever is built: scores of a block, FAISS's own buffers, heaps that are not full."""
+
+ROW_BYTES = 8
+"""Of the ids that a build has in memory, for a row."""
+
+LEFT_OUT_BYTES = 32
+"""Of a picture that is left out: the lists that it is on, and their union."""
+
+CHANGE_ROW_BYTES = 32
+"""Of a row while its version is changed or compacted: ids of the base, of what is alive before and
+after, and one more list of them in passing. Measured at a million rows (`tests/cluster`)."""
+
+DELTA_NUMBER_BYTES = 14
+"""Of a number of a vector that comes: as it was read, joined with others, widened, filled in."""
+
+LEAST_PART = 16
+"""Share of the budget that a part may have however little is left."""
 
 UNLIMITED_SAMPLE_BYTES = 1_000_000_000
 """Training sample where no budget is given: enough for 30,000 lists at 128 dimensions."""
@@ -86,20 +103,44 @@ class Budget:
     dim: int
     part_rows: int
 
-    def require_enough(self, num_rows: int) -> None:
+    def require_enough(self, num_rows: int, num_left_out: int = 0) -> None:
         """Check that the least a build needs is there, before any work.
+
+        Args:
+            num_rows: of the set that is indexed.
+            num_left_out: pictures on the list of those that are not to be in the index.
 
         Raises:
             ValueError: it is not.
         """
-        # Two batches of float16 while the vectors are copied, and what is always taken.
-        least = FIXED_BYTES + 6 * BATCH_ROWS * self.dim + 8 * num_rows
+        least = self._passing_bytes + ROW_BYTES * num_rows + LEFT_OUT_BYTES * num_left_out
         if self.limit_bytes is not None and self.limit_bytes < least:
             raise ValueError(
                 f"memory {self.limit_bytes / 1e6:.0f}MB: to index {num_rows} vectors of "
                 f"{self.dim} dimensions takes at least {math.ceil(least / 1e6)}MB. "
                 f"Give --memory {math.ceil(least / 1e6)}MB or more."
             )
+
+    @property
+    def _passing_bytes(self) -> int:
+        """Two batches of float16 while vectors are copied, and what is always taken."""
+        return FIXED_BYTES + 6 * BATCH_ROWS * self.dim
+
+    def allows_change(self, num_rows: int, part_bytes: int) -> bool:
+        """Whether a version can be changed or compacted within it.
+
+        Args:
+            num_rows: rows of the version, dead ones included.
+            part_bytes: of its largest part.
+        """
+        needed = self._passing_bytes + CHANGE_ROW_BYTES * num_rows + part_bytes
+        return self.limit_bytes is None or needed <= self.limit_bytes
+
+    def delta_rows(self, most: int) -> int:
+        """Rows that a delta may have: ``most``, or what fits into a quarter of the budget."""
+        if self.limit_bytes is None:
+            return most
+        return min(most, self.limit_bytes // 4 // (DELTA_NUMBER_BYTES * self.dim))
 
     @property
     def mapped(self) -> bool:
@@ -124,14 +165,17 @@ class Budget:
         """Lists that the largest training sample can train."""
         return max(1, self.max_train_rows // MIN_ROWS_PER_LIST)
 
-    def rows_per_part(self, row_bytes: int, fixed_bytes: int) -> int:
+    def rows_per_part(self, row_bytes: int, fixed_bytes: int, num_rows: int = 0) -> int:
         """Rows of one part of a recipe.
 
         Args:
             row_bytes: of a row's code and id.
             fixed_bytes: of a part without rows: centroids.
+            num_rows: of the whole index, whose ids are in memory.
         """
         if self.limit_bytes is None:
             return self.part_rows
-        room = max(0, 3 * self.limit_bytes // 8 - 2 * fixed_bytes)
+        left = self.limit_bytes - self._passing_bytes - ROW_BYTES * num_rows
+        part = max(min(3 * self.limit_bytes // 8, left), self.limit_bytes // LEAST_PART)
+        room = max(0, part - 2 * fixed_bytes)
         return max(1, min(self.part_rows, room // (FILL_FACTOR * row_bytes)))

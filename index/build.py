@@ -122,7 +122,9 @@ def build_index(
         return build.find() or build.publish()
 
 
-def _require_enough(store: VectorSet, config: IndexConfig, queries: Askable | None) -> None:
+def _require_enough(
+    store: VectorSet, config: IndexConfig, queries: Askable | None, leave: Leave
+) -> None:
     """Check that there is something to index and to ask, and the least memory that it takes."""
     sizes = [(store.num_rows, store.folder)]
     if queries is not None:
@@ -133,7 +135,8 @@ def _require_enough(store: VectorSet, config: IndexConfig, queries: Askable | No
                 f"{place}: no picture could be embedded, so there is nothing to index. "
                 "Look at the report of the embed job for the reasons."
             )
-    config.budget(store.dim).require_enough(store.num_rows)
+    num_left_out = len(leave.removed) + len(leave.gone)
+    config.budget(store.dim).require_enough(store.num_rows, num_left_out)
 
 
 def build_id(store: VectorSet, config: IndexConfig, queries: Askable | None, leave: Leave) -> str:
@@ -161,7 +164,7 @@ class Build:
         fill: FillParts,
         leave: Leave,
     ) -> None:
-        _require_enough(store, config, asked)
+        _require_enough(store, config, asked, leave)
         self._store = store
         self._folder = folder
         self._config = config

@@ -10,7 +10,7 @@ Shapes: D embedding, A arrived rows.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from index.artifact import digest, library_versions, publish
+from index.budget import give_back
 from index.card import PAGE, card_page, measured, settings_of, write_page
 from index.choose import IndexConfig, exact_recipe
 from index.drift import Drift, code_errors, delta_bound, imbalance, worse_by
@@ -30,7 +31,6 @@ from index.part import Part, train_template
 from index.queries import QUERIES, QuerySet
 from index.rank import Ranker
 from index.removed import REMOVED
-from index.shelf import open_parts
 from index.vector_sets import StoredVectors, iter_rows
 from index.vector_writer import VectorWriter
 from index.vectors import VECTORS, Float16s, Floats, Ids, VectorFile
@@ -42,8 +42,8 @@ __all__ = [
     "Change",
     "change_version",
     "drawn",
+    "first_part",
     "list_sizes",
-    "open_base",
     "trained_state",
 ]
 
@@ -107,7 +107,7 @@ class _Changing:
         self._config = IndexConfig(**door["config"])
         self._sparing = self._config.memory is not None
         self._base = VectorFile(self._old.local_path(VECTORS), mapped=not self._sparing)
-        self._before = open_ranker(self._old, door, sparing=self._sparing).vectors
+        self._before = self._opened(self._old, door).vectors
         self._files: dict[str, FileRecord] = {}
         here = self._before.contains(change.ids)
         self._departed = np.union1d(change.gone, change.ids[here])
@@ -120,18 +120,23 @@ class _Changing:
             self._files[name] = door["files"][name]
         layers = self._write_layers()
         body = {key: value for key, value in door.items() if key not in DOOR_OWN} | layers
-        after = open_ranker(self._new, body, sparing=self._sparing)
+        after = self._opened(self._new, body)
         moved = Moved(departed=self._departed, arrived=self._change.ids)
         old_queries = QuerySet.read(self._old.local_path(QUERIES))
-        trained = trained_state(self._old, door, self._before, old_queries)
+        trained = trained_state(self._old, door, lambda: self._before, old_queries)
         queries, trained["query_rate"] = follow_queries(
             old_queries, after.vectors, moved, trained["query_rate"], self._config
         )
         self._files[QUERIES] = self._new.write_hashed(QUERIES, queries.write)
+        give_back()
         body |= self._described(after, queries, body, trained)
         page = card_page(self._name, body)
         self._files[PAGE] = self._new.write_hashed(PAGE, partial(write_page, text=page))
         return self._name, publish(self._new, "index", body, self._files)
+
+    def _opened(self, folder: Folder, body: Mapping[str, Any]) -> Searched:
+        """A version of this base, whose vectors and their ids are opened once."""
+        return open_ranker(folder, body, sparing=self._sparing, base=self._base)
 
     def _write_layers(self) -> dict[str, Any]:
         """Write delta, dead and removed ids; what the door says of them."""
@@ -227,12 +232,12 @@ class _Changing:
     def _drift(
         self, after: Searched, layers: Mapping[str, Any], nprobe: int, trained: Mapping[str, Any]
     ) -> Drift:
-        parts = open_base(self._new, self._door)
-        part = parts[0]
+        in_base = list_sizes(self._new, self._door)
+        part = first_part(self._new, self._door)
         num_dead = layers["dead"]["rows"] if layers["dead"] else 0
         num_delta = layers["delta"]["rows"] if layers["delta"] else 0
         came = self._sample(layers, "delta")
-        sizes = list_sizes(parts) - _spread(part, self._sample(layers, "dead"), num_dead)
+        sizes = in_base - _spread(part, self._sample(layers, "dead"), num_dead)
         uneven = imbalance(np.maximum(0, sizes) + _spread(part, came, num_delta))
         return Drift(
             dead_share=round(num_dead / len(self._base), 4),
@@ -256,39 +261,40 @@ class _Changing:
 
 
 def trained_state(
-    folder: Folder, door: Mapping[str, Any], vectors: StoredVectors, queries: QuerySet
+    folder: Folder, door: Mapping[str, Any], living: Callable[[], StoredVectors], queries: QuerySet
 ) -> dict[str, Any]:
     """What drift is told against: how the last training left the index.
 
     Args:
         folder: of the version that is changed.
         door: its door; one that was changed before states it.
-        vectors: what is alive of it.
+        living: opens what is alive of it, if it is needed.
         queries: its queries.
     """
     if "trained" in door:
         return dict(door["trained"])
-    parts = open_base(folder, door)
+    vectors = living()
     rows = drawn(np.arange(len(vectors)), door["config"]["seed"])
     return {
         "version": folder.path.rpartition("/")[2],
         "rows": door["rows"],
         "nprobe": door["parameters"]["nprobe"],
         "query_rate": query_rate(queries, door["rows"]),
-        "imbalance": imbalance(list_sizes(parts)),
-        "code_errors": code_errors(parts[0], vectors.gather(rows)),
+        "imbalance": imbalance(list_sizes(folder, door)),
+        "code_errors": code_errors(first_part(folder, door), vectors.gather(rows)),
     }
 
 
-def open_base(folder: Folder, door: Mapping[str, Any]) -> list[Part]:
-    """The FAISS parts of a version's base, dead rows included."""
-    return open_parts([folder.local_path(part["file"]) for part in door["parts"]])
+def first_part(folder: Folder, door: Mapping[str, Any]) -> Part:
+    """The first of the FAISS parts of a version's base; all learnt the same."""
+    return Part.open(folder.local_path(door["parts"][0]["file"]))
 
 
-def list_sizes(parts: Sequence[Part]) -> NDArray[np.float64]:
-    """Rows in each list, over all parts."""
-    sizes: NDArray[np.float64] = np.sum([part.list_sizes() for part in parts], axis=0, dtype="f8")
-    return sizes
+def list_sizes(folder: Folder, door: Mapping[str, Any]) -> NDArray[np.float64]:
+    """Rows in each list, over all parts of the base, which are in memory one after the other."""
+    paths = (folder.local_path(part["file"]) for part in door["parts"])
+    each = [Part.open(path).list_sizes() for path in paths]
+    return np.asarray(np.sum(each, axis=0), np.float64)
 
 
 def _spread(part: Part, sample_ND: Floats, count: int) -> NDArray[np.float64]:

@@ -8,7 +8,6 @@ Shapes: N rows, D embedding.
 
 from __future__ import annotations
 
-import hashlib
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from index.artifact import digest, library_versions, publish
+from index.budget import give_back
 from index.build import Leave, require_unit
 from index.candidate import Candidate
 from index.card import PAGE, card_page, measured, settings_of, write_page
@@ -25,8 +25,8 @@ from index.change import (
     DOOR_OWN,
     LAYERED_SCHEMA,
     drawn,
+    first_part,
     list_sizes,
-    open_base,
     trained_state,
 )
 from index.choose import IndexConfig, Recipe
@@ -71,8 +71,7 @@ class LiveSet:
     @property
     def content(self) -> str:
         """Identity of what is alive: other versions of the same set have other pictures of it."""
-        ids: Any = self.vectors.ids  # hashed as they lie in memory
-        return digest([self.id, hashlib.sha256(ids).hexdigest()])
+        return digest(["alive in", self.door["id"]])
 
     @property
     def parents(self) -> dict[str, str]:
@@ -185,12 +184,12 @@ class _Folding:
         candidate = self._filled(vectors, fill)
         build_s = time.perf_counter() - start
         before = QuerySet.read(self._old.local_path(QUERIES))
-        alive = open_ranker(self._old, self._door, sparing=self._config.memory is not None).vectors
-        trained = trained_state(self._old, self._door, alive, before)
+        trained = trained_state(self._old, self._door, self._living, before)
         queries, trained["query_rate"] = follow_queries(
             before, vectors, moved, trained["query_rate"], self._config
         )
         self._files[QUERIES] = self._new.write_hashed(QUERIES, queries.write)
+        give_back()
         body = {key: value for key, value in self._door.items() if key not in DOOR_OWN}
         body |= self._removed()
         judgement = self._judged(candidate, queries.half(judging=True))
@@ -200,6 +199,11 @@ class _Folding:
         page = card_page(self._name, body)
         self._files[PAGE] = self._new.write_hashed(PAGE, partial(write_page, text=page))
         return self._name, publish(self._new, "index", body, self._files)
+
+    def _living(self) -> StoredVectors:
+        """What is alive in the old version."""
+        sparing = self._config.memory is not None
+        return open_ranker(self._old, self._door, sparing=sparing).vectors
 
     def _copy_vectors(self, path: str) -> None:
         leave, total = self._leave.ids, np.zeros(self._source.dim)
@@ -223,6 +227,7 @@ class _Folding:
         template = emptied(self._old.local_path(door["parts"][0]["file"]))
         saved = save_template(self._new, recipe, template)
         del template
+        give_back()
         jobs = plan_parts(self._new, recipe, len(vectors), self._budget, saved)
         records = fill(jobs)
         self._new.remove(saved)
@@ -252,16 +257,16 @@ class _Folding:
         own = {name: record["sha256"] for name, record in self._files.items()}
         parents = {**source.parents, "embeddings_id": source.id}
         stated = [{"file": part.path.name, "rows": part.num_rows} for part in candidate.parts]
-        parts = open_base(self._new, {"parts": stated})
+        uneven = imbalance(list_sizes(self._new, {"parts": stated}))
+        part = first_part(self._new, {"parts": stated})
         sample = candidate.vectors.gather(drawn(np.arange(rows), self._config.seed))
-        uneven = imbalance(list_sizes(parts))
         drift = Drift(
             dead_share=0.0,
             delta_rows=0,
             delta_bound=delta_bound(rows),
             growth=round(rows / trained["rows"], 3),
-            code_error=worse_by(trained["code_errors"], parts[0], sample),
-            imbalance=round(uneven / trained["imbalance"], 3) if parts[0].has_lists else None,
+            code_error=worse_by(trained["code_errors"], part, sample),
+            imbalance=round(uneven / trained["imbalance"], 3) if part.has_lists else None,
             effort=round(judgement.nprobe / trained["nprobe"], 3),
         )
         return {

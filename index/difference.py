@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from index.budget import Budget
 from index.build import Leave, require_unit
 from index.drift import delta_bound
 from index.embeddings import EmbeddingStore
@@ -24,21 +25,28 @@ class Wanted:
     """What of an embedding set an index is to hold.
 
     Args:
-        ids: int64, rising.
-        leave: the others.
+        leave: the pictures that it is not to.
+        num_rows: how many are left.
     """
 
-    ids: Ids
     leave: Leave
+    num_rows: int
 
     @classmethod
     def of(cls, store: EmbeddingStore, removed: Ids, gone: Ids) -> Wanted:
-        """What is left of a set without pictures removed by hand, and those whose file is gone."""
-        ids = store.ids()
-        absent = rising(gone)
+        """What is left of a set without pictures removed by hand, and those whose file is gone.
+
+        Cost: one pass over the set's ids. Memory: of those left out alone.
+        """
+        absent, num_rows = rising(gone), 0
+        is_embedded = np.zeros(len(absent), bool)
+        left_out = np.sort(np.concatenate([removed, absent]))
+        for ids in store.iter_ids():
+            first, end = np.searchsorted(absent, [ids[0], ids[-1] + 1])
+            is_embedded[first:end] |= locate(ids, absent[first:end])[1]
+            num_rows += len(ids) - int(locate(left_out, ids)[1].sum())
         # What is not embedded any more need not be left out, and would change what it is.
-        leave = Leave(removed=removed, gone=absent[locate(ids, absent)[1]])
-        return cls(ids=ids[~locate(leave.ids, ids)[1]], leave=leave)
+        return cls(leave=Leave(removed=removed, gone=absent[is_embedded]), num_rows=num_rows)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -72,7 +80,12 @@ class Difference:
 
 
 def compare(
-    store: EmbeddingStore, wanted: Wanted, vectors: StoredVectors, *, same_set: bool
+    store: EmbeddingStore,
+    wanted: Wanted,
+    vectors: StoredVectors,
+    *,
+    same_set: bool,
+    budget: Budget,
 ) -> Difference:
     """Compare what is wanted with what is alive, row by row.
 
@@ -81,21 +94,23 @@ def compare(
         wanted: which of it.
         vectors: what is alive.
         same_set: whether these came from the same set: then vectors of an id are the same.
+        budget: memory for what differs.
 
-    Cost: one pass over the set, or, if nothing came from the same set, over its ids.
+    Cost: one pass over the set, or, if nothing came from the same set, over its ids. Memory: a byte
+    of each row alive, and what differs.
     """
-    there = vectors.contains(wanted.ids)
-    gone = np.setdiff1d(vectors.ids, wanted.ids, assume_unique=True)
-    bound = delta_bound(len(vectors))
+    leave = wanted.leave.ids
+    added, gone = _came_and_gone(store, leave, vectors)
+    bound = budget.delta_rows(delta_bound(len(vectors)))
     pieces: list[Float16s] = []
     replaced: list[Ids] = []
     count = 0
-    if not (same_set and there.all()):
+    if not same_set or len(added):
         last = -1
         for ids, stored in store.iter_stored():
             require_ids(ids, after=last)
             last = int(ids[-1])
-            known, mine = vectors.contains(ids), locate(wanted.ids, ids)[1]
+            known, mine = vectors.contains(ids), ~locate(leave, ids)[1]
             both, differs = known & mine, mine & ~known
             if not same_set and both.any():
                 was = vectors.gather(vectors.rows_of(ids[both]))
@@ -107,8 +122,20 @@ def compare(
                 pieces.append(stored[differs])
     empty = np.empty((0, vectors.dim), np.float16)
     return Difference(
-        added=wanted.ids[~there],
+        added=added,
         replaced=np.concatenate([NO_IDS, *replaced]),
         gone=gone,
         vectors=np.concatenate([empty, *pieces]) if count <= bound else None,
     )
+
+
+def _came_and_gone(store: EmbeddingStore, leave: Ids, vectors: StoredVectors) -> tuple[Ids, Ids]:
+    """Ids that are wanted and not alive, and those that are alive and not wanted."""
+    is_wanted = np.zeros(len(vectors), bool)
+    came = [NO_IDS]
+    for ids in store.iter_ids():
+        mine = ids[~locate(leave, ids)[1]]
+        alive = vectors.contains(mine)
+        is_wanted[vectors.rows_of(mine[alive])] = True
+        came.append(mine[~alive])
+    return np.concatenate(came), vectors.ids[~is_wanted]

@@ -180,11 +180,12 @@ class EmbeddingStore:
                 )
             yield ok.column("id").to_numpy(), flat.to_numpy().reshape(-1, self.dim)
 
-    def ids(self) -> Ids:
-        """Ids int64 of ok rows, rising. Memory: 8 bytes a row."""
-        batches = self._iter(["id", "status"], 65_536, self.door["shards"])
-        ok = (batch.filter(pc.equal(batch.column("status"), "ok"))["id"] for batch in batches)
-        return np.concatenate([np.empty(0, np.int64), *(ids.to_numpy() for ids in ok)])
+    def iter_ids(self, batch_rows: int = 65_536) -> Iterator[Ids]:
+        """Stream ids int64 of ok rows, rising."""
+        for batch in self._iter(["id", "status"], batch_rows, self.door["shards"]):
+            ok = batch.filter(pc.equal(batch.column("status"), "ok"))
+            if ok.num_rows:
+                yield ok.column("id").to_numpy()
 
     def iter_content_hashes(
         self, batch_rows: int = 65_536

@@ -54,7 +54,8 @@ def plan_parts(
     folder: Folder, recipe: Recipe, num_rows: int, budget: Budget, template: str
 ) -> list[PartJob]:
     """The jobs of a recipe: rows divided into parts that fit the budget."""
-    rows = budget.rows_per_part(recipe.row_bytes(budget.dim), recipe.fixed_bytes(budget.dim))
+    row_bytes, fixed_bytes = recipe.row_bytes(budget.dim), recipe.fixed_bytes(budget.dim)
+    rows = budget.rows_per_part(row_bytes, fixed_bytes, num_rows)
     return [
         PartJob(
             folder=str(folder.local_path()),

@@ -23,7 +23,7 @@ from index.id_file import NO_IDS, read_ids
 from index.live import LiveVectors
 from index.planner import Plan, Planner
 from index.rank import Ranker, best_first
-from index.selection import Selection
+from index.selection import Living, Selection
 from index.shelf import AnyPart, open_parts, shelve_parts
 from index.vector_sets import StoredVectors
 from index.vectors import VECTORS, Floats, Ids, VectorFile
@@ -166,7 +166,7 @@ def open_layers(folder: Folder, door: Mapping[str, Any]) -> Opened:
 
 
 def open_ranker(
-    folder: Folder, door: Mapping[str, Any], *, sparing: bool
+    folder: Folder, door: Mapping[str, Any], *, sparing: bool, base: VectorFile | None = None
 ) -> Ranker | LayeredRanker:
     """What builds and changes search a version with.
 
@@ -175,11 +175,12 @@ def open_ranker(
         door: its door, or a body to be.
         sparing: keep one part in memory at a time, and read vectors from the file: pages of a map
             count as this process's memory.
+        base: the stored vectors of its base, if another version has them open.
     """
     if not sparing:
         return open_layers(folder, door).ranker
     parts = [shelve_parts(paths) for paths in _parts(folder, door)]
-    vectors, rankers = _open(folder, door, parts, mapped=False)
+    vectors, rankers = _open(folder, door, parts, mapped=False, base=base)
     return rankers[0] if isinstance(vectors, VectorFile) else LayeredRanker(rankers, vectors)
 
 
@@ -209,15 +210,16 @@ def _open(
     parts: Sequence[Sequence[AnyPart]],
     *,
     mapped: bool,
+    base: VectorFile | None = None,
 ) -> tuple[StoredVectors, list[Ranker]]:
     """What is alive, and a ranker for each layer."""
-    file = VectorFile(folder.local_path(VECTORS), mapped=mapped)
+    file = VectorFile(folder.local_path(VECTORS), mapped=mapped) if base is None else base
     dead, delta = door.get("dead"), door.get("delta")
     dead_ids = read_ids(folder.local_path(dead["file"])) if dead else NO_IDS
     added = VectorFile(folder.local_path(delta["file"]), mapped=mapped) if delta else None
     live = None
     if len(dead_ids):
-        live = Selection(file.ids, np.delete(np.arange(len(file)), file.rows_of(dead_ids)))
+        live = Living(file.ids, dead_ids)
     rankers = [Ranker(parts[0], file, refine=refine_of(door), live=live)]
     if added is not None:
         rankers.append(Ranker(parts[1], added))

@@ -14,6 +14,7 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
+from index.id_file import NO_IDS
 from index.vectors import Floats, Ids, VectorFile, locate
 
 __all__ = ["LiveVectors"]
@@ -29,12 +30,12 @@ class LiveVectors:
         dead_ids: ids int64 [X] of its rows that are no more, rising.
         delta: rows that came since; none of their ids is alive in the base.
 
-    Memory: 8 bytes a row for the ids, from their first use on.
+    Memory: 8 bytes a row for the ids of the base, and as much again where `ids` is asked for.
     """
 
     def __init__(self, base: VectorFile, dead_ids: Ids, delta: VectorFile | None = None) -> None:
         self.dim = base.dim
-        self._base = base
+        self.base = base
         self._delta = delta
         dead_rows = base.rows_of(dead_ids)
         # How many rows of the base come before each gap: row r of those alive is the row
@@ -49,22 +50,20 @@ class LiveVectors:
     @cached_property
     def ids(self) -> Ids:
         """All ids int64 [N], rising."""
-        alive = np.delete(self._base.ids, self._dead_rows)
-        if self._delta is None:
-            return alive
-        added = self._delta.ids
-        return np.insert(alive, np.searchsorted(alive, added), added)
+        alive = np.delete(self.base.ids, self._dead_rows)
+        added = self.delta_ids
+        return np.insert(alive, np.searchsorted(alive, added), added) if len(added) else alive
 
     @property
     def delta_ids(self) -> Ids:
         """Ids of the rows of the delta, rising."""
-        return self.ids[self._delta_rows]
+        return NO_IDS if self._delta is None else self._delta.ids
 
     @cached_property
     def _delta_rows(self) -> NDArray[np.intp]:
         """Where the delta's rows are among all."""
-        added = np.empty(0, np.int64) if self._delta is None else self._delta.ids
-        return np.searchsorted(self.ids, added)
+        before = np.searchsorted(self.base.ids, self.delta_ids)
+        return before - np.searchsorted(self._dead_rows, before) + np.arange(len(before))
 
     def rows_of(self, ids_M: Ids) -> NDArray[np.intp]:
         """The row of every id.
@@ -72,34 +71,54 @@ class LiveVectors:
         Raises:
             KeyError: a picture is not there, or not any more.
         """
-        rows, found = locate(self.ids, ids_M)
+        rows, found = self._locate(ids_M)
         if not found.all():
             raise KeyError(f"picture {int(ids_M[~found][0])} has no vector in this index")
         return rows
 
     def contains(self, ids_M: Ids) -> NDArray[np.bool_]:
         """Which of the ids are alive, bool [M]."""
-        return locate(self.ids, ids_M)[1]
+        return self._locate(ids_M)[1]
 
     def gather(self, rows_M: NDArray[np.intp]) -> Floats:
         """The vectors of the given rows as float32 [M, D], in their order."""
+        in_delta, places, base_rows = self._divided(rows_M)
         if self._delta is None:
-            return self._base.gather(self._base_rows(rows_M))
-        places = np.searchsorted(self._delta_rows, rows_M)
-        in_delta = places < len(self._delta_rows)
-        in_delta[in_delta] = self._delta_rows[places[in_delta]] == rows_M[in_delta]
+            return self.base.gather(base_rows)
         vectors = np.empty((len(rows_M), self.dim), np.float32)
-        vectors[in_delta] = self._delta.gather(places[in_delta])
-        before = places[~in_delta]
-        vectors[~in_delta] = self._base.gather(self._base_rows(rows_M[~in_delta] - before))
+        vectors[in_delta] = self._delta.gather(places)
+        vectors[~in_delta] = self.base.gather(base_rows)
         return vectors
 
     def iter_batches(self, batch_rows: int = BATCH_ROWS) -> Iterator[tuple[Ids, Floats]]:
         """Stream ids [n] and vectors float32 [n, D] with n <= batch_rows, in id order."""
         for start in range(0, len(self), batch_rows):
             rows = np.arange(start, min(start + batch_rows, len(self)))
-            yield self.ids[rows], self.gather(rows)
+            in_delta, places, base_rows = self._divided(rows)
+            ids = np.empty(len(rows), np.int64)
+            ids[in_delta], ids[~in_delta] = self.delta_ids[places], self.base.ids[base_rows]
+            yield ids, self.gather(rows)
 
-    def _base_rows(self, rows: NDArray[np.intp]) -> NDArray[np.intp]:
-        """Rows in the base's file of rows among those of it that are alive."""
-        return rows + np.searchsorted(self._gaps, rows, side="right")
+    def _locate(self, ids_M: Ids) -> tuple[NDArray[np.intp], NDArray[np.bool_]]:
+        """The row of each id that is alive, and which are."""
+        rows = np.zeros(len(ids_M), np.intp)
+        alive = self.base.contains(ids_M)
+        base_rows = self.base.rows_of(ids_M[alive])
+        gaps, dead = locate(self._dead_rows, base_rows)
+        alive[alive] = ~dead
+        rows[alive] = (base_rows - gaps)[~dead]
+        if self._delta is None:
+            return rows, alive
+        rows[alive] += np.searchsorted(self.delta_ids, ids_M[alive])
+        added = self._delta.contains(ids_M)
+        rows[added] = self._delta_rows[self._delta.rows_of(ids_M[added])]
+        return rows, alive | added
+
+    def _divided(
+        self, rows_M: NDArray[np.intp]
+    ) -> tuple[NDArray[np.bool_], NDArray[np.intp], NDArray[np.intp]]:
+        """Which rows lie in the delta, [M]; these there, and the others in the base's file."""
+        places, in_delta = locate(self._delta_rows, rows_M)
+        alive = rows_M[~in_delta] - places[~in_delta]
+        base_rows = alive + np.searchsorted(self._gaps, alive, side="right")
+        return in_delta, places[in_delta], base_rows

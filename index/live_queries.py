@@ -28,7 +28,6 @@ from index.vectors import Ids, locate, unit
 
 __all__ = ["InService", "Moved", "follow_queries", "judge_again", "query_rate"]
 
-BLOCK_ROWS = 16_384
 TOO_FEW = 0.5
 """With less than this share of the queries that a build would draw, they are drawn anew."""
 
@@ -70,6 +69,7 @@ def follow_queries(
 
     Cost: at most one pass over the stored vectors, none if no answer lost a picture.
     """
+    block_rows = config.budget(live.dim).block_rows
     kept = ~np.isin(before.ids, moved.departed)
     joined = moved.arrived[_chance(moved.arrived, config.seed) < (rate or 0.0)]
     ids = np.concatenate([before.ids[kept], joined])
@@ -77,7 +77,7 @@ def follow_queries(
     if rate is not None:
         usual = min(config.num_queries, max(1, len(live) // MIN_CORPUS_SHARE))
         if len(ids) < TOO_FEW * usual or not judging.any():
-            drawn = make_queries(live, config, None, block_rows=BLOCK_ROWS)
+            drawn = make_queries(live, config, None, block_rows=block_rows)
             return _in_their_roles(drawn, before), query_rate(drawn, len(live))
     vectors = np.concatenate([before.vectors[kept], unit(live.gather(live.rows_of(joined)))])
     k = min(config.k, len(live) - (rate is not None))
@@ -88,7 +88,7 @@ def follow_queries(
     true_ids = np.empty((len(ids), k), np.int64)
     true_scores = np.empty((len(ids), k), np.float32)
     if not is_stale.all():
-        arrived = iter_rows(live, live.rows_of(moved.arrived))
+        arrived = iter_rows(live, live.rows_of(moved.arrived), block_rows)
         fresh = np.flatnonzero(~is_stale)
         came = exact_top_k(vectors[fresh], min(k, len(moved.arrived)), arrived)
         known = before.true_ids[kept][fresh], before.true_scores[kept][fresh]
@@ -96,7 +96,7 @@ def follow_queries(
     if k and is_stale.any():
         stale = np.flatnonzero(is_stale)
         true_ids[stale], true_scores[stale] = exact_top_k(
-            vectors[stale], k, live.iter_batches(BLOCK_ROWS), exclude_Q=ids[stale]
+            vectors[stale], k, live.iter_batches(block_rows), exclude_Q=ids[stale]
         )
     followed = QuerySet(
         ids=ids, vectors=vectors, true_ids=true_ids, true_scores=true_scores, judging=judging

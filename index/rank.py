@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from index.measure import exact_top_k
-from index.selection import Selection, not_any_of
+from index.selection import Living, not_any_of
 from index.shelf import AnyPart
 from index.vectors import Floats, Ids, VectorFile
 
@@ -63,7 +63,7 @@ class Ranker:
     parts: Sequence[AnyPart]
     vectors: VectorFile
     refine: int = 1
-    live: Selection | None = None
+    live: Living | None = None
     lossy: bool = field(init=False)
     nlist: int = field(init=False)
     _asks: dict[int, _Ask] = field(init=False, default_factory=dict, repr=False, compare=False)

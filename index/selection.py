@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from index.vectors import Ids, locate, rising
 
-__all__ = ["Selection", "not_any_of", "selector_of"]
+__all__ = ["Living", "Selection", "not_any_of", "selector_of"]
 
 faiss: Any = faiss_library  # its type stubs do not know selectors made of arrays
 
@@ -74,7 +74,7 @@ class Selection:
             return self
         return Selection(self._all_ids, self.rows[~np.isin(self.ids, excluded)])
 
-    def both(self, other: Selection) -> Selection:
+    def both(self, other: Selection | Living) -> Selection:
         """The pictures that are in this selection and in another one of the same version."""
         return Selection(self._all_ids, self.rows[other.contains(self.ids)])
 
@@ -86,6 +86,36 @@ class Selection:
     def selector(self) -> Any:
         """FAISS's selector of these ids; searches may share it."""
         return selector_of(self.ids, len(self._all_ids))
+
+
+class Living:
+    """The rows of an index that may be results at all: all but dead ones. Thread-safe.
+
+    Args:
+        all_ids_N: int64 ids of the index, rising.
+        dead_ids: those that are no results any more, rising, all of them in the index.
+    """
+
+    def __init__(self, all_ids_N: Ids, dead_ids: Ids) -> None:
+        self._all_ids = all_ids_N
+        self._dead_ids = dead_ids
+
+    def __len__(self) -> int:
+        return len(self._all_ids) - len(self._dead_ids)
+
+    def contains(self, ids: Ids) -> NDArray[np.bool_]:
+        """Which of the ids are alive."""
+        return np.asarray(locate(self._all_ids, ids)[1] & ~locate(self._dead_ids, ids)[1], np.bool_)
+
+    @cached_property
+    def selector(self) -> Any:
+        """FAISS's selector of these ids, among those of the index; searches may share it."""
+        highest = int(self._all_ids[-1]) if len(self._all_ids) else 0
+        if highest > MAX_BITS_PER_ID * len(self._all_ids) + 1024:
+            return not_any_of(self._dead_ids, len(self._all_ids))
+        bits = np.ones(highest + 1, np.uint8)
+        bits[self._dead_ids] = 0
+        return faiss.IDSelectorBitmap(np.packbits(bits, bitorder="little"))
 
 
 def not_any_of(exclude: Ids, num_rows: int, live: Any = None) -> Any:

@@ -19,6 +19,7 @@ from typing import Any, Literal
 import numpy as np
 
 from index.artifact import ArtifactError, MissingArtifactError, NewerSchemaError
+from index.budget import give_back
 from index.build import Build, Leave, build_id
 from index.change import Change, change_version
 from index.choose import IndexConfig
@@ -133,6 +134,7 @@ def update_index(
             why = "it is the first version"
         else:
             told.say(f"Building the index anew: {why}")
+        give_back()
         build = Build(store, folder, config, queries, fill, wanted.leave)
         found = None if told.rebuild else build.find()
         door = found or build.publish()
@@ -315,29 +317,40 @@ def _follow(
 ) -> tuple[Updated | None, str | None]:
     """Reuse, change or compact the version in service; or say why it has to be built anew."""
     door = before.door
-    vectors = _living(before)
     same_set = door["parents"]["embeddings_id"] == store.id
-    found = compare(store, wanted, vectors, same_set=same_set)
+    config = IndexConfig(**door["config"])
+    budget = config.budget(store.dim)
+    found = compare(store, wanted, _living(before), same_set=same_set, budget=budget)
+    give_back()
     same_list = np.array_equal(removed_ids(before), wanted.leave.removed)
     if found.is_nothing and same_set and same_list:
         nothing = "nothing changed"
         return Updated(version=before.name, door=dict(door), action="reused", why=nothing), None
-    config = IndexConfig(**door["config"])
     finished = finished_version(before.index, build_id(store, config, queries, wanted.leave))
     trained = door.get("trained", {}).get("rows", door["rows"])
     if finished is not None:
         return None, f"{finished[0]} was built of the same"
-    if not len(wanted.ids):
+    if not wanted.num_rows:
         return None, "nothing is left of it"
-    if len(wanted.ids) > MAX_GROWTH * trained:
-        return None, f"it was trained for {trained:,} rows, and there are {len(wanted.ids):,}"
+    if wanted.num_rows > MAX_GROWTH * trained:
+        return None, f"it was trained for {trained:,} rows, and there are {wanted.num_rows:,}"
+    if not budget.allows_change(*_sizes(door)):
+        return None, f"to change it takes more than the memory that it may take, {config.memory}"
     done = _changed(store, before, wanted, found, fill)
+    give_back()
     put_in_service(before.index, done.version, done.door)
     # A change can wait: its delta is exact. What had to be compacted is done for good.
     drift = done.drift
     if done.action == "compacted" and drift is not None and drift.remedy == "retrain":
         return None, f"{done.version} is in service, and {drift.why}"
     return done, None
+
+
+def _sizes(door: Mapping[str, Any]) -> tuple[int, int]:
+    """Rows of a version, dead ones included, and bytes of its largest part."""
+    delta = door.get("delta")
+    rows = sum(part["rows"] for part in door["parts"]) + (delta["rows"] if delta else 0)
+    return rows, max(door["files"][part["file"]]["bytes"] for part in door["parts"])
 
 
 def _changed(
@@ -354,7 +367,8 @@ def _changed(
     delta = before.door.get("delta")
     num_delta = (delta["rows"] if delta else 0) + len(found.added) + len(found.replaced)
     arrived = np.union1d(found.added, found.replaced)
-    too_long = found.vectors is None or num_delta > delta_bound(base_rows)
+    budget = IndexConfig(**before.door["config"]).budget(store.dim)
+    too_long = found.vectors is None or num_delta > budget.delta_rows(delta_bound(base_rows))
     if found.vectors is None or too_long or num_dead > MAX_DEAD * base_rows:
         why = (
             f"{num_delta:,} rows are too many for a delta"

@@ -34,7 +34,7 @@ def whole_way(location: str, source: Path) -> tuple[Workspace, Any]:
     pretrain(replace(TRAINING, checkpoint_every=2), context)
     embed(EmbedConfig(corpus="digits", encoder="mine", shard_rows=10), context)
     store = EmbeddingStore.open(context.workspace.folder("embeddings", "digits-mine"))
-    assert all(store.thumbnail(picture) for picture in store.ids().tolist())
+    assert all(store.thumbnail(picture) for ids in store.iter_ids() for picture in ids.tolist())
     return context.workspace, np.concatenate([vectors for _, vectors in store.iter_batches()])
 
 

@@ -1,9 +1,10 @@
 import pytest
 
-from index.budget import Budget, parse_bytes
+from index.budget import FIXED_BYTES, Budget, parse_bytes
 from index.build import build_index
 from index.choose import IndexConfig, Recipe, candidates
 from index.folder import Folder
+from index.vectors import BATCH_ROWS
 
 
 def kinds(num_rows, dim=128, **settings):
@@ -101,6 +102,14 @@ def test_memory_that_cannot_do_is_refused_with_what_can(make_store, tmp_path, cl
     with pytest.raises(ValueError, match=r"memory 10MB: to index 100 .*Give --memory 25MB or more"):
         build_index(store, Folder.at(tmp_path / "ix"), IndexConfig(memory="10MB"))
     assert not (tmp_path / "ix").exists()
+
+
+def test_parts_make_room_for_the_ids_of_all_rows():
+    budget = Budget(limit_bytes=64_000_000, dim=32, part_rows=10**9)
+    few, many, most = (budget.rows_per_part(24, 0, rows) for rows in (0, 3_000_000, 4_500_000))
+    assert 2 * 24 * few <= 24_000_000
+    assert 2 * 24 * many <= 64_000_000 - FIXED_BYTES - 6 * BATCH_ROWS * 32 - 8 * 3_000_000
+    assert most == 64_000_000 // 16 // 48
 
 
 def test_parts_shrink_with_the_budget_and_stay_below_what_was_asked():

@@ -18,7 +18,7 @@ from index.part import Part, train_template
 from index.planner import Planner
 from index.rank import MAX_DROPPED, Ranker, best_first
 from index.search import Searcher
-from index.selection import Selection
+from index.selection import Living, Selection
 from index.vector_writer import VectorWriter
 from index.vectors import VectorFile, unit
 
@@ -45,7 +45,7 @@ def stored(searcher: Searcher) -> VectorFile:
     return VectorFile(searcher.folder.local_path("vectors.arrow"))
 
 
-def ranker_of(searcher: Searcher, live: Selection | None = None) -> Ranker:
+def ranker_of(searcher: Searcher, live: Living | None = None) -> Ranker:
     refine = searcher.door["parameters"].get("refine", 1)
     return Ranker(parts_of(searcher), stored(searcher), refine=refine, live=live)
 
@@ -72,7 +72,7 @@ def test_dead_and_excluded_rows_are_never_results(
     near = np.argsort(-(searcher.vectors_of(searcher.ids) @ queries[0]))
     dead = near[: round(share_dead * NUM_ROWS)]
     rows = np.setdiff1d(np.arange(NUM_ROWS), dead)
-    ranker = ranker_of(searcher, Selection(searcher.ids, rows))
+    ranker = ranker_of(searcher, Living(searcher.ids, np.sort(searcher.ids[dead])))
     exclude = np.sort(searcher.ids[near[len(dead) - 1 :][:num_excluded]])
     rows = rows[~np.isin(searcher.ids[rows], exclude)]
     for nprobe in (1, ranker.nlist):
@@ -86,7 +86,7 @@ def test_dead_and_excluded_rows_are_never_results(
 
 
 def test_a_selection_never_brings_dead_rows_back(searcher: Searcher) -> None:
-    live = Selection(searcher.ids, np.arange(0, NUM_ROWS, 2))
+    live = Living(searcher.ids, searcher.ids[1::2])
     planner = Planner(ranker_of(searcher, live), parts_of(searcher), 2)
     chosen = searcher.select(searcher.ids[:300])
     for exact in (False, True):

@@ -1,0 +1,181 @@
+"""`lookalike index` within its memory: catalog, embedding set and what is compared included."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from cluster.catalog import CATALOG_SCHEMA, gone_ids
+from index.artifact import digest, open_door, publish
+from index.embeddings import ShardBatch, publish_embeddings, write_shard
+from index.folder import Folder
+
+# VmHWM counts anonymous memory and the pages of maps alike. The baseline is taken after a tiny
+# index of every kind, when all libraries are loaded and have made their pools.
+INDEX = """
+    import io, json, sys
+    from pathlib import Path
+    from rich.console import Console
+    from cluster.context import Context
+    from cluster.index_job import IndexJobConfig, index_embeddings
+    from cluster.workspace import Workspace
+    from index.budget import give_back
+    from index.choose import IndexConfig
+
+    def status(key):
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(key))
+
+    place, memory, kind = sys.argv[1:]
+    context = Context(Workspace.at(place), console=Console(file=io.StringIO()))
+
+    def index(corpus, name, **wanted):
+        build = IndexConfig(num_queries=200, **wanted)
+        return index_embeddings(
+            IndexJobConfig(corpus=corpus, encoder="enc", name=name, build=build), context
+        )
+
+    for tiny in ("exact", "ivf", "ivf-pq"):
+        index("tiny", f"tiny-{tiny}", kind=tiny, memory="100MB")
+    give_back()
+    baseline = status("VmRSS")
+    Path("/proc/self/clear_refs").write_text("5")  # the mark starts anew
+    report = index("big", "big", memory=memory, kind=kind)
+    over = status("VmHWM") - baseline
+    print(json.dumps({"over": over, "action": report["action"], "why": report["why"]}))
+"""
+PART_ROWS = 50_000
+
+linux = pytest.mark.skipif(
+    not Path("/proc/self/clear_refs").exists(), reason="the mark is Linux's own"
+)
+
+
+def scan_says(place: Path, name: str, parts: list[tuple[np.ndarray, str]]) -> None:
+    """Publish a catalog, or more parts of it: ids with a status, and the columns of real ones."""
+    folder = Folder.at(place / "corpora" / name).make()
+    known = folder.exists("corpus.json")
+    names = list(open_door(folder, "corpus")["files"]) if known else []
+    for ids, status in parts:
+        count = len(ids)
+        columns = {
+            "id": ids,
+            "uri": [f"/data/photographs/of/every/year/{i // 1000:06d}/{i:09d}.jpg" for i in ids],
+            "bytes": np.full(count, 123_456),
+            "mtime_ns": np.full(count, 1_700_000_000_000_000_000),
+            "status": [status] * count,
+            "format": ["JPEG"] * count,
+            "width": pa.array(np.full(count, 640), pa.int32()),
+            "height": pa.array(np.full(count, 480), pa.int32()),
+        }
+        empty = {
+            field.name: pa.nulls(count, field.type)
+            for field in CATALOG_SCHEMA
+            if field.name not in columns
+        }
+        table = pa.table({**columns, **empty}).select(CATALOG_SCHEMA.names).cast(CATALOG_SCHEMA)
+        names.append(f"catalog-{len(names):05d}-test.parquet")
+        folder.write_with(names[-1], lambda path, table=table: pq.write_table(table, path))
+    total = 1 + max(int(ids.max()) for ids, _ in parts)
+    if known:
+        total = open_door(folder, "corpus")["rows"]["total"]
+    body = {
+        "id": digest([name, names]),
+        "uid": f"uid of {name}",
+        "config": {},
+        "rows": {"total": total},
+    }
+    publish(folder, "corpus", body, names)
+
+
+def write_corpus(place: Path, name: str, num_rows: int, dim: int) -> None:
+    """A catalog and class-sorted clusters, streamed to disk."""
+    starts = range(0, num_rows, PART_ROWS)
+    scan_says(place, name, [(np.arange(s, min(s + PART_ROWS, num_rows)), "ok") for s in starts])
+    rng = np.random.default_rng(0)
+    centres = rng.normal(size=(2000, dim)).astype(np.float32)
+    folder, records = Folder.at(place / "embeddings" / f"{name}-enc").make(), []
+    for number, start in enumerate(range(0, num_rows, 8192)):
+        ids = np.arange(start, min(start + 8192, num_rows))
+        noise = rng.standard_normal((len(ids), dim), np.float32)
+        batch = ShardBatch(
+            ids=ids,
+            statuses=["ok"] * len(ids),
+            content_hashes=[bytes(32)] * len(ids),
+            vectors=centres[ids * len(centres) // num_rows] + 0.3 * noise,
+        )
+        nothing = [None] * len(ids)
+        records.append(write_shard(folder, f"{number:05d}-aa", batch, thumbnails=nothing))
+    parents = {
+        "encoder_id": "e",
+        "corpus_id": "c",
+        "corpus_uid": f"uid of {name}",
+        "corpus": name,
+        "encoder": "enc",
+        "embeddings": f"{name}-enc",
+    }
+    publish_embeddings(folder, records, {"parents": parents, "config": {"layer": "backbone"}})
+
+
+def index_within(place: Path, memory: str, kind: str) -> dict[str, Any]:
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(INDEX), str(place), memory, kind],
+        check=True,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(Path.cwd())},
+    )
+    found: dict[str, Any] = json.loads(done.stdout)
+    return found
+
+
+def follow_a_corpus(place: Path, num_rows: int, memory: str, kind: str) -> list[dict[str, Any]]:
+    """Index it, again, after a few pictures went, and after many did."""
+    found = [index_within(place, memory, kind) for _ in range(2)]
+    drawn = np.random.default_rng(1).permutation(num_rows)
+    for gone in (drawn[: num_rows // 50], drawn[num_rows // 50 : num_rows // 4]):
+        scan_says(place, "big", [(np.sort(gone), "vanished")])
+        found.append(index_within(place, memory, kind))
+    return found
+
+
+@linux
+@pytest.mark.timeout(900)
+def test_an_index_is_made_and_followed_within_its_memory(tmp_path: Path) -> None:
+    write_corpus(tmp_path, "tiny", 2000, 16)
+    write_corpus(tmp_path, "big", 300_000, 16)
+    found = follow_a_corpus(tmp_path, 300_000, "64MB", "exact")
+    assert [each["action"] for each in found] == ["built", "reused", "changed", "compacted"]
+    over = [each["over"] for each in found]
+    assert max(over) <= 64_000_000, "the catalog alone would take more"
+    assert over[1] <= 28_000_000, "to see that nothing changed takes little"
+
+
+@linux
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+def test_two_million_pictures_are_indexed_and_followed_within_128_megabytes(
+    tmp_path: Path,
+) -> None:
+    write_corpus(tmp_path, "tiny", 2000, 32)
+    write_corpus(tmp_path, "big", 2_000_000, 32)
+    found = follow_a_corpus(tmp_path, 2_000_000, "128MB", "ivf-pq")
+    assert [each["action"] for each in found] == ["built", "reused", "changed", "compacted"]
+    assert max(each["over"] for each in found) <= 128_000_000
+
+
+def test_gone_pictures_are_those_that_the_newest_rows_say(tmp_path: Path) -> None:
+    scan_says(tmp_path, "mine", [(np.arange(6), "ok"), (np.array([1, 4, 5]), "vanished")])
+    scan_says(tmp_path, "mine", [(np.array([4]), "ok"), (np.array([2]), "replaced")])
+    folder = Folder.at(tmp_path / "corpora" / "mine")
+    assert gone_ids(folder, open_door(folder, "corpus")).tolist() == [1, 2, 5]
