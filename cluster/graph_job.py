@@ -16,6 +16,7 @@ import tyro
 from cluster.collection import Collection
 from cluster.context import Context
 from cluster.workspace import check_name
+from index.beside import hold
 from index.carry import carry_graph, find_earlier
 from index.duplicates import DuplicateConfig, DuplicateGroups, build_duplicates
 from index.graph import GRAPH, GraphConfig, NeighbourGraph
@@ -59,10 +60,18 @@ def find_relations(config: GraphJobConfig, context: Context) -> dict[str, Any]:
         method, and how many pictures have a neighbour above each of some thresholds.
 
     Raises:
-        ArtifactError: the index is not there or damaged, or its embeddings are gone.
+        ArtifactError: the index is not there or damaged, or its embeddings are gone; the version
+            was replaced and deleted before this began.
         ValueError: fewer than two pictures; another process is at it.
     """
     collection = Collection.open(context.workspace, config.index)
+    # Held from the first to the last, so that the graph is not deleted before the groups.
+    with hold(collection.searcher):
+        return _made(config, collection, context)
+
+
+def _made(config: GraphJobConfig, collection: Collection, context: Context) -> dict[str, Any]:
+    """Make what is missing, and report."""
     searcher = collection.searcher
     with context.progress("neighbours", len(searcher), "pictures") as line:
         # Another version's is looked through only where there is none yet.

@@ -18,9 +18,9 @@ import numpy as np
 import pyarrow as pa
 
 from index.artifact import ArtifactError, digest, open_door, publish
+from index.beside import parents_of, writing_beside
 from index.folder import Folder
 from index.graph import GRAPH, GraphConfig, NeighbourGraph, build_graph, other_pictures
-from index.lock import sole_writer
 from index.projection import MAP, open_map, places_table, write_places
 from index.rank import best_first
 from index.search import Searcher
@@ -206,10 +206,9 @@ def carry_map(searcher: Searcher, graph: NeighbourGraph, earlier: Earlier) -> di
     known = np.stack([before[axis].to_numpy() for axis in ("x", "y")], axis=1)
     stays = ~_among(earlier.lost, known_ids)
     known_ids, known = known_ids[stays], known[stays]
-    folder = searcher.folder / MAP
-    parents = {"index_id": searcher.id, "index_door": searcher.door["door_sha256"]}
+    parents = parents_of(searcher)
     carried = {"from": earlier.searcher.version, "placed": len(earlier.came)}
-    with sole_writer(folder, "laying out this index"):
+    with writing_beside(searcher, MAP, "laying out this index") as folder:
         name, record = folder.write_by_content(
             "places-{sha256}.arrow",
             lambda path: write_places(_placed(graph, known_ids, known), path),

@@ -22,8 +22,8 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from index.artifact import Verify, digest, library_versions, publish
-from index.graph import NeighbourGraph, open_beside
-from index.lock import sole_writer
+from index.beside import open_beside, writing_beside
+from index.graph import NeighbourGraph
 from index.search import Searcher
 from index.vectors import ALIKE, Ids
 
@@ -67,7 +67,7 @@ class DuplicateGroups:
 
     @classmethod
     def open(cls, searcher: Searcher, *, verify: Verify = "full") -> DuplicateGroups:
-        """The groups of an index version; raises the errors of `index.graph.open_beside`."""
+        """The groups of an index version; raises the errors of `index.beside.open_beside`."""
         folder, door = open_beside(
             searcher, DUPLICATES, "lookalike graph --index NAME", verify=verify
         )
@@ -128,8 +128,8 @@ def build_duplicates(
 
     Memory: some 50 bytes a picture. Cost: a pass over the graph, and searches for groups beyond K.
     """
-    folder = searcher.folder / DUPLICATES
-    with sole_writer(folder, "finding the near-duplicates of this index"):
+    task = "finding the near-duplicates of this index"
+    with writing_beside(searcher, DUPLICATES, task) as folder:
         rows, num_copies = _copies(searcher, content_hashes)
         threshold = min(config.threshold, ALIKE)
         labels, full = _joined_by_graph(searcher, graph, rows, threshold)

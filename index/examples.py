@@ -18,7 +18,7 @@ __all__ = ["Combine", "combine_examples", "example_queries"]
 Combine = Literal["mean", "best"]
 
 NOTHING_LEFT = 1e-3
-"""A sum of unit vectors shorter than this has no direction but that of rounding."""
+"""A sum shorter than this share of its parts has no direction but that of rounding."""
 
 
 def combine_examples(
@@ -52,26 +52,30 @@ def combine_examples(
 
     Source: Rocchio 1971, "Relevance feedback in information retrieval", with beta = gamma.
     """
-    sides = [(positives_PD, weights_P, 1.0)]
+    given = [(1.0, np.asarray(positives_PD, np.float64), weights_P)]
     if negatives_MD is not None:
-        sides.append((negatives_MD, weights_M, -1.0))
-    means = [
-        sign * _mean(np.asarray(vectors, np.float64), weights)
-        for vectors, weights, sign in sides
-        if len(np.asarray(vectors))
+        given.append((-1.0, np.asarray(negatives_MD, np.float64), weights_M))
+    sides = [
+        (sign, *_units_and_factors(vectors, weights))
+        for sign, vectors, weights in given
+        if len(vectors)
     ]
-    if not means:
+    if not sides:
         raise ValueError(
             "no example to search with. Give at least one picture, id or vector that results "
             "should be like, or unlike."
         )
+    # Ratios alone say something, and only numbers of some size can be added without a loss.
+    largest = max(factors.max() for _, _, factors in sides)
+    means = [sign * (factors / largest) @ units / len(units) for sign, units, factors in sides]
     direction = np.sum(means, axis=0)
-    if np.linalg.norm(direction) < NOTHING_LEFT:
+    length = np.linalg.norm(direction)
+    if length < NOTHING_LEFT * max((factors / largest).mean() for _, _, factors in sides):
         raise ValueError(
             "the examples cancel each other out: what is asked for is what is asked against. Leave "
             "some out, or give them other weights."
         )
-    return unit(direction[None])
+    return unit(direction[None] / length)
 
 
 def example_queries(
@@ -128,7 +132,10 @@ def example_queries(
     return np.concatenate(each)
 
 
-def _mean(vectors: np.ndarray, weights: Sequence[float] | None) -> np.ndarray:
+def _units_and_factors(
+    vectors: np.ndarray, weights: Sequence[float] | None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Examples as float64 of unit norm, and the weight of each."""
     if vectors.ndim != 2:
         raise ValueError(f"examples of shape {list(vectors.shape)}; expected [examples, D].")
     norms = np.linalg.norm(vectors, axis=1)
@@ -143,4 +150,4 @@ def _mean(vectors: np.ndarray, weights: Sequence[float] | None) -> np.ndarray:
             f"weights {factors.tolist()} for {len(vectors)} examples; one number above 0 is needed "
             "for each. What results should be unlike is a negative example."
         )
-    return np.asarray((factors / norms / len(vectors)) @ vectors)
+    return vectors / norms[:, None], factors

@@ -41,6 +41,8 @@ __all__ = [
 MAX_LENGTH = 10_000
 MAX_TESTS = 500
 MAX_DEPTH = 50
+MAX_NUMBER = 400
+"""Characters of a number: more than a float has; Python refuses to read some thousands."""
 
 KEYWORDS = frozenset({"and", "or", "not", "in", "like", "is", "null", "true", "false"})
 OPERATORS = ("==", "!=", "<>", "<=", ">=", "=", "<", ">")
@@ -310,6 +312,13 @@ class _Parser:
     def _value(self) -> Value:
         token = self._advance()
         if token.kind == "number":
+            if len(token.text) > MAX_NUMBER:
+                raise FilterError.at(
+                    self._text,
+                    token.start,
+                    f"a number of {len(token.text)} characters; allowed are {MAX_NUMBER}. Write "
+                    "it shorter, or text in quotes.",
+                )
             whole = token.text.lstrip("-").isdigit()
             return Value(int(token.text) if whole else float(token.text), token.start)
         if token.kind == "string":

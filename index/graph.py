@@ -10,7 +10,6 @@ Shapes: N pictures, n of a piece, K neighbours each, D embedding.
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -20,18 +19,9 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from index.artifact import (
-    ArtifactError,
-    CorruptArtifactError,
-    MissingArtifactError,
-    Verify,
-    digest,
-    library_versions,
-    open_door,
-    publish,
-)
+from index.artifact import Verify, digest, library_versions, publish
+from index.beside import made_before, open_beside, parents_of, writing_beside
 from index.folder import Folder
-from index.lock import sole_writer
 from index.measure import Proportion, exact_top_k, recall_at_k
 from index.search import Hits, Searcher
 from index.vectors import Floats, Ids, unit
@@ -41,8 +31,6 @@ __all__ = [
     "GraphConfig",
     "NeighbourGraph",
     "build_graph",
-    "made_before",
-    "open_beside",
     "other_pictures",
     "search_others",
 ]
@@ -93,6 +81,7 @@ def build_graph(
         The graph's door: ``k``, ``recall`` with its interval, ``rows``.
 
     Raises:
+        MissingArtifactError: the version was replaced, and deleted before this began.
         ValueError: fewer than two pictures; another process is at it.
 
     Cost: one search a picture, and one pass for the exact answers. Memory: one piece of
@@ -103,10 +92,10 @@ def build_graph(
             f"index version {searcher.version}: has {len(searcher)} pictures, and neighbours need "
             "two. Index more pictures."
         )
-    folder = searcher.folder / GRAPH
     identity = {"index": searcher.door["door_sha256"], "config": asdict(config)}
     graph_id = digest(identity)
-    with sole_writer(folder, "finding the neighbours of this index"):
+    task = "finding the neighbours of this index"
+    with writing_beside(searcher, GRAPH, task) as folder:
         if (made := made_before(folder, GRAPH, graph_id)) is not None:
             advance(len(searcher))
             return made
@@ -120,7 +109,7 @@ def build_graph(
         body = {
             "id": graph_id,
             "config": asdict(config),
-            "parents": _parents(searcher),
+            "parents": parents_of(searcher),
             "rows": len(searcher),
             "k": k,
             "recall": asdict(_recall(searcher, find, k, config)),
@@ -131,19 +120,6 @@ def build_graph(
         door = publish(folder, GRAPH, body, pieces)
         folder.remove_others("piece-", keep=pieces)
     return door
-
-
-def made_before(folder: Folder, kind: str, wanted_id: str) -> dict[str, Any] | None:
-    """The door of what is to be made, if it is there and whole; what is damaged is made again."""
-    with contextlib.suppress(ArtifactError):
-        door = open_door(folder, kind)
-        if door["id"] == wanted_id:
-            return door
-    return None
-
-
-def _parents(searcher: Searcher) -> dict[str, str]:
-    return {"index_id": searcher.id, "index_door": searcher.door["door_sha256"]}
 
 
 def _piece(
@@ -234,35 +210,6 @@ def _recall(
     return Proportion.wilson(float(right.sum()), len(right))
 
 
-def open_beside(
-    searcher: Searcher, kind: str, make: str, *, verify: Verify = "full"
-) -> tuple[Folder, dict[str, Any]]:
-    """Folder and door of what was made from an index version and lies beside it.
-
-    Args:
-        searcher: the version.
-        kind: what it is, such as ``graph``; also the name of its folder.
-        make: the command that makes it, for the message.
-        verify: see `index.artifact.open_door`.
-
-    Raises:
-        MissingArtifactError: it was never made for this version.
-        CorruptArtifactError: it is damaged, or was made from another version.
-    """
-    folder = searcher.folder / kind
-    if not folder.exists(f"{kind}.json"):
-        raise MissingArtifactError(
-            f"{folder}: index version {searcher.version} has no {kind} yet. Make it: {make}"
-        )
-    door = open_door(folder, kind, verify=verify)
-    if door["parents"] != _parents(searcher):
-        raise CorruptArtifactError(
-            f"{folder}: was made from another index version than {searcher.version}. Make it "
-            f"again: {make}"
-        )
-    return folder, door
-
-
 class NeighbourGraph:
     """A published graph, memory-mapped. Thread-safe.
 
@@ -278,7 +225,7 @@ class NeighbourGraph:
 
     @classmethod
     def open(cls, searcher: Searcher, *, verify: Verify = "full") -> NeighbourGraph:
-        """The graph of an index version; raises the errors of `open_beside`."""
+        """The graph of an index version; raises the errors of `index.beside.open_beside`."""
         return cls(*open_beside(searcher, GRAPH, "lookalike graph --index NAME", verify=verify))
 
     def iter_pieces(self) -> Iterator[tuple[Ids, Ids, Floats]]:

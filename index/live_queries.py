@@ -14,9 +14,9 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from index.candidate import Tuned, efforts
+from index.chance import chance
 from index.choose import IndexConfig, Kind
 from index.judge import CERTAIN, Judged, Judgement, judge
 from index.latency import Latency, Searches, latency_of
@@ -71,9 +71,9 @@ def follow_queries(
     """
     block_rows = config.budget(live.dim).block_rows
     kept = ~np.isin(before.ids, moved.departed)
-    joined = moved.arrived[_chance(moved.arrived, config.seed) < (rate or 0.0)]
+    joined = moved.arrived[chance(moved.arrived, config.seed) < (rate or 0.0)]
     ids = np.concatenate([before.ids[kept], joined])
-    judging = np.concatenate([before.judging[kept], _chance(joined, config.seed + 1) < 0.5])
+    judging = np.concatenate([before.judging[kept], chance(joined, config.seed + 1) < 0.5])
     if rate is not None:
         usual = min(config.num_queries, max(1, len(live) // MIN_CORPUS_SHARE))
         if len(ids) < TOO_FEW * usual or not judging.any():
@@ -111,20 +111,6 @@ def _in_their_roles(drawn: QuerySet, before: QuerySet) -> QuerySet:
     judging = drawn.judging.copy()
     judging[known] = before.judging[order][places[known]]
     return replace(drawn, judging=judging) if judging.any() else drawn
-
-
-def _chance(ids: Ids, seed: int) -> NDArray[np.float64]:
-    """A number in [0, 1) that follows from each id and the seed alone, as if drawn at random.
-
-    Source: Steele, Lea and Flood 2014, "Fast splittable pseudorandom number generators", their
-    finaliser over a Weyl sequence of the ids.
-    """
-    start = np.uint64(seed * 0x632BE59BD9B4E019 % 2**64)
-    x = (ids.astype(np.uint64) + start) * np.uint64(0x9E3779B97F4A7C15)
-    for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
-        x = (x ^ (x >> np.uint64(shift))) * np.uint64(factor)
-    x ^= x >> np.uint64(31)
-    return np.asarray((x >> np.uint64(11)) / np.float64(1 << 53), np.float64)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""One writer at a time, where two would undo each other's work."""
+"""One writer at a time, where two would undo each other's work; no deleting of what is in use."""
 
 from __future__ import annotations
 
@@ -9,7 +9,9 @@ from collections.abc import Iterator
 from index.artifact import TEMPORARY
 from index.folder import Folder
 
-__all__ = ["sole_writer"]
+__all__ = ["in_use", "sole_writer", "unused"]
+
+IN_USE = ".in-use"
 
 
 @contextlib.contextmanager
@@ -38,3 +40,29 @@ def sole_writer(folder: Folder, task: str) -> Iterator[None]:
             ) from error
         folder.remove_others(TEMPORARY, keep=())
         yield
+
+
+@contextlib.contextmanager
+def in_use(folder: Folder) -> Iterator[None]:
+    """Hold a local folder against whoever asks whether it is `unused`; any number may.
+
+    Raises:
+        FileNotFoundError: it is not there.
+        BlockingIOError: it is being deleted.
+    """
+    # For both, since NFS wants to read what is shared, and to write what is not.
+    with folder.local_path(IN_USE).open("a+") as lock:
+        fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        yield
+
+
+@contextlib.contextmanager
+def unused(folder: Folder) -> Iterator[bool]:
+    """Whether nobody has a local folder `in_use`; if so, nobody can until the end."""
+    with folder.local_path(IN_USE).open("a+") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield False
+            return
+        yield True

@@ -19,8 +19,7 @@ import numpy as np
 import pyarrow as pa
 
 from index.artifact import Verify, digest, library_versions, publish
-from index.graph import made_before, open_beside
-from index.lock import sole_writer
+from index.beside import made_before, open_beside, parents_of, writing_beside
 from index.search import Searcher
 from index.vectors import Floats, Ids
 
@@ -76,10 +75,9 @@ def build_map(searcher: Searcher, config: MapConfig) -> dict[str, Any] | None:
         method = "umap" if _has_umap() and len(searcher) > 4 * 16 else "pca"
     if method == "none":
         return None
-    folder = searcher.folder / MAP
-    parents = {"index_id": searcher.id, "index_door": searcher.door["door_sha256"]}
+    parents = parents_of(searcher)
     map_id = digest({"parents": parents, "config": {**asdict(config), "method": method}})
-    with sole_writer(folder, "laying out this index"):
+    with writing_beside(searcher, MAP, "laying out this index") as folder:
         if (made := made_before(folder, MAP, map_id)) is not None:
             return made
         place, facts = _pca(searcher) if method == "pca" else _umap(searcher, config)
@@ -104,7 +102,7 @@ def open_map(searcher: Searcher, *, verify: Verify = "full") -> pa.Table:
     """The map of an index version: ``id`` int64, rising, ``x`` and ``y`` float32; memory-mapped.
 
     Raises:
-        ArtifactError: see `index.graph.open_beside`.
+        ArtifactError: see `index.beside.open_beside`.
     """
     folder, door = open_beside(searcher, MAP, "lookalike graph --index NAME", verify=verify)
     (name,) = door["files"]

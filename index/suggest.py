@@ -2,7 +2,9 @@
 
 At first the typical and diverse ones, then those that the classifier hesitates over; every fourth
 is drawn uniformly at random for the audit, from a quarter of the sample that is reserved for it, so
-that the accuracy computed from audit pictures means the corpus and not the pictures we liked.
+that the accuracy computed from audit pictures means the corpus and not the pictures we liked. Which
+pictures those are follows from their ids, so that it stays the same as the corpus changes: drawn
+anew, the reserve would be what was left over after the suggested ones had been labelled.
 
 Shapes: N pictures of the working sample, D embedding, C classes, M candidates.
 """
@@ -17,6 +19,7 @@ import faiss as faiss_library
 import numpy as np
 from numpy.typing import NDArray
 
+from index.chance import chance
 from index.classifier import Classifier
 from index.heads import centred
 from index.labels import LabelSnapshot
@@ -70,10 +73,10 @@ class Suggester:
 
     def __init__(self, ids: Ids, features: Float16s, *, seed: int = 0) -> None:
         self._seed = seed
-        num_reserved = -(-len(ids) // AUDIT_EVERY)
-        self._audit_ids = ids[:num_reserved]
-        self._ids = ids[num_reserved:]
-        self._features = features[num_reserved:]
+        reserved = chance(ids, seed + 1) < 1 / AUDIT_EVERY
+        self._audit_ids = ids[reserved]
+        self._ids = ids[~reserved]
+        self._features = features[~reserved]
         typical = self._features[:TYPICAL_ROWS].astype(np.float32)
         self._typicality = _typicality(typical)
 
@@ -81,13 +84,15 @@ class Suggester:
     def over(
         cls, source: VectorSource, mean_D: Floats, *, rows: int = SAMPLE_ROWS, seed: int = 0
     ) -> Suggester:
-        """Draw the working sample from a corpus in one streaming pass of bounded memory."""
-        rng = np.random.default_rng(seed)
+        """Draw the working sample from a corpus in one streaming pass of bounded memory.
+
+        A picture that is in the sample stays in it while the corpus does not grow.
+        """
         keys = np.empty(0)
         ids = np.empty(0, np.int64)
         features = np.empty((0, len(mean_D)), np.float16)
         for batch_ids, vectors in source.iter_batches(16_384):
-            keys = np.concatenate([keys, rng.random(len(batch_ids))])
+            keys = np.concatenate([keys, chance(batch_ids, seed)])
             ids = np.concatenate([ids, batch_ids])
             features = np.concatenate([features, centred(vectors, mean_D).astype(np.float16)])
             if len(keys) > rows:  # the smallest keys are a uniform sample

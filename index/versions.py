@@ -8,6 +8,7 @@ so that a flipped bit in it cannot serve another version.
 from __future__ import annotations
 
 import contextlib
+import logging
 import re
 import shutil
 from collections.abc import Callable, Collection, Mapping
@@ -25,7 +26,7 @@ from index.artifact import (
     require_whole,
 )
 from index.folder import Folder
-from index.lock import sole_writer
+from index.lock import sole_writer, unused
 from index.vectors import VECTORS
 
 __all__ = [
@@ -49,6 +50,8 @@ __all__ = [
     "version_names",
     "while_current",
 ]
+
+logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
@@ -203,18 +206,35 @@ def new_version(folder: Folder) -> str:
     names = version_names(folder)
     for name in names:
         if not folder.exists(f"{name}/index.json"):
-            shutil.rmtree(folder.local_path(name))
+            _delete(folder / name)
     return f"v{int(names[-1][1:]) + 1 if names else 1:06d}"
 
 
-def remove_others(folder: Folder, *, keep: Collection[str]) -> None:
-    """Delete the versions that are not to be kept. Call as `sole_writer`.
+def remove_others(folder: Folder, *, keep: Collection[str]) -> list[str]:
+    """Delete the versions that are not to be kept; returns their names. Call as `sole_writer`.
 
-    On Linux and macOS, whoever has one open reads on in its memory-mapped files.
+    One that something is being made from, such as its graph, or that cannot be deleted, stays until
+    the next change. On Linux and macOS, whoever has one open reads on in its memory-mapped files.
     """
-    for name in set(version_names(folder)) - set(keep):
-        (folder / name).remove("index.json")  # first: killed half-way, it is no version any more
-        shutil.rmtree(folder.local_path(name))
+    others = [name for name in version_names(folder) if name not in keep]
+    return [name for name in others if _delete(folder / name)]
+
+
+def _delete(version: Folder) -> bool:
+    try:
+        with unused(version) as is_free:
+            if is_free:
+                version.remove("index.json")  # first: killed half-way, it is no version any more
+                shutil.rmtree(version.local_path())
+            else:
+                logger.info("%s is not deleted: something is being made from it", version)
+            return is_free
+    except OSError as error:
+        # Another version is in service already, or none is affected: this is tidying up.
+        logger.warning(
+            "%s is not deleted, the next change of the index tries again: %s", version, error
+        )
+        return False
 
 
 def last_known(folder: Folder) -> tuple[str, dict[str, Any] | None] | None:
@@ -300,7 +320,8 @@ def roll_back(folder: Folder, name: str) -> dict[str, Any]:
 def collect(folder: Folder, *, keep: int = KEPT) -> list[str]:
     """Delete old versions: all but the one in service and the newest others; returns their names.
 
-    Those that are damaged or unfinished go first, and take no place of a whole one.
+    Those that are damaged or unfinished go first, and take no place of a whole one. One that
+    something is being made from, such as its graph, stays.
 
     Args:
         folder: the index's folder.
@@ -319,5 +340,4 @@ def collect(folder: Folder, *, keep: int = KEPT) -> list[str]:
         before = list_versions(folder)
         whole = [one.name for one in before if one.damage is None and one.name != serving]
         kept = {serving, *whole[::-1][: keep - 1]}
-        remove_others(folder, keep=kept)
-    return [one.name for one in before if one.name not in kept]
+        return remove_others(folder, keep=kept)

@@ -226,8 +226,7 @@ def _add_labels(router: APIRouter, services: Services) -> None:
         n: PageSize = DEFAULT_K,
         exclude: Annotated[str, Query(max_length=20_000, pattern=r"^[0-9,]*$")] = "",
     ) -> dict[str, Any]:
-        excluded = [int(text) for text in exclude.split(",") if text]
-        return services.suggesting.suggest(index, n, excluded)
+        return services.suggesting.suggest(index, n, _ids(exclude))
 
 
 def _add_classifier(router: APIRouter, services: Services) -> None:
@@ -281,6 +280,19 @@ def _whole_number(text: str) -> int:
     if not text.isascii() or not text.isdigit() or len(text) > 9:
         raise ValueError(f"k={text[:80]!r}: a whole number is needed. Send for example k=24.")
     return int(text)
+
+
+def _ids(text: str) -> list[int]:
+    """The ids in a list of digits and commas."""
+    numbers = [number for number in text.split(",") if number]
+    for number in numbers:
+        # Python refuses to read some thousands of digits.
+        if len(number) > len(str(MAX_ID)) or int(number) > MAX_ID:
+            raise ValueError(
+                f"exclude: {number[:80]} is no picture; ids go from 0 to {MAX_ID}. Send those that "
+                "a suggestion gave."
+            )
+    return [int(number) for number in numbers]
 
 
 def _media_type(data: bytes) -> str:

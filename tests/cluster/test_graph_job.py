@@ -11,14 +11,18 @@ from typing import Any
 import numpy as np
 import pytest
 
+from cluster import graph_job
 from cluster.cli import main
 from cluster.collection import Collection
 from cluster.graph_job import GraphJobConfig, find_relations
 from index.artifact import MissingArtifactError
-from index.duplicates import DuplicateGroups
+from index.duplicates import DuplicateGroups, build_duplicates
 from index.graph import NeighbourGraph
 from index.outliers import outlier_table
 from index.projection import MapConfig, open_map
+from index.search import Searcher
+from index.update import remove_pictures
+from index.versions import version_names
 
 
 def test_graph_finds_neighbours_copies_outliers_and_a_map(
@@ -56,6 +60,24 @@ def test_a_second_run_finds_all_made(library: Any) -> None:
     stamps = {path: path.stat().st_mtime_ns for path in folder.local_path("graph").glob("piece-*")}
     assert find_relations(config, library.context) == first
     assert stamps == {path: path.stat().st_mtime_ns for path in stamps}
+
+
+def test_a_version_replaced_twice_between_two_steps_of_the_job_is_there_to_its_end(
+    library: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = library.folder("indexes", library.index)
+    before = version_names(folder)[-1]
+
+    def after_two_changes(*asked: Any) -> Any:
+        for _ in range(2):
+            remove_pictures(folder, Searcher.open(folder).ids[:1])
+        return build_duplicates(*asked)
+
+    monkeypatch.setattr(graph_job, "build_duplicates", after_two_changes)
+    config = GraphJobConfig(index=library.index, map=MapConfig(method="pca"))
+    report = find_relations(config, library.context)
+    assert (report["version"], report["pictures"]) == (before, 30)
+    assert before in version_names(folder)
 
 
 def test_an_unknown_index_is_named(library: Any) -> None:

@@ -121,6 +121,24 @@ def test_negatives_alone_find_what_is_least_like_them(shared_searcher: Any) -> N
     assert found == shared_searcher.ids[np.argmin(vectors @ vectors[0])]
 
 
+@pytest.mark.parametrize("size", [5e-324, 1e-310, 1e-9, 0.0005, 1e39, 1e307])
+def test_weights_count_by_their_ratio_whatever_their_size(size: float) -> None:
+    likes, unlikes = np.eye(4)[:2], np.eye(4)[2:3]
+    np.testing.assert_array_equal(combine_examples(likes[:1], weights_P=[size]), likes[:1])
+    same = combine_examples(likes, unlikes, weights_P=[1, 1], weights_M=[2])
+    scaled = combine_examples(likes, unlikes, weights_P=[size, size], weights_M=[2 * size])
+    np.testing.assert_array_equal(scaled, same)
+    with pytest.raises(ValueError, match="cancel each other out"):
+        combine_examples(likes[:1], likes[:1], weights_P=[size], weights_M=[size])
+
+
+def test_a_small_weight_beside_a_large_one_is_a_small_part() -> None:
+    query = combine_examples(np.eye(2), weights_P=[1e300, 1e297])
+    np.testing.assert_allclose(query, [[1, 1e-3]], rtol=1e-5)
+    opposite = combine_examples([[1.0, 0.0], [-1.0, 0.0]], weights_P=[1e300, 1e297])
+    np.testing.assert_array_equal(opposite, [[1, 0]])
+
+
 @pytest.mark.parametrize(
     ("arguments", "options", "said"),
     [

@@ -88,6 +88,45 @@ def test_audits_are_uniform_over_the_corpus(corpus):
     assert chi2 < 16.3, "beyond the 99.9 % quantile with 3 degrees of freedom"
 
 
+def without(source, rows):
+    """The corpus after some pictures were removed."""
+    rest = Source(np.delete(source.vectors, rows, axis=0))
+    rest.ids = np.delete(source.ids, rows)
+    return rest
+
+
+def asked_as(source, kind):
+    return [
+        suggestion.picture_id
+        for suggestion in suggester_over(source).suggest(NOTHING, None, count=len(source.ids))
+        if suggestion.source == kind
+    ]
+
+
+def test_what_is_drawn_for_the_audit_stays_drawn_when_pictures_come_or_go(corpus):
+    source, _ = corpus
+    before = asked_as(source, "audit")
+    for gone in ([0], [599], np.arange(0, 300, 2)):
+        rest = without(source, gone)
+        assert asked_as(rest, "audit") == [one for one in before if one in rest.ids]
+
+
+def test_what_was_suggested_is_never_an_audit_of_another_version(corpus):
+    source, _ = corpus
+    small = without(source, np.arange(400))
+    assert set(asked_as(small, "suggest")).isdisjoint(asked_as(source, "audit"))
+
+
+def test_a_full_working_sample_changes_by_no_more_than_the_corpus(corpus):
+    source, _ = corpus
+
+    def sample(some):
+        found = suggester_over(some, rows=60).suggest(NOTHING, None, count=600)
+        return {suggestion.picture_id for suggestion in found}
+
+    assert len(sample(source) - sample(without(source, [0, 1, 2]))) <= 3
+
+
 def test_audit_pictures_are_never_also_suggested(corpus):
     source, _ = corpus
     suggester = suggester_over(source)

@@ -257,6 +257,27 @@ def test_suggestions_leave_out_what_is_excluded(reader: TestClient, shapes: Any)
     assert bad.status_code == 422
 
 
+@pytest.mark.parametrize("number", ["9007199254740992", "1" + "0" * 20, "9" * 5000])
+def test_a_number_that_is_no_id_is_not_excluded_but_refused(
+    reader: TestClient, shapes: Any, number: str
+) -> None:
+    answer = reader.get(f"/v1/suggest?index={shapes.index}&exclude=3,{number}")
+    assert answer.status_code == 422
+    said = answer.json()["error"]
+    assert f"exclude: {number[:20]}" in said
+    assert "ids go from 0 to 9007199254740991" in said
+    assert len(said) < 300
+
+
+def test_a_number_in_a_filter_that_is_too_long_is_refused_at_its_place(
+    reader: TestClient, shapes: Any
+) -> None:
+    body = {"index": shapes.index, "id": 0, "k": 3, "where": f"id = {'9' * 5000}"}
+    answer = reader.post("/v1/search", json=body)
+    assert answer.status_code == 422
+    assert "position 6" in answer.json()["error"]
+
+
 def test_the_road_from_labels_to_a_file_read_again(client: TestClient, shapes: Any) -> None:
     everything = client.get(f"/v1/pictures/{shapes.index}?n=200").json()["pictures"]
     named = [item for item in everything if item["name"].startswith(shapes.names)]
