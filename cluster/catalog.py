@@ -27,7 +27,7 @@ import pyarrow.parquet as pq
 from cluster.columns import TYPES
 from cluster.picture_uri import display_name
 from cluster.workspace import Workspace
-from index.artifact import open_door
+from index.artifact import by_number, open_door
 from index.folder import Folder
 
 __all__ = [
@@ -103,7 +103,9 @@ class Catalog:
     def open(cls, folder: Folder) -> Catalog:
         """Open and verify; raises the errors of `index.artifact.open_door`."""
         door = open_door(folder, "corpus")
-        return cls(door, _newest_rows(folder, list(door["files"]), catalog_schema(door["config"])))
+        return cls(
+            door, _newest_rows(folder, by_number(door["files"]), catalog_schema(door["config"]))
+        )
 
     @property
     def corpus_id(self) -> str:
@@ -192,7 +194,7 @@ def bad_pictures(folder: Folder, door: Mapping[str, Any], limit: int) -> list[di
 
     Memory: an id of each picture; unlike `Catalog.open`, not the rows.
     """
-    parts = list(door["files"])
+    parts = by_number(door["files"])
     of_ids = pa.schema([CATALOG_SCHEMA.field("id")])
     newest = newest_positions(_read_part(folder, name, of_ids)["id"].to_numpy() for name in parts)
     found: list[dict[str, Any]] = []

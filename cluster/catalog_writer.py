@@ -22,6 +22,7 @@ from cluster.known_pictures import Ids, KnownPictures
 from index.artifact import (
     ArtifactError,
     MissingArtifactError,
+    by_number,
     digest,
     library_versions,
     open_door,
@@ -77,7 +78,7 @@ class CatalogWriter:
         self._parts: dict[str, FileRecord] = dict(previous["files"]) if previous else {}
         self._parts |= self._drafted()
         folder.remove_others("catalog-", keep=self._parts)
-        self.known = KnownPictures(folder, list(self._parts), self._schema)
+        self.known = KnownPictures(folder, by_number(self._parts), self._schema)
         self.counts = self.known.counts.copy()
         self.next_id = len(self.known)
         self._uid = previous["uid"] if previous else uuid.uuid4().hex

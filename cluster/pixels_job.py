@@ -38,6 +38,7 @@ from index.artifact import (
     CorruptArtifactError,
     MissingArtifactError,
     Verify,
+    by_number,
     digest,
     library_versions,
     open_door,
@@ -81,12 +82,17 @@ class PixelCache:
 
     @classmethod
     def open(cls, folder: Folder, *, verify: Verify = "sizes") -> PixelCache:
-        """Open; ``verify`` as for `open_door`. An object store's parts are copied here first."""
+        """Open; ``verify`` as for `open_door`. An object store's parts are copied here first.
+
+        Raises:
+            CorruptArtifactError: as `open_door`; or the ids of its parts do not rise.
+        """
         door = open_door(folder, "pixels", verify=verify)
         size = int(door["config"]["size"])
         ids, parts = [np.zeros(0, np.int64)], []
-        for name, stated in door["files"].items():
-            with pa.memory_map(str(_on_this_machine(folder, name, stated))) as source:
+        for name in by_number(door["files"]):
+            here = _on_this_machine(folder, name, door["files"][name])
+            with pa.memory_map(str(here)) as source:
                 table = pa.ipc.open_file(source).read_all()
             for batch in table.to_batches():
                 ids.append(batch["id"].to_numpy())
@@ -94,7 +100,13 @@ class PixelCache:
                 parts.append(
                     pixels.reshape(-1, size, size, 3)[batch["pixels"].offset :][: len(batch)]
                 )
-        return cls(folder, door, np.concatenate(ids), parts)
+        together = np.concatenate(ids)
+        if (np.diff(together) <= 0).any():
+            raise CorruptArtifactError(
+                f"{folder}: its ids do not rise from part to part, so pictures and labels would be "
+                "mixed up. Remove the pixels folder; it is only a cache, and is built again."
+            )
+        return cls(folder, door, together, parts)
 
     def __len__(self) -> int:
         return len(self.ids)

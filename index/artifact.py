@@ -16,6 +16,7 @@ Errors (all are ``ValueError``):
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Collection, Iterable, Mapping
 from datetime import UTC, datetime
 from typing import Any, Literal, NoReturn
@@ -32,6 +33,7 @@ __all__ = [
     "NewerSchemaError",
     "Proven",
     "Verify",
+    "by_number",
     "check_file",
     "digest",
     "library_versions",
@@ -68,6 +70,20 @@ class CorruptArtifactError(ArtifactError):
 
 class NewerSchemaError(ArtifactError):
     """The door was written by a newer schema than this code knows."""
+
+
+def by_number(names: Iterable[str]) -> list[str]:
+    """Files in the order of the first number in their names, which may outgrow its zeros.
+
+    >>> by_number(["shards/100000-a.arrow", "shards/00002-f.arrow", "shards/99999-c.arrow"])
+    ['shards/00002-f.arrow', 'shards/99999-c.arrow', 'shards/100000-a.arrow']
+    """
+
+    def number(name: str) -> int:
+        found = re.search(r"\d+", name.rpartition("/")[2])
+        return int(found[0]) if found else -1
+
+    return sorted(names, key=lambda name: (number(name), name))
 
 
 def write_json(folder: Folder, name: str, value: Mapping[str, Any]) -> None:

@@ -72,6 +72,21 @@ def test_a_corpus_from_before_there_were_sources_is_scanned_on(
     assert after.table["content_hash"].null_count == 3
 
 
+def test_the_newest_row_is_that_of_the_part_with_the_greatest_number(tmp_path: Path) -> None:
+    """Names sort otherwise from part 100,000 on."""
+    folder = Folder.at(tmp_path).make()
+    files = {}
+    for number, size in ((99_999, 1), (100_000, 2)):
+        item = {**dict.fromkeys(CATALOG_SCHEMA.names), **row(0, id=0, bytes=size)}
+        table = pa.Table.from_pylist([item], schema=CATALOG_SCHEMA)
+        name = f"catalog-{number:05d}-0badcafe.parquet"
+        files[name] = folder.write_hashed(
+            name, lambda path, table=table: pq.write_table(table, path)
+        )
+    publish(folder, "corpus", {"id": "i", "uid": "u", "config": {}}, files)
+    assert [item.bytes for item in Catalog.open(folder).rows([0])] == [2]
+
+
 @given(st.lists(st.lists(st.integers(0, 6), max_size=8), max_size=5))
 def test_the_newest_row_of_an_id_is_the_last_that_was_written(parts: list[list[int]]) -> None:
     order = sorted({picture for part in parts for picture in part})
