@@ -126,14 +126,15 @@ def plan_shards(catalog: Catalog, *, key: str, shard_rows: int) -> list[Shard]:
     return [shard for shard in shards if len(shard)]
 
 
-def write_plan(folder: Folder, shards: Sequence[Shard]) -> str:
+def write_plan(folder: Folder, shards: Sequence[Shard], retry: str | None = None) -> str:
     """Write what workers need to know of shards, a batch each; returns the file's name.
 
     A file of the artefact's folder, and not part of what is sent: that stays small for any corpus.
+    ``retry`` is that of `cluster.retry`.
     """
 
     def write(path: str) -> None:
-        schema = PLAN_SCHEMA.with_metadata({"key": shards[0].key})
+        schema = PLAN_SCHEMA.with_metadata({"key": shards[0].key, "retry": retry or ""})
         options = pa.ipc.IpcWriteOptions(compression="zstd")
         with (
             pa.OSFile(path, "wb") as sink,
@@ -172,6 +173,7 @@ class Plan:
         source = folder.fs.open_input_file(f"{folder.path}/{SHARD_FOLDER}/{name}")
         self._reader = pa.ipc.open_file(source)
         self._key = self._reader.schema.metadata[b"key"].decode()
+        self.retry = self._reader.schema.metadata[b"retry"].decode() or None
 
     def shard(self, position: int, number: int) -> Shard:
         """The shard that was written as the ``position``-th."""

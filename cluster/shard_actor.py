@@ -17,6 +17,7 @@ import pyarrow as pa
 from cluster.decode_limit import DecodeLimit
 from cluster.fatal_pictures import find_fatal
 from cluster.plan import SHARD_FOLDER, Plan, Shard, plan_tag
+from cluster.retry import is_outdated
 from cluster.shards import commit, committed
 from index.folder import Folder
 
@@ -80,27 +81,31 @@ class ShardActor:
         try:
             if isinstance(self._work, Exception):
                 raise self._work
-            record = self._do(self._work, self._planned(plan, position, number), plan)
+            record = self._do(self._work, plan, position, number)
         except (ValueError, OSError) as error:
             # As data, since Ray keeps only the text of an exception's cause.
             record = {"error": str(error), "errno": getattr(error, "errno", None)}
         return json.dumps(record)
 
-    def _planned(self, plan: str, position: int, number: int) -> Shard:
+    def _planned(self, plan: str) -> Plan:
         if plan not in self._plans:
             self._plans[plan] = Plan(self._folder, plan)
-        return self._plans[plan].shard(position, number)
+        return self._plans[plan]
 
-    def _do(self, work: ShardWork, shard: Shard, plan: str) -> dict[str, Any]:
-        if (done := committed(self._folder, shard)) is not None:
+    def _do(self, work: ShardWork, plan: str, position: int, number: int) -> dict[str, Any]:
+        shard, retry = self._planned(plan).shard(position, number), self._planned(plan).retry
+        done = committed(self._folder, shard)
+        if done is not None and not is_outdated(done, retry):
             return done  # by us: what we said of it was lost with a node, so Ray asks again
         started_s = time.monotonic()
         earlier = _count_attempt(self._folder, shard, plan)
         limit_s = work.limit.seconds
         crashed = find_fatal(shard.rows, limit_s) if earlier else frozenset()
-        record = work(shard, crashed)
-        seconds = round(time.monotonic() - started_s, 3)
-        done = commit(self._folder, shard, {**record, "seconds": seconds})
+        record = dict(work(shard, crashed))
+        record["seconds"] = round(time.monotonic() - started_s, 3)
+        if retry is not None:
+            record["retry"] = retry
+        done = commit(self._folder, shard, record)
         self._folder.remove(attempts_file(shard, plan))
         return done
 

@@ -15,6 +15,7 @@ import pyarrow as pa
 
 from cluster.context import Context
 from cluster.plan import SHARD_FOLDER, Shard, write_plan
+from cluster.retry import begin_retry, end_retry, is_outdated
 from cluster.shard_actor import ShardActor, ShardError, ShardWork
 from cluster.shards import committed
 from index.folder import Folder
@@ -48,7 +49,7 @@ class ShardJob:
         make_work: class of the `ShardWork`.
         arguments: its keyword arguments; it is given the ``profile`` as well.
         error_budget: share of failed pictures at which the job stops.
-        retry_failed: do shards again that have failed pictures.
+        retry_failed: do shards again that have failed pictures; see `cluster.retry`.
     """
 
     title: str
@@ -69,35 +70,43 @@ class ShardJob:
             ErrorBudgetError: too many pictures failed. What is committed stays.
             ShardError: a worker could not read or write something other than a picture.
         """
-        records = {shard.number: committed(self.folder, shard) for shard in self.shards}
-        if self.retry_failed:
-            records = {
-                number: None if record and record["failed"] else record
-                for number, record in records.items()
-            }
-        if None not in records.values():
-            records = {shard.number: committed(self.folder, shard, "full") for shard in self.shards}
-        pending = [shard for shard in self.shards if records[shard.number] is None]
-        done = [record for record in records.values() if record is not None]
-        tally = _Tally(self.error_budget, self.title, done)
+        retry = begin_retry(self.folder, self.arguments) if self.retry_failed else None
+        records = self._records(retry)
+        pending = [shard for shard in self.shards if shard.number not in records]
+        tally = _Tally(self.error_budget, self.title, records.values())
         if pending:
-            self._finish(pending, records, tally, context)
+            self._finish(pending, retry, records, tally, context)
         tally.check()
-        return [record for record in records.values() if record is not None]
+        return [records[shard.number] for shard in self.shards]
+
+    def _records(self, retry: str | None) -> dict[int, dict[str, Any]]:
+        """Commit records of what is done, by number; those of no use are deleted."""
+        found = {shard.number: committed(self.folder, shard) for shard in self.shards}
+        records = {
+            number: record
+            for number, record in found.items()
+            if record is not None and not is_outdated(record, retry)
+        }
+        if len(records) == len(self.shards):
+            found = {shard.number: committed(self.folder, shard, "full") for shard in self.shards}
+            records = {number: record for number, record in found.items() if record is not None}
+        for shard in self.shards:
+            if found[shard.number] is None:
+                # If there is one, workers would take the shard for done.
+                self.folder.remove(f"{SHARD_FOLDER}/{shard.name}.json")
+        return records
 
     def _finish(
         self,
         pending: list[Shard],
-        records: dict[int, dict[str, Any] | None],
+        retry: str | None,
+        records: dict[int, dict[str, Any]],
         tally: _Tally,
         context: Context,
     ) -> None:
         num_rows = sum(map(len, self.shards))
         (self.folder / SHARD_FOLDER).make()
-        for shard in pending:
-            # If there is a record it is of no use, and workers would take the shard for done.
-            self.folder.remove(f"{SHARD_FOLDER}/{shard.name}.json")
-        plan = write_plan(self.folder, pending)
+        plan = write_plan(self.folder, pending, retry)
         with context.progress(self.title, num_rows, "pictures") as line:
             line.start_at(num_rows - sum(map(len, pending)))
             for record in _distribute(self, pending, plan, context):
@@ -111,8 +120,10 @@ class ShardJob:
     def clear(self, *doors: Mapping[str, Any]) -> None:
         """Delete the files of shards that neither the plan nor any of the doors names.
 
-        Give the door that was replaced as well as the new one: somebody may have it open.
+        Give the door that was replaced as well as the new one: somebody may have it open. A retry
+        ends here.
         """
+        end_retry(self.folder)
         for name in self.others(*doors):
             (self.folder / SHARD_FOLDER).remove(name)
 
