@@ -52,7 +52,7 @@ demo: setup ## scan, pretrain, embed, index and evaluate the OpenMoji pictures, 
 ui: setup ## open the web UI on what is in ./workspace
 	$(PROGRAM) ui
 
-bench: bench-peers ## the measurements behind our speed claims: 90 minutes on 2 quiet cores
+bench: bench-peers ## the measurements behind our speed claims: three hours on 2 quiet cores
 	$(BIN)/python -m benchmarks.augmentation
 	$(BIN)/python -m benchmarks.simclr_end_to_end
 	$(BIN)/python -m benchmarks.train_overhead
@@ -60,6 +60,7 @@ bench: bench-peers ## the measurements behind our speed claims: 90 minutes on 2 
 	$(BIN)/python -m benchmarks.batch_chunks
 	$(BIN)/python -m benchmarks.filters
 	$(BIN)/python -m benchmarks.index_curves
+	$(BIN)/python -m benchmarks.index_curves --source encoder
 	$(BIN)/python -m benchmarks.embedding
 	$(BIN)/python -m benchmarks.scaled_decoding
 	$(BIN)/python -m benchmarks.growth

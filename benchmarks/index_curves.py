@@ -1,8 +1,8 @@
 """Recall against queries a second: the project's indexes, FAISS's own, and other libraries'.
 
-Unit vectors in clusters, sorted by cluster as pictures in folders are; queries are new ones from
-the same clusters. Each index is built with all cores and searched one query at a time on one
-core, by a process of its own. Needs Linux.
+On unit vectors in clusters, or with ``--source encoder`` on those that the project's own encoder
+makes of pictures. Each index is built with all cores and searched one query at a time on one core,
+by a process of its own. Needs Linux.
 
 With ``--only`` some of them are measured, and kept beside what was measured of the others with the
 same settings.
@@ -16,14 +16,10 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from benchmarks import measuring
+from benchmarks.index_corpora import SEED, SOURCES, write_corpus
 from cluster.where import num_cores
-from index.measure import exact_top_k
-from index.vectors import unit
 
-SEED = 0
 TIMEOUT_S = 3600.0
 OWN = ("exact", "ivf", "pq", "ivf-pq", "hnsw")
 FAISS = ("flat", "ivf", "hnsw", "ivf-pq")
@@ -41,34 +37,6 @@ PEERS = (
     ),
     ("autofaiss", "peers-autofaiss", "autofaiss_index"),
 )  # fmt: skip
-BLOCK_ROWS = 65_536
-
-
-def write_data(folder: Path, asked: argparse.Namespace) -> None:
-    """``vectors.npy``, ``queries.npy`` and ``truth.npy``, the ids of the exact answers."""
-    rng = np.random.default_rng(SEED)
-    centres = rng.standard_normal((asked.clusters, asked.dim), np.float32)
-
-    def around(clusters_N: np.ndarray) -> np.ndarray:
-        noise = rng.standard_normal((len(clusters_N), asked.dim), np.float32)
-        # As float16 keeps them, so that everybody searches the same.
-        return unit(centres[clusters_N] + asked.noise * noise).astype(np.float16).astype("f4")
-
-    file = folder / "vectors.npy"
-    vectors = np.lib.format.open_memmap(
-        file, mode="w+", dtype=np.float32, shape=(asked.vectors, asked.dim)
-    )
-    for start in range(0, asked.vectors, BLOCK_ROWS):
-        rows = np.arange(start, min(start + BLOCK_ROWS, asked.vectors))
-        vectors[rows] = around(rows * asked.clusters // asked.vectors)
-    queries = around(rng.integers(0, asked.clusters, asked.queries))
-    batches = (
-        (np.arange(start, min(start + 4096, asked.vectors)), vectors[start : start + 4096])
-        for start in range(0, asked.vectors, 4096)
-    )
-    truth, _ = exact_top_k(queries, asked.k, batches)
-    np.save(folder / "queries.npy", queries)
-    np.save(folder / "truth.npy", truth)
 
 
 def contestants() -> dict[str, list[str]]:
@@ -109,10 +77,11 @@ def beside_others(
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--source", choices=SOURCES, default="clusters")
     parser.add_argument("--vectors", type=int, default=200_000)
-    parser.add_argument("--dim", type=int, default=128)
+    parser.add_argument("--dim", type=int, default=128, help="in clusters")
     parser.add_argument("--clusters", type=int, default=2000)
-    parser.add_argument("--noise", type=float, default=1.0)
+    parser.add_argument("--noise", type=float, default=1.0, help="in clusters")
     parser.add_argument("--queries", type=int, default=1000)
     parser.add_argument("--k", type=int, default=10)
     parser.add_argument("--only", nargs="+", metavar="NAME", help="comes last")
@@ -126,16 +95,19 @@ def main() -> None:
     hardware = measuring.machine()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        write_data(folder, asked)
+        write_corpus(folder, asked)
         shared = ["--folder", name, "--k", str(asked.k), "--build-threads", str(num_cores())]
         commands = {name: [*programs[name], *shared] for name in only}
         rounds = measuring.in_turn(measuring.programs(commands, TIMEOUT_S), asked.rounds)
     settings = {**vars(asked), "seed": SEED}
-    size = f"_{asked.vectors}" if asked.vectors != parser.get_default("vectors") else ""
-    rounds, hardware = beside_others(f"index_curves{size}", settings, rounds, hardware)
+    name = "index_curves"
+    for what in ("source", "vectors"):
+        if (given := getattr(asked, what)) != parser.get_default(what):
+            name += f"_{given}"
+    rounds, hardware = beside_others(name, settings, rounds, hardware)
     command = measuring.command_line().partition(" --only")[0]
     body = {"command": command, "settings": settings, "rounds": rounds}
-    measuring.save(f"index_curves{size}", body, hardware)
+    measuring.save(name, body, hardware)
 
 
 if __name__ == "__main__":

@@ -74,11 +74,13 @@ def serve(kind: str, folder: Path, k: int) -> Served:
         ranker = rankers[refine]
         return lambda query: ranker.top(query, k, nprobe=effort)[0][0]
 
-    return {
-        f"{effort}, refined {refine}x": lambda e=effort, r=refine: at(e, r)
+    return [
+        {
+            f"{effort}, refined {refine}x": lambda e=effort, r=refine: at(e, r)
+            for effort in [step for step in EFFORTS if step < rankers[refine].nlist] or [1]
+        }
         for refine in refines
-        for effort in [step for step in EFFORTS if step < rankers[refine].nlist] or [1]
-    }
+    ]
 
 
 if __name__ == "__main__":

@@ -36,6 +36,7 @@ Contestants take turns, each round in another order, every measurement in a proc
 Figures are medians of the rounds with their range; a ratio is taken within each round. Run them on
 a quiet machine: *load* is how many processes were busy in the minute before the first.
 """
+OPTIONS = {"_encoder": " --source encoder", "_1000000": " --vectors 1000000"}
 Result = dict[str, Any]
 
 
@@ -48,15 +49,22 @@ def render(results: Path = RESULTS) -> str:
             result = json.loads(path.read_text(encoding="utf-8"))
             parts += [f"## {title}\n", *section(result), measured_on(result)]
         else:
-            parts += [
-                f"## {title}\n",
-                not_measured(
-                    f"python -m benchmarks.{name}".replace("_1000000", " --vectors 1000000")
-                ),
-            ]
+            parts += [f"## {title}\n", not_measured(command_of(name))]
     parts += ["## Embedding\n", *embedding_section(results)]
     parts += ["## Accuracy in equal time\n", *accuracy_section(results)]
     return "\n".join(parts).rstrip("\n") + "\n"
+
+
+def command_of(name: str) -> str:
+    """What measures the result of a name, whose ends are options.
+
+    >>> command_of("index_curves_encoder_1000000")
+    'python -m benchmarks.index_curves --source encoder --vectors 1000000'
+    """
+    command = f"python -m benchmarks.{name}"
+    for end, option in OPTIONS.items():
+        command = command.replace(end, option)
+    return command
 
 
 def _augmentation(result: Result) -> list[str]:
@@ -205,6 +213,8 @@ SECTIONS: tuple[tuple[str, str, Callable[[Result], list[str]]], ...] = (
     ("Filtered search", "filters", filters_section),
     ("Index: recall and speed", "index_curves", curves_section),
     ("Index: recall and speed of a million", "index_curves_1000000", curves_section),
+    ("Index: vectors of our own encoder", "index_curves_encoder", curves_section),
+    ("Index: a million of our own encoder", "index_curves_encoder_1000000", curves_section),
     ("Growth", "growth", growth_section),
     ("Scaled decoding", "scaled_decoding", scaled_decoding_section),
 )

@@ -56,7 +56,7 @@ def scan(folder: Folder, rows: int, *, again: bool) -> None:
             comparison.take(batch)
             batch = []
     comparison.take(batch)
-    comparison.retire_vanished((), allow_most=False, name="the listing")
+    comparison.retire_vanished((), keep_files=False, allow_most=False, name="the listing")
     comparison.close()
     writer.publish(comparison.containers)
 

@@ -232,6 +232,8 @@ class Collection:
                 exact=query.exact,
                 within=within,
                 ranking=ranking if groups or query.diversity or any_of else None,
+                # The card speaks of pictures, and this is a direction between or away from some.
+                thorough=True if query.unlike or len(query.like) > len(queries) else None,
             )
             num_reaching = None
         else:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import Iterable
 from datetime import UTC, datetime
@@ -10,7 +11,16 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 import pyarrow.compute as pc
 
-__all__ = ["TYPES", "Column", "carried_type", "converted", "fitted", "infer_type", "parse_columns"]
+__all__ = [
+    "TYPES",
+    "Column",
+    "carried_type",
+    "converted",
+    "fitted",
+    "fitting",
+    "infer_type",
+    "parse_columns",
+]
 
 TYPES: dict[str, pa.DataType] = {
     "string": pa.string(),
@@ -20,6 +30,7 @@ TYPES: dict[str, pa.DataType] = {
     "timestamp": pa.timestamp("us", tz="UTC"),
 }
 NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,99}")
+MAX_REASON = 200
 SHAPE = re.compile(r"(?:(?P<name>[^=]*)=)?(?P<source>.+?)(?::(?P<type>[a-z]+))?")
 
 
@@ -76,10 +87,24 @@ def carried_type(column: Column, kind: pa.DataType) -> pa.DataType:
     """The type under which a source's column is carried along.
 
     Raises:
-        ValueError: a list, a struct or something else that no filter could compare.
+        ValueError: a list, a struct or something else that no filter could compare; a type that
+            cannot become the one that was asked for.
     """
     if column.type is not None:
-        return column.type
+        with contextlib.suppress(ValueError, pa.ArrowException):
+            converted(pa.nulls(0, kind), pa.field(column.source, column.type))
+            return column.type
+    carried = _widened(kind)
+    if column.type is not None or carried is None:
+        named = "" if column.type is None else f" as {column.type}"
+        raise ValueError(
+            f"column {column.source!r}: {kind} cannot be carried along{named}. Allowed are "
+            f"{', '.join(TYPES)}. Leave it out."
+        )
+    return carried
+
+
+def _widened(kind: pa.DataType) -> pa.DataType | None:
     if pa.types.is_dictionary(kind):
         kind = kind.value_type
     for test, carried in (
@@ -95,19 +120,37 @@ def carried_type(column: Column, kind: pa.DataType) -> pa.DataType:
     ):
         if test(kind):
             return TYPES[carried]
-    raise ValueError(
-        f"column {column.source!r}: {kind} cannot be carried along. Allowed are "
-        f"{', '.join(TYPES)}. Leave it out."
-    )
+    return None
 
 
 def converted(values: pa.Array, field: pa.Field) -> list[Any]:
     """The values as a metadata column's Python objects; ``ValueError`` if they do not fit."""
-    if pa.types.is_dictionary(values.type):
-        values = values.dictionary_decode()
-    if pa.types.is_timestamp(field.type):
-        return _moments(values)
-    return list(pc.cast(values, field.type).to_pylist())
+    try:
+        if pa.types.is_dictionary(values.type):
+            values = values.dictionary_decode()
+        if pa.types.is_timestamp(field.type):
+            return _moments(values)
+        return list(pc.cast(values, field.type).to_pylist())
+    except (OverflowError, pa.ArrowException) as error:
+        raise ValueError(str(error)) from error
+
+
+def fitting(values: pa.Array, field: pa.Field) -> tuple[list[Any], str | None]:
+    """As `converted`, but None for each value that does not fit, and why the first does not.
+
+    Cost: a conversion for each value, where one of them does not fit.
+    """
+    with contextlib.suppress(ValueError):
+        return converted(values, field), None
+    cells: list[Any] = []
+    reason = None
+    for position in range(len(values)):
+        try:
+            cells += converted(values.slice(position, 1), field)
+        except ValueError as error:
+            cells.append(None)
+            reason = reason or str(error)[:MAX_REASON]
+    return cells, reason
 
 
 def _moments(values: pa.Array) -> list[datetime | None]:
@@ -122,7 +165,10 @@ def _moments(values: pa.Array) -> list[datetime | None]:
 
 def _moment(text: str) -> datetime:
     moment = datetime.fromisoformat(text.strip())
-    return moment.astimezone(UTC) if moment.tzinfo else moment.replace(tzinfo=UTC)
+    try:
+        return moment.astimezone(UTC) if moment.tzinfo else moment.replace(tzinfo=UTC)
+    except OverflowError as error:
+        raise ValueError(f"{text!r} lies before the year 1 or after 9999 in UTC") from error
 
 
 def infer_type(values: Iterable[Any]) -> pa.DataType:
@@ -140,15 +186,26 @@ def infer_type(values: Iterable[Any]) -> pa.DataType:
 def fitted(value: Any, kind: pa.DataType) -> Any:
     """One value of JSON or text as a metadata column's type; None if it does not fit."""
     try:
-        if value is None or pa.types.is_string(kind):
-            return value if value is None or isinstance(value, str) else str(value)
+        if value is None:
+            return None
+        if pa.types.is_string(kind):
+            text = str(value)
+            text.encode()  # JSON can state half a character, which no file can hold
+            return text
         if pa.types.is_boolean(kind):
             return _BOOLS[str(value).strip().lower()]
         if pa.types.is_timestamp(kind):
             return _moment(str(value))
-        return int(value) if pa.types.is_integer(kind) else float(value)
-    except (KeyError, ValueError, TypeError, OverflowError):
+        return _whole(value) if pa.types.is_integer(kind) else float(value)
+    except (KeyError, ValueError, TypeError, OverflowError, RecursionError):
         return None
+
+
+def _whole(value: Any) -> int | None:
+    """The value as an integer of 64 bits; None for a fraction or one that is larger."""
+    number = int(value)
+    fits = -(2**63) <= number < 2**63 and not (isinstance(value, float) and value != number)
+    return number if fits else None
 
 
 _BOOLS = {"true": True, "false": False, "1": True, "0": False}

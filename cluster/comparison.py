@@ -7,6 +7,7 @@ header of the others is read by a pool of threads, and their rows are written.
 from __future__ import annotations
 
 import hashlib
+import io
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from itertools import chain
@@ -16,6 +17,7 @@ import numpy as np
 
 from cluster.catalog_writer import CatalogWriter
 from cluster.known_pictures import UNKNOWN_CONTAINER, content_of, facts_of, uri_keys
+from cluster.picture_bytes import MAX_BYTES
 from cluster.picture_uri import Place, place_of
 from cluster.sources import Container, Listed
 from encoders.picture import PictureError, probe
@@ -25,6 +27,8 @@ __all__ = ["Comparison", "probe_row"]
 NUM_THREADS = 8
 PIECE = 16
 BLOCK_ROWS = 8192
+READING = 2
+"""Raised with every change of what is listed of a container: those read before are read again."""
 HEAD_BYTES = 64 << 10
 
 Row = dict[str, Any]
@@ -67,7 +71,7 @@ class Comparison:
 
     def is_unchanged(self, container: Container) -> bool:
         """Whether it is as the last scan read it; its pictures then count as seen."""
-        stated = [container.bytes, container.mtime_ns]
+        stated = _stated(container)
         if self._trusted.get(container.uri) != stated:
             return False
         self.containers[container.uri] = stated
@@ -76,8 +80,8 @@ class Comparison:
         return True
 
     def has_read(self, container: Container) -> None:
-        """Note that all of it has been listed."""
-        self.containers[container.uri] = [container.bytes, container.mtime_ns]
+        """Note that all of it has been listed, and that it names no files beside itself."""
+        self.containers[container.uri] = _stated(container)
 
     def take(self, batch: list[Listed]) -> None:
         """Compare a batch, and write what is not as the corpus knows it."""
@@ -94,6 +98,8 @@ class Comparison:
                 self.num_twice += 1
                 continue
             in_batch.add(key)
+            if listed.is_missing and known_id >= 0 and self._known.has_bytes[known_id]:
+                continue  # as if it were not listed: it vanishes
             row = self._row(listed)
             if known_id >= 0:
                 self._seen[known_id] = True
@@ -138,6 +144,7 @@ class Comparison:
             return True
         return bool(
             known.is_ok[known_id]
+            and (listed.num_bytes or 0) <= MAX_BYTES
             and known.pixels[known_id] < self._max_pixels
             and known.content[known_id] == content_of(row)
             and known.facts[known_id] == facts_of(row, known.metadata)
@@ -171,12 +178,13 @@ class Comparison:
             self.tally["changed"] += 1
 
     def retire_vanished(
-        self, out_of_reach: tuple[str, ...], *, allow_most: bool, name: str
+        self, out_of_reach: tuple[str, ...], *, keep_files: bool, allow_most: bool, name: str
     ) -> None:
         """Mark what was not listed, but for what lies out of reach.
 
         Args:
             out_of_reach: starts of URIs below what could not be read.
+            keep_files: whether that may have named any picture that is a file of its own.
             allow_most: whether more than half of the pictures may be gone.
             name: of the source, for the message.
 
@@ -190,7 +198,10 @@ class Comparison:
             whole &= known.container != UNKNOWN_CONTAINER
             self.tally["unchanged"] += int(whole.sum())
             self._seen |= whole
-        gone = np.flatnonzero(known.is_there & ~self._seen)
+        is_gone = known.is_there & ~self._seen
+        if keep_files:
+            is_gone &= known.container != UNKNOWN_CONTAINER
+        gone = np.flatnonzero(is_gone)
         if out_of_reach:
             gone = np.concatenate([np.zeros(0, np.int64), *self._in_reach(gone, out_of_reach)])
         num_present = int(known.is_there.sum())
@@ -215,6 +226,10 @@ class Comparison:
         self._pool.shutdown()
 
 
+def _stated(container: Container) -> list[int | None]:
+    return [container.bytes, container.mtime_ns, READING]
+
+
 def _blocks(ids: np.ndarray) -> Iterator[np.ndarray]:
     for start in range(0, len(ids), BLOCK_ROWS):
         yield ids[start : start + BLOCK_ROWS]
@@ -224,6 +239,9 @@ def probe_row(listed: Listed, row: Row, max_pixels: float) -> Row:
     """The row of a listed picture with what its header says; never raises for the picture."""
     if listed.problem is not None:
         return {**row, "status": "unreadable", "error": listed.problem}
+    if (listed.num_bytes or 0) > MAX_BYTES:
+        error = f"{listed.num_bytes:,} bytes; up to {MAX_BYTES:,} are allowed. Scale it down."
+        return {**row, "status": "too_large", "error": error}
     try:
         picture_format, width, height = _header(listed)
     except PictureError as error:
@@ -250,12 +268,16 @@ def _header(listed: Listed) -> tuple[str, int, int]:
 
 
 def _remote_header(place: Place) -> tuple[str, int, int]:
-    """From the first bytes of an object, else from all: each read of a store is a request."""
+    """From the first bytes of an object, else from where it lies: each read is a request."""
     with place.fs.open_input_stream(place.path) as stream:
         head = stream.read(HEAD_BYTES)
-        try:
-            return probe(head)
-        except PictureError:
-            if len(head) < HEAD_BYTES:
-                raise
-            return probe(head + stream.read())
+    try:
+        return probe(head)
+    except PictureError:
+        if len(head) < HEAD_BYTES:
+            raise
+    with (
+        place.fs.open_input_file(place.path) as raw,
+        io.BufferedReader(raw, HEAD_BYTES) as file,
+    ):
+        return probe(file)

@@ -15,9 +15,10 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from cluster.decode_limit import DecodeLimit
-from cluster.embed_decode import Decoded, DecodeForm, decode_rows, in_batches, in_order, in_pieces
+from cluster.embed_decode import Decoded, DecodeForm, decode_rows, in_batches
 from cluster.fatal_pictures import find_fatal
 from cluster.plan import ShardRow
+from cluster.read_ahead import Read, in_order, in_pieces, read_tables
 from cluster.where import Profile
 
 __all__ = ["CPUS_PER_GPU", "TaskDecoder", "decode_tasks", "task_decoder"]
@@ -119,7 +120,8 @@ class TaskDecoder:
         return in_batches(found, self._batch_rows)
 
     def _begin(self, piece: Sequence[ShardRow], crashed: frozenset[int]) -> Any:
-        return self._decode.remote(self._form, self._limit_s, crashed, piece)
+        ready = read_tables(piece, crashed)
+        return self._decode.remote(self._form, self._limit_s, crashed, piece, ready)
 
     def _result(
         self, piece: Sequence[ShardRow], begun: Any, crashed: frozenset[int]
@@ -152,6 +154,10 @@ def _limit_of(seconds: float) -> DecodeLimit:
 
 
 def _decode(
-    form: DecodeForm, limit_s: float, crashed: frozenset[int], rows: Sequence[ShardRow]
+    form: DecodeForm,
+    limit_s: float,
+    crashed: frozenset[int],
+    rows: Sequence[ShardRow],
+    ready: dict[int, Read],
 ) -> list[Decoded]:
-    return decode_rows(form, _limit_of(limit_s), crashed, rows)
+    return decode_rows(form, _limit_of(limit_s), crashed, rows, ready)

@@ -8,19 +8,18 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
-from typing import Protocol, TypeVar
+from typing import Protocol
 
 import numpy as np
 from PIL import Image
 
 from cluster.decode_limit import DecodeLimit
 from cluster.plan import ShardRow
-from cluster.shards import read_data
+from cluster.read_ahead import PIECE_ROWS, Read, in_order, in_pieces, read_tables, timed_read
 from encoders.picture import (
     LEAST_SHARE,
     SILENCE,
@@ -39,15 +38,9 @@ __all__ = [
     "ThreadDecoder",
     "decode_rows",
     "in_batches",
-    "in_order",
-    "in_pieces",
 ]
 
-PIECE_ROWS = 32
 AHEAD = 2
-Piece = TypeVar("Piece")
-Begun = TypeVar("Begun")
-Result = TypeVar("Result")
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,20 +88,35 @@ class Decoder(Protocol):
 
 
 def decode_rows(
-    form: DecodeForm, limit: DecodeLimit, crashed: frozenset[int], rows: Sequence[ShardRow]
+    form: DecodeForm,
+    limit: DecodeLimit,
+    crashed: frozenset[int],
+    rows: Sequence[ShardRow],
+    ready: Mapping[int, Read] | None = None,
 ) -> list[Decoded]:
-    """Read and decode some rows, one after the other; never raises for a picture."""
+    """Decode some rows, one after the other; never raises for a picture.
+
+    Args:
+        form: what is made of each picture.
+        limit: watches each picture.
+        crashed: ids to leave out.
+        rows: the pictures.
+        ready: those that were read before, by id; others are read here.
+    """
     load_formats()
+    given = ready or {}
     with SILENCE:
         return [
-            Decoded("crashed") if row.id in crashed else _decode(form, limit, row) for row in rows
+            Decoded("crashed")
+            if row.id in crashed
+            else _decode(form, limit, given.get(row.id) or timed_read(row))
+            for row in rows
         ]
 
 
-def _decode(form: DecodeForm, limit: DecodeLimit, row: ShardRow) -> Decoded:
+def _decode(form: DecodeForm, limit: DecodeLimit, read: Read) -> Decoded:
+    status, data, read_s = read
     began_s = time.monotonic()
-    status, data = read_data(row)
-    read_s = time.monotonic() - began_s
     if status != "ok":
         return Decoded(status, read_s=read_s)
     content_hash = hashlib.sha256(data).digest()
@@ -121,7 +129,7 @@ def _decode(form: DecodeForm, limit: DecodeLimit, row: ShardRow) -> Decoded:
             small = thumbnail(image, form.thumbnail_edge)
     except PictureError as error:
         return Decoded(error.status, content_hash, read_s=read_s)
-    decode_s = time.monotonic() - began_s - read_s
+    decode_s = time.monotonic() - began_s
     return Decoded("ok", content_hash, square, small, read_s, decode_s)
 
 
@@ -151,41 +159,20 @@ class ThreadDecoder:
         """See `Decoder`."""
 
         def begin(piece: Sequence[ShardRow]) -> Future[list[Decoded]]:
-            return self._pool.submit(self._work, crashed, piece)
+            return self._pool.submit(self._work, crashed, piece, read_tables(piece, crashed))
 
         ahead = max(AHEAD * self._batch_rows // PIECE_ROWS, 2 * self.width)
         found = in_order(begin, lambda _, future: future.result(), in_pieces(rows), ahead)
         return in_batches(found, self._batch_rows)
 
 
-def in_pieces(rows: Sequence[ShardRow], size: int = PIECE_ROWS) -> Iterator[Sequence[ShardRow]]:
-    """The rows, ``size`` at a time."""
-    return (rows[start : start + size] for start in range(0, len(rows), size))
-
-
 def in_batches(pieces: Iterable[list[Decoded]], size: int) -> Iterator[list[Decoded]]:
-    """What came of pieces put together to batches of ``size``, which their size divides."""
+    """What came of pieces, in batches of ``size``, whatever the size of these pieces."""
     batch: list[Decoded] = []
     for piece in pieces:
         batch += piece
-        if len(batch) >= size:
-            yield batch
-            batch = []
+        while len(batch) >= size:
+            yield batch[:size]
+            batch = batch[size:]
     if batch:
         yield batch
-
-
-def in_order(
-    begin: Callable[[Piece], Begun],
-    end: Callable[[Piece, Begun], Result],
-    pieces: Iterable[Piece],
-    ahead: int,
-) -> Iterator[Result]:
-    """What comes of each piece, in order, while up to ``ahead`` further ones are under way."""
-    begun: deque[tuple[Piece, Begun]] = deque()
-    for piece in pieces:
-        begun.append((piece, begin(piece)))
-        if len(begun) > ahead:
-            yield end(*begun.popleft())
-    while begun:
-        yield end(*begun.popleft())

@@ -22,11 +22,11 @@ from cluster.embed_decode import (
     Decoder,
     ThreadDecoder,
     decode_rows,
-    in_order,
-    in_pieces,
 )
 from cluster.kept_memory import keep_memory
+from cluster.picture_uri import lies_in_table
 from cluster.plan import Shard, ShardRow
+from cluster.read_ahead import in_order, in_pieces
 from cluster.where import Profile
 from cluster.workspace import Workspace
 from index.embeddings import ShardBatch, write_shard
@@ -44,7 +44,8 @@ class EmbedWork:
 
     On CPUs each thread decodes some pictures and encodes them itself, in one thread of torch: that
     is faster than to share each convolution out, and pixels stay in a core's cache. A GPU encodes
-    what threads, or tasks on other CPUs, have decoded ahead.
+    what threads, or tasks on other CPUs, have decoded ahead; CPUs do so where pictures lie in
+    tables, which are read in order.
 
     Args:
         location: the workspace.
@@ -75,17 +76,23 @@ class EmbedWork:
             profile, self._form, self.limit.seconds, self._batch_rows
         )
         width = max(1, profile.cpus_per_actor)
+        threads = ThreadDecoder(self._form, self.limit, width, self._batch_rows)
         if on_gpu and self._decoder is None:
-            self._decoder = ThreadDecoder(self._form, self.limit, width, self._batch_rows)
+            self._decoder = threads
+        self._table_decoder = self._decoder or threads
         self._encoders = 1 if on_gpu else width
         self._threads = ThreadPoolExecutor(self._encoders, initializer=_compute_alone)
 
     def __call__(self, shard: Shard, crashed: frozenset[int] = frozenset()) -> dict[str, Any]:
         """Write the shard's files; returns its record, with the seconds of each stage."""
         rows = shard.rows
+        in_tables = any(lies_in_table(row.uri) for row in rows)
+        decoder = self._table_decoder if in_tables else self._decoder
         began_s = time.monotonic()
-        parts = list(self._parts(rows, crashed))
-        seconds = self._shared_out(parts, time.monotonic() - began_s)
+        parts = list(self._parts(rows, crashed, decoder))
+        decoders = decoder.width if decoder else self._encoders
+        workers = {"read": 1 if in_tables else decoders, "decode": decoders}
+        seconds = self._shared_out(parts, workers, time.monotonic() - began_s)
         began_s = time.monotonic()
         decoded = [item for part in parts for item in part.decoded]
         batch = ShardBatch(
@@ -101,9 +108,11 @@ class EmbedWork:
         times = {stage: round(seconds[stage], 3) for stage in STAGES}
         return {**record, "stage_s": times, "peak_mib": peak_kib // 1024}
 
-    def _parts(self, rows: Sequence[ShardRow], crashed: frozenset[int]) -> Iterator[_Part]:
-        if self._decoder is not None:
-            decoded = self._decoder.batches(rows, crashed)
+    def _parts(
+        self, rows: Sequence[ShardRow], crashed: frozenset[int], decoder: Decoder | None
+    ) -> Iterator[_Part]:
+        if decoder is not None:
+            decoded = decoder.batches(rows, crashed)
             return in_order(
                 lambda batch: self._threads.submit(self._encode, batch),
                 lambda _, future: future.result(),
@@ -128,12 +137,14 @@ class EmbedWork:
         bare = [replace(item, square=None) for item in decoded]
         return _Part(bare, vectors_ND, time.monotonic() - began_s)
 
-    def _shared_out(self, parts: Sequence[_Part], passed_s: float) -> dict[str, float]:
+    def _shared_out(
+        self, parts: Sequence[_Part], workers: Mapping[str, int], passed_s: float
+    ) -> dict[str, float]:
         """The time that passed, in proportion to the work of each stage and who did it at once."""
-        decoders = self._decoder.width if self._decoder else self._encoders
+        decoded = [item for part in parts for item in part.decoded]
         spent = {
-            "read": sum(item.read_s for part in parts for item in part.decoded) / decoders,
-            "decode": sum(item.decode_s for part in parts for item in part.decoded) / decoders,
+            "read": sum(item.read_s for item in decoded) / workers["read"],
+            "decode": sum(item.decode_s for item in decoded) / workers["decode"],
             "encode": sum(part.encode_s for part in parts) / self._encoders,
         }
         total_s = sum(spent.values())

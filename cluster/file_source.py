@@ -6,6 +6,7 @@ Paths are taken from the folder of the list on; those that begin with ``/`` or a
 
 from __future__ import annotations
 
+import logging
 import posixpath
 from collections.abc import Iterator
 from typing import Any
@@ -13,13 +14,23 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.csv as pa_csv
 
-from cluster.columns import TYPES, carried_type, converted
-from cluster.file_walk import PICTURE_SUFFIXES, look_at, suffix_of, walk
+from cluster.columns import TYPES, Column, carried_type, converted, fitting
+from cluster.file_walk import PICTURE_SUFFIXES, File, look_at, suffix_of, walk
 from cluster.picture_bytes import column_of, open_parquet
 from cluster.picture_uri import Place, place_of, require_no_keys
 from cluster.sources import Ledger, Listed, Request
 
-__all__ = ["PATH_COLUMNS", "FolderSource", "ListSource", "folder_of", "rows_of", "stand_alone"]
+__all__ = [
+    "PATH_COLUMNS",
+    "FolderSource",
+    "ListSource",
+    "fields_of",
+    "folder_of",
+    "rows_of",
+    "stand_alone",
+]
+
+logger = logging.getLogger(__name__)
 
 PATH_COLUMNS = [
     "path",
@@ -36,6 +47,7 @@ PATH_COLUMNS = [
 ]
 BATCH_ROWS = 1024
 CSV_BLOCK_BYTES = 1 << 20
+LABEL = pa.field("label", TYPES["string"])
 # Whole numbers pass as floats too: the first that fits is meant.
 NARROW = [TYPES[name] for name in ("int", "float", "bool", "timestamp")]
 
@@ -49,7 +61,7 @@ class FolderSource:
 
     def __init__(self, request: Request) -> None:
         self.fields: tuple[pa.Field, ...] = ()
-        self.skipped: list[str] = []
+        self.skipped: dict[str, str] = {}
         self._request = request
         if request.columns or request.labels not in ("none", "folder"):
             asked = request.columns[0].source if request.columns else request.labels
@@ -65,9 +77,18 @@ class FolderSource:
             label = None
             if self._request.labels == "folder":
                 label = folder_of(file.path, below=place.path)
-            yield Listed(
-                place.picture_uri(file.path), file.bytes, file.mtime_ns, file.problem, label
-            )
+            yield _listed(place, file, label)
+
+
+def _listed(place: Place, file: File, label: str | None = None) -> Listed:
+    return Listed(
+        place.picture_uri(file.path),
+        file.bytes,
+        file.mtime_ns,
+        file.problem,
+        label,
+        is_missing=file.is_missing,
+    )
 
 
 def folder_of(path: str, *, below: str = "") -> str | None:
@@ -88,29 +109,27 @@ class ListSource:
     """
 
     def __init__(self, request: Request) -> None:
-        self.skipped: list[str] = []
+        self.skipped: dict[str, str] = {}
         self._request = request
+        self._named: set[str] = set()
         first = next(self._batches(), None)
         if first is None:
             raise ValueError(f"{request.place.path}: names no picture. Write a path on each line.")
         self._path = _path_column(request, first.schema)
-        names = [column.source for column in request.columns]
-        if request.labels not in ("none", "folder"):
-            names.append(request.labels)
-        kinds = {name: column_of(first, name).type for name in names}
+        self.fields = fields_of(first, request)
         if suffix_of(request.place.path) != ".parquet":
-            kinds = self._infer(names)
-        self.fields: tuple[pa.Field, ...] = tuple(
-            pa.field(column.name, carried_type(column, kinds[column.source]))
-            for column in request.columns
-        )
+            kinds = self._infer([column.source for column in request.columns if not column.type])
+            self.fields = tuple(
+                pa.field(column.name, column.type or kinds[column.source])
+                for column in request.columns
+            )
 
     def listed(self, _: Ledger) -> Iterator[Listed]:
         """All files named, in the order of the list."""
         labels = self._request.labels
         for batch in self._batches():
             names = column_of(batch, self._path).cast(pa.string()).to_pylist()
-            rows = rows_of(batch, self._request, self.fields)
+            rows = rows_of(batch, self._request, self.fields, self._request.place.path, self._named)
             for name, file, row in zip(
                 names, stand_alone(names, self._request.place), rows, strict=True
             ):
@@ -119,11 +138,17 @@ class ListSource:
 
     def _batches(self) -> Iterator[pa.RecordBatch]:
         place = self._request.place
-        if suffix_of(place.path) != ".parquet":
-            yield from _text_batches(place)
-            return
-        for _, batch in open_parquet(place, None, batch_rows=BATCH_ROWS):
-            yield batch
+        try:
+            if suffix_of(place.path) != ".parquet":
+                yield from _text_batches(place)
+                return
+            for _, batch in open_parquet(place, None, batch_rows=BATCH_ROWS):
+                yield batch
+        except pa.ArrowInvalid as error:
+            raise ValueError(
+                f"{place.path}: no list that can be read ({error}). Allowed are UTF-8 text with a "
+                "path a line, CSV with a header, and Parquet. Correct the file."
+            ) from error
 
     def _infer(self, names: list[str]) -> dict[str, pa.DataType]:
         """The narrowest types that hold every cell of a text."""
@@ -140,17 +165,54 @@ class ListSource:
         }
 
 
-def rows_of(
-    batch: pa.RecordBatch, request: Request, fields: tuple[pa.Field, ...]
-) -> list[tuple[Any, ...]]:
-    """Label and metadata of each row of a batch; the label is None unless a column has it."""
-    columns: list[list[Any]] = [[None] * len(batch)]
+def fields_of(first: pa.RecordBatch, request: Request) -> tuple[pa.Field, ...]:
+    """Names and types of the metadata columns, by a first batch of what they are taken from.
+
+    Raises:
+        ValueError: a label or column that is not there, or of a type that is not carried.
+    """
     if request.labels not in ("none", "folder"):
-        columns = [converted(column_of(batch, request.labels), pa.field("label", pa.string()))]
-    columns += [
-        converted(column_of(batch, column.source), field)
-        for column, field in zip(request.columns, fields, strict=True)
+        label = Column("label", request.labels, LABEL.type)
+        carried_type(label, column_of(first, request.labels).type)
+    return tuple(
+        pa.field(column.name, carried_type(column, column_of(first, column.source).type))
+        for column in request.columns
+    )
+
+
+def rows_of(
+    batch: pa.RecordBatch,
+    request: Request,
+    fields: tuple[pa.Field, ...],
+    path: str,
+    named: set[str],
+) -> list[tuple[Any, ...]]:
+    """Label and metadata of each row of a batch; None for what is not there or does not fit.
+
+    Args:
+        batch: rows of a table.
+        request: which columns are asked for.
+        fields: names and types of the metadata columns.
+        path: of the table, for a warning.
+        named: columns with a value that does not fit, of which the first has been named.
+    """
+    columns: list[list[Any]] = [[None] * len(batch)] if request.labels in ("none", "folder") else []
+    wanted = [] if columns else [(request.labels, LABEL)]
+    wanted += [
+        (column.source, field) for column, field in zip(request.columns, fields, strict=True)
     ]
+    for source, field in wanted:
+        cells, reason = fitting(column_of(batch, source), field)
+        columns.append(cells)
+        if reason is not None and field.name not in named:
+            named.add(field.name)
+            logger.warning(
+                "%s: column %r: left empty where it is no %s (%s). Others like it are not named.",
+                path,
+                source,
+                field.type,
+                reason,
+            )
     return list(zip(*columns, strict=True))
 
 
@@ -175,21 +237,15 @@ def _text_batches(place: Place) -> Iterator[pa.RecordBatch]:
             newlines_in_values=not is_plain,
         ),
     }
-    try:
-        with place.fs.open_input_stream(place.path) as stream:
-            names = pa_csv.open_csv(stream, **reading).schema.names
-        as_text = pa_csv.ConvertOptions(
-            column_types=dict.fromkeys(names, pa.string()),
-            null_values=[""],
-            strings_can_be_null=True,
-        )
-        with place.fs.open_input_stream(place.path) as stream:
-            yield from pa_csv.open_csv(stream, **reading, convert_options=as_text)
-    except pa.ArrowInvalid as error:
-        raise ValueError(
-            f"{place.path}: no list that can be read ({error}). Allowed are UTF-8 text with a path "
-            "a line, and CSV with a header. Correct the file."
-        ) from error
+    with place.fs.open_input_stream(place.path) as stream:
+        names = pa_csv.open_csv(stream, **reading).schema.names
+    as_text = pa_csv.ConvertOptions(
+        column_types=dict.fromkeys(names, pa.string()),
+        null_values=[""],
+        strings_can_be_null=True,
+    )
+    with place.fs.open_input_stream(place.path) as stream:
+        yield from pa_csv.open_csv(stream, **reading, convert_options=as_text)
 
 
 def _path_column(request: Request, schema: pa.Schema) -> str:
@@ -233,7 +289,5 @@ def stand_alone(names: list[str | None], beside: Place) -> list[Listed]:
         paths.append(place.path if whole else posixpath.normpath(f"{folder}/{name}"))
     for place, positions, paths in asked.values():
         for position, file in zip(positions, look_at(place, paths), strict=True):
-            found[position] = Listed(
-                place.picture_uri(file.path), file.bytes, file.mtime_ns, file.problem
-            )
+            found[position] = _listed(place, file)
     return found

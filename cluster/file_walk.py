@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import os
 import stat
+from collections import deque
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -19,7 +20,15 @@ from pyarrow import fs as pafs
 
 from cluster.picture_uri import Place
 
-__all__ = ["PICTURE_SUFFIXES", "File", "look_at", "suffix_of", "walk"]
+__all__ = [
+    "PICTURE_SUFFIXES",
+    "File",
+    "look_at",
+    "mtime_ns_of",
+    "printable",
+    "suffix_of",
+    "walk",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -57,12 +66,14 @@ class File(NamedTuple):
         bytes: its size; None when it is out of reach.
         mtime_ns: when it was last modified.
         problem: why it cannot be opened, if so.
+        is_missing: whether that is because no file is there.
     """
 
     path: str
     bytes: int | None
     mtime_ns: int | None
     problem: str | None = None
+    is_missing: bool = False
 
 
 def suffix_of(path: str) -> str:
@@ -74,10 +85,21 @@ def suffix_of(path: str) -> str:
     return os.path.splitext(path)[1].lower()  # noqa: PTH122 - a key of a store is no Path
 
 
-def walk(place: Place, suffixes: frozenset[str], skipped: list[str]) -> Iterator[File]:
-    """Files of these suffixes below a folder; each real folder is entered once.
+def mtime_ns_of(found: os.stat_result) -> int:
+    """When a file was last modified, or the nearest time that 64 bits hold: 1677 to 2262."""
+    return min(max(found.st_mtime_ns, -(2**63)), 2**63 - 1)
 
-    Sub-folders that cannot be read are appended to ``skipped``; hidden ones are left out.
+
+def printable(name: str) -> str:
+    """A name of a file as text that can be written; bytes that are not UTF-8 by their number."""
+    return os.fsencode(name).decode("utf-8", "backslashreplace")
+
+
+def walk(place: Place, suffixes: frozenset[str], skipped: dict[str, str]) -> Iterator[File]:
+    """Files of these suffixes below a folder; each real folder is entered once, links last.
+
+    Sub-folders that cannot be read are put into ``skipped``, with the reason; hidden ones are left
+    out.
     """
     if place.fs.get_file_info(place.path).is_file:
         yield from look_at(place, [place.path])
@@ -96,42 +118,47 @@ def look_at(place: Place, paths: list[str]) -> Iterator[File]:
             if (file := _file(path)) is not None:
                 yield file
             else:
-                yield File(path, None, None, "A folder. Give the files in it.")
+                problem = "A folder. Give the files in it."
+                yield File(path, None, None, problem, is_missing=True)
         return
     for path, info in zip(paths, place.fs.get_file_info(paths), strict=True):
         if info.is_file:
             yield File(path, info.size, info.mtime_ns)
         else:
-            yield File(path, None, None, "Not there.")
+            yield File(path, None, None, "Not there.", is_missing=True)
 
 
-def _walk_disk(folder: str, suffixes: frozenset[str], skipped: list[str]) -> Iterator[File]:
+def _walk_disk(folder: str, suffixes: frozenset[str], skipped: dict[str, str]) -> Iterator[File]:
     entered: set[tuple[int, int]] = set()
     pending = [folder]
-    while pending:
-        current = pending.pop()
+    linked: deque[str] = deque()
+    while pending or linked:
+        # Links last: a new one gives no picture of a folder that is listed anyway another name.
+        current = pending.pop() if pending else linked.popleft()
         try:
             found = os.stat(current)  # noqa: PTH116 - plain text, as scandir gives it
             if (found.st_dev, found.st_ino) in entered:
                 continue
             entered.add((found.st_dev, found.st_ino))
-            folders, files = _entries(current, suffixes)
+            folders, links, files = _entries(current, suffixes)
         except OSError as error:
             if current == folder:
                 raise
-            logger.warning("%s: left out, it cannot be read (%s)", _printable(current), error)
-            skipped.append(_printable(current))
+            logger.warning("%s: left out, it cannot be read (%s)", printable(current), error)
+            skipped[printable(current)] = str(error)
             continue
         pending.extend(f"{current}/{name}" for name in reversed(folders))
+        linked.extend(f"{current}/{name}" for name in links)
         for start in range(0, len(files), CHUNK_NAMES):
             for name in files.slice(start, CHUNK_NAMES).to_pylist():
                 if (file := _file(f"{current}/{os.fsdecode(name)}")) is not None:
                     yield file
 
 
-def _entries(folder: str, suffixes: frozenset[str]) -> tuple[list[str], pa.Array]:
-    """Names of a folder's sub-folders, and of its files of these suffixes, each sorted."""
+def _entries(folder: str, suffixes: frozenset[str]) -> tuple[list[str], list[str], pa.Array]:
+    """Names of a folder's sub-folders, links to folders, and files of these suffixes, sorted."""
     folders: list[str] = []
+    links: list[str] = []
     chunks: list[pa.Array] = []
     names: list[bytes] = []
     with os.scandir(folder) as entries:
@@ -139,7 +166,7 @@ def _entries(folder: str, suffixes: frozenset[str]) -> tuple[list[str], pa.Array
             if entry.name.startswith("."):
                 continue
             if _is_folder(entry):
-                folders.append(entry.name)
+                (links if entry.is_symlink() else folders).append(entry.name)
             elif suffix_of(entry.name) in suffixes:
                 names.append(os.fsencode(entry.name))
             if len(names) >= CHUNK_NAMES:
@@ -147,7 +174,7 @@ def _entries(folder: str, suffixes: frozenset[str]) -> tuple[list[str], pa.Array
                 names = []
     files = pa.concat_arrays([*chunks, pa.array(names, pa.large_binary())])
     del chunks
-    return sorted(folders), files.take(pc.sort_indices(files))
+    return sorted(folders), sorted(links), files.take(pc.sort_indices(files))
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:
@@ -160,21 +187,18 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
 def _file(path: str) -> File | None:
     """The path as a file to look at; None for a folder."""
     # A name that is not UTF-8 is kept in a printable form; such a file is reported, not read.
-    shown = _printable(path)
+    shown = printable(path)
     try:
         found = os.stat(path)  # noqa: PTH116 - ten million of them
     except (OSError, ValueError) as error:
-        return File(shown, None, None, str(error))
+        is_missing = isinstance(error, FileNotFoundError | NotADirectoryError)
+        return File(shown, None, None, str(error), is_missing)
     if stat.S_ISDIR(found.st_mode):
         return None
     problem = None if stat.S_ISREG(found.st_mode) else "Not a file but a pipe, socket or device."
     if os.fsencode(path) != shown.encode():
         problem = "The file name is not valid UTF-8. Rename the file."
-    return File(shown, found.st_size, found.st_mtime_ns, problem)
-
-
-def _printable(path: str) -> str:
-    return os.fsencode(path).decode("utf-8", "backslashreplace")
+    return File(shown, found.st_size, mtime_ns_of(found), problem)
 
 
 def _walk_google(place: Place, suffixes: frozenset[str]) -> Iterator[File]:
@@ -195,7 +219,7 @@ def _walk_google(place: Place, suffixes: frozenset[str]) -> Iterator[File]:
         yield File(info.path, info.size, info.mtime_ns)
 
 
-def _walk_store(place: Place, suffixes: frozenset[str], skipped: list[str]) -> Iterator[File]:
+def _walk_store(place: Place, suffixes: frozenset[str], skipped: dict[str, str]) -> Iterator[File]:
     pending = [place.path]
     while pending:
         current = pending.pop()
@@ -205,7 +229,7 @@ def _walk_store(place: Place, suffixes: frozenset[str], skipped: list[str]) -> I
             if current == place.path:
                 raise
             logger.warning("%s: left out, it cannot be listed (%s)", current, error)
-            skipped.append(current)
+            skipped[current] = str(error)
             continue
         found.sort(key=lambda info: info.base_name)
         shown = [info for info in found if not info.base_name.startswith(".")]

@@ -22,7 +22,7 @@ from cluster.context import Context
 from cluster.part_tasks import part_filler
 from cluster.relations import follow_relations
 from cluster.workspace import Workspace, check_name
-from index.artifact import CorruptArtifactError, MissingArtifactError, open_door
+from index.artifact import MissingArtifactError, open_door
 from index.choose import IndexConfig
 from index.embeddings import EmbeddingStore
 from index.folder import Folder
@@ -30,7 +30,7 @@ from index.id_file import NO_IDS
 from index.search import require_same_encoder
 from index.update import Instructions, update_index
 from index.vectors import Ids
-from index.versions import open_current
+from index.versions import CURRENT, last_known
 
 __all__ = ["IndexJobConfig", "gone_pictures", "index_embeddings"]
 
@@ -201,12 +201,11 @@ def _require_same_lineage(
     config: IndexJobConfig, folder: Folder, parents: Mapping[str, str]
 ) -> None:
     """An index of this name may only be a version of the same: newer pictures, newer training."""
-    try:
-        _, door = open_current(folder, verify="sizes")
-    except (MissingArtifactError, CorruptArtifactError) as error:
-        logger.info("no index in service yet: %s", error)
+    known = last_known(folder) if folder.exists(CURRENT) else None
+    if known is None or known[1] is None:
+        logger.info("%s: no index in service yet, or its door is damaged", folder)
         return
-    was = door["parents"]
+    was = known[1]["parents"]
     fixed = {"corpus_uid": "corpus"} if config.new_encoder else LINEAGE
     other = [what for part, what in fixed.items() if was[part] != parents[part]]
     if other:

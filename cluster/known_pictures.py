@@ -12,6 +12,7 @@ from __future__ import annotations
 import hashlib
 from collections import Counter, OrderedDict
 from collections.abc import Iterable, Iterator, Mapping
+from datetime import UTC, datetime
 from typing import Any
 
 import numpy as np
@@ -49,7 +50,12 @@ def content_of(row: Mapping[str, Any]) -> int:
 def facts_of(row: Mapping[str, Any], fields: Iterable[str]) -> int:
     """64 bits that differ when anything else does that the source says of a picture."""
     place = (row["uri"], row["mtime_ns"]) if row.get("content_hash") else ()
-    return _hash64((*place, row["label"], *(row.get(name) for name in fields)))
+    return _hash64((*place, row["label"], *(_plain(row.get(name)) for name in fields)))
+
+
+def _plain(value: object) -> object:
+    """The value with one form for each moment: UTC has several classes, each with its own text."""
+    return value.astimezone(UTC) if isinstance(value, datetime) else value
 
 
 def _hash64(value: object) -> int:

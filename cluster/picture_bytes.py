@@ -11,9 +11,11 @@ import contextlib
 import os
 import threading
 import time
+from bisect import bisect
 from collections import OrderedDict
 from collections.abc import Iterator
 from datetime import datetime
+from itertools import accumulate
 from typing import Any
 
 import numpy as np
@@ -21,11 +23,24 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from cluster.file_walk import mtime_ns_of
 from cluster.picture_uri import PictureUri, Place, place_of
 
-__all__ = ["BATCH_ROWS", "ChangedError", "column_of", "open_arrow", "open_parquet", "read_bytes"]
+__all__ = [
+    "BATCH_BYTES",
+    "BATCH_ROWS",
+    "MAX_BYTES",
+    "ChangedError",
+    "column_of",
+    "open_arrow",
+    "open_parquet",
+    "read_bytes",
+]
 
+MAX_BYTES = 1 << 30
+"""Larger files are ``too_large`` and not read: 100 million pixels of 64 bits are 0.8 GB."""
 BATCH_ROWS = 32
+BATCH_BYTES = 8 << 20
 BUFFER_BYTES = 4 << 20
 MAX_OPEN = 8
 RECHECK_S = 10.0
@@ -73,7 +88,7 @@ def _read_file(path: str, num_bytes: int | None, mtime_ns: int | None) -> bytes:
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     try:
         found = os.fstat(descriptor)
-        if (found.st_size, found.st_mtime_ns) != (num_bytes, mtime_ns):
+        if (found.st_size, mtime_ns_of(found)) != (num_bytes, mtime_ns):
             raise ChangedError(f"{path}: changed since it was scanned")
         pieces = []
         while piece := os.read(descriptor, max(1, found.st_size)):
@@ -89,7 +104,17 @@ def _mtime_ns(place: Place, file: pa.NativeFile) -> int | None:
     if stated is not None:
         with contextlib.suppress(ValueError):
             return int(datetime.fromisoformat(stated.decode()).timestamp()) * SECOND_NS
-    modified: int | None = place.fs.get_file_info(place.path).mtime_ns
+    return _modified_ns(place)
+
+
+def _modified_ns(place: Place) -> int | None:
+    """When a file was last modified, as a scan sees it; ``FileNotFoundError`` for none."""
+    if place.is_local:
+        return mtime_ns_of(os.stat(place.path))  # noqa: PTH116 - for each row of a table
+    info = place.fs.get_file_info(place.path)
+    if not info.is_file:
+        raise FileNotFoundError(f"{place.path}: not there")
+    modified: int | None = info.mtime_ns
     return modified
 
 
@@ -107,21 +132,36 @@ def open_parquet(
 ) -> Iterator[tuple[int, pa.RecordBatch]]:
     """Row number and batch, from the row group that holds ``first_row`` on.
 
-    Memory: some megabytes for each column, and a batch; never a row group.
+    Memory: some megabytes for each column, and a batch of about 8 MiB or a row; never a row group.
     """
     with (
         place.fs.open_input_file(place.path) as source,
         pq.ParquetFile(source, buffer_size=BUFFER_BYTES, pre_buffer=False) as file,
     ):
-        counts = [file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)]
-        starts = np.cumsum([0, *counts])
-        group = max(0, int(np.searchsorted(starts, first_row, side="right")) - 1)
-        row = int(starts[min(group, len(counts))])
+        groups = [file.metadata.row_group(i) for i in range(file.num_row_groups)]
+        starts = np.cumsum([0, *(group.num_rows for group in groups)])
+        first = max(0, int(np.searchsorted(starts, first_row, side="right")) - 1)
+        row = int(starts[min(first, len(groups))])
+        row_bytes = max(
+            (group.total_byte_size // max(1, group.num_rows) for group in groups[first:]), default=0
+        )
+        fit = BATCH_BYTES // max(1, row_bytes)
         for batch in file.iter_batches(
-            batch_rows, row_groups=range(group, len(counts)), columns=columns, use_threads=False
+            max(1, min(batch_rows, fit)),
+            row_groups=range(first, len(groups)),
+            columns=columns,
+            use_threads=False,
         ):
             yield row, batch
             row += len(batch)
+
+
+def _row_groups(place: Place) -> list[int]:
+    """The first row of each row group of a Parquet file."""
+    with place.fs.open_input_file(place.path) as source:
+        metadata = pq.read_metadata(source)
+    counts = (metadata.row_group(i).num_rows for i in range(metadata.num_row_groups))
+    return list(accumulate(counts, initial=0))[:-1]
 
 
 def open_arrow(place: Place) -> Iterator[tuple[int, pa.RecordBatch]]:
@@ -144,8 +184,13 @@ def column_of(batch: pa.RecordBatch, name: str) -> pa.Array:
     """A column of a batch by name, or a struct's field by ``COLUMN.FIELD``.
 
     Raises:
-        ValueError: there is none.
+        ValueError: there is none, or more than one.
     """
+    if (count := batch.schema.names.count(name)) > 1:
+        raise ValueError(
+            f"column {name!r}: {count} columns have this name, so it is not known which is meant. "
+            "Write the table with another name for each."
+        )
     if name in batch.schema.names:
         return batch.column(name)
     column, _, field = name.rpartition(".")
@@ -159,8 +204,9 @@ def column_of(batch: pa.RecordBatch, name: str) -> pa.Array:
 class _Rows:
     """One column of one file, read on from row to row; thread-safe.
 
-    Rows that are asked for in about their order, as many threads do, are read once: the batch
-    before the newest is kept too. A row further back starts the reading anew.
+    Rows that are asked for in about their order are read once: the batch before the newest is kept
+    too. A row further back starts the reading anew, so threads that share out many rows have them
+    read in order for them (`cluster.read_ahead`). Whole row groups on the way are passed over.
     """
 
     def __init__(self, wanted: PictureUri) -> None:
@@ -169,6 +215,7 @@ class _Rows:
         self._lock = threading.Lock()
         self._batches: Iterator[tuple[int, pa.RecordBatch]] = iter(())
         self._window: list[tuple[int, pa.Array]] = []
+        self._groups: list[int] = []
         self._mtime_ns: int | None = None
         self._checked_s = -RECHECK_S
 
@@ -182,34 +229,38 @@ class _Rows:
     def _check(self, mtime_ns: int | None) -> None:
         now_s = time.monotonic()
         if self._place.is_local or now_s - self._checked_s >= RECHECK_S:
-            info = self._place.fs.get_file_info(self._place.path)
-            if not info.is_file:
-                raise FileNotFoundError(f"{self._place.path}: not there")
-            if info.mtime_ns != self._mtime_ns:
-                self._window = []
-            self._mtime_ns, self._checked_s = info.mtime_ns, now_s
+            modified_ns = _modified_ns(self._place)
+            if modified_ns != self._mtime_ns:
+                self._window, self._groups = [], []
+            self._mtime_ns, self._checked_s = modified_ns, now_s
         _require_same_time(self._mtime_ns, mtime_ns, self._place)
 
     def _find(self, row: int) -> bytes | None:
-        if not self._window or row < self._window[0][0]:
+        if not self._window or row < self._window[0][0] or self._is_far_ahead(row):
             self._start_at(row)
         while True:
             for first, values in self._window:
                 if first <= row < first + len(values):
                     value: bytes | None = values[row - first].as_py()
                     return value
+            newest = self._window[-1:]
+            self._window = []  # so that whatever goes wrong, the next row is looked for anew
             try:
                 first, batch = next(self._batches)
             except StopIteration:
-                self._window = []
                 raise ChangedError(f"{self._wanted.file}: has no row {row}") from None
-            self._window = [*self._window[-1:], (first, column_of(batch, self._wanted.name))]
+            self._window = [*newest, (first, column_of(batch, self._wanted.name))]
+
+    def _is_far_ahead(self, row: int) -> bool:
+        first, values = self._window[-1]
+        return bisect(self._groups, row) - bisect(self._groups, first + len(values)) > 1
 
     def _start_at(self, row: int) -> None:
         self._window = []
         if self._wanted.kind == "arrow":
             self._batches = open_arrow(self._place)
         else:
+            self._groups = self._groups or _row_groups(self._place)
             self._batches = open_parquet(self._place, [self._wanted.name], first_row=row)
 
 

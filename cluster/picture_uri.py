@@ -22,7 +22,15 @@ from pyarrow import fs as pafs
 
 from index.uri import open_uri
 
-__all__ = ["PictureUri", "Place", "display_name", "identity", "place_of", "require_no_keys"]
+__all__ = [
+    "PictureUri",
+    "Place",
+    "display_name",
+    "identity",
+    "lies_in_table",
+    "place_of",
+    "require_no_keys",
+]
 
 REMOTE = ("s3", "gs")
 SAFE = "/!$'()*,;:@~"
@@ -158,6 +166,15 @@ def identity(uri: str) -> str:
         return uri
     file, _, fragment = uri.partition("#")
     return f"{file}#{fragment.partition('&')[2]}"
+
+
+def lies_in_table(uri: str) -> bool:
+    """Whether a picture is a row of a table, which has to be read from further up on.
+
+    >>> [lies_in_table(f"{start}#parquet=17&column=image") for start in ("file:///a.parquet", "/a")]
+    [True, False]
+    """
+    return not uri.startswith("/") and ("#parquet=" in uri or "#arrow=" in uri)
 
 
 def display_name(uri: str) -> str:

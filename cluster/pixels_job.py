@@ -13,8 +13,8 @@ import os
 import stat
 import tempfile
 from collections import Counter
-from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -25,9 +25,11 @@ import pyarrow as pa
 from cluster.catalog import Catalog
 from cluster.context import Context
 from cluster.decode_limit import DecodeLimit
+from cluster.picture_uri import lies_in_table
 from cluster.plan import Shard, ShardRow, plan_shards
+from cluster.read_ahead import Read, in_order, read_tables, timed_read
 from cluster.shard_job import ShardJob
-from cluster.shards import OUT_OF_REACH, read_data
+from cluster.shards import OUT_OF_REACH
 from cluster.where import Profile
 from cluster.workspace import Workspace
 from encoders.picture import PictureError, load_formats, open_picture, to_square
@@ -50,7 +52,10 @@ logger = logging.getLogger(__name__)
 
 SHARD_BYTES = 64 << 20
 MAX_SHARD_ROWS = 4096
+AHEAD = 4
 FORMAT = "arrow-uint8-rgb-1"
+
+_Square = tuple[str, np.ndarray | None]
 
 
 class PixelCache:
@@ -144,7 +149,8 @@ class PixelWork:
     ) -> None:
         self._folder = Workspace.at(location).folder("pixels", name)
         self._preprocess = PreprocessConfig(**preprocess)
-        self._pool = ThreadPoolExecutor(max(1, profile.cpus_per_actor))
+        self._width = max(1, profile.cpus_per_actor)
+        self._pool = ThreadPoolExecutor(self._width)
         self.limit = DecodeLimit()
         load_formats()
 
@@ -153,8 +159,7 @@ class PixelWork:
         failed: Counter[str] = Counter()
         ids, pixels = [], []
         rows = shard.rows
-        decoded = self._pool.map(partial(self._decode, crashed), rows)
-        for row, (status, square) in zip(rows, decoded, strict=True):
+        for row, (status, square) in zip(rows, self._decoded(rows, crashed), strict=True):
             if square is None:
                 failed[status] += 1
                 continue
@@ -174,10 +179,19 @@ class PixelWork:
             "files": {file: written},
         }
 
-    def _decode(self, crashed: frozenset[int], row: ShardRow) -> tuple[str, np.ndarray | None]:
+    def _decoded(self, rows: Sequence[ShardRow], crashed: frozenset[int]) -> Iterator[_Square]:
+        def begin(row: ShardRow) -> Future[_Square]:
+            ready = read_tables([row], crashed).get(row.id)
+            return self._pool.submit(self._decode, crashed, row, ready)
+
+        in_tables = any(lies_in_table(row.uri) for row in rows)
+        ahead = AHEAD * self._width if in_tables else len(rows)
+        return in_order(begin, lambda _, future: future.result(), rows, ahead)
+
+    def _decode(self, crashed: frozenset[int], row: ShardRow, ready: Read | None) -> _Square:
         if row.id in crashed:
             return "crashed", None
-        status, data = read_data(row)
+        status, data, _ = ready or timed_read(row)
         if status != "ok":
             return status, None
         try:

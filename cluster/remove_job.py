@@ -22,12 +22,12 @@ from cluster.index_job import gone_pictures
 from cluster.part_tasks import part_filler
 from cluster.relations import follow_relations
 from cluster.workspace import check_name
-from index.change import removed_ids
 from index.choose import IndexConfig
 from index.embeddings import EmbeddingStore
 from index.filters import matching
+from index.removed import removed_ids
 from index.update import Instructions, Updated, remove_pictures, update_index
-from index.vectors import Ids
+from index.vectors import Ids, rising
 from index.versions import Standing
 
 __all__ = ["RemoveConfig", "remove"]
@@ -142,7 +142,7 @@ def _chosen(config: RemoveConfig, context: Context, standing: Standing) -> Ids:
         found += [_of_file(catalog, name) for name in config.files]
         if config.where:
             found.append(matching(catalog.named, config.where, ["id"])["id"].to_numpy())
-    return np.unique(np.concatenate(found))
+    return rising(np.concatenate(found))
 
 
 def _of_file(catalog: Catalog, name: str) -> Ids:

@@ -44,6 +44,8 @@ logger = logging.getLogger(__name__)
 BATCH_FILES = 1024
 BATCH_BYTES = 64 << 20
 SHOWN = 10
+NAMING_FILES = ("parquet", "huggingface")
+"""Kinds of containers whose rows may name files beside them."""
 SOURCES: dict[SourceKind, Callable[[Request], Source]] = {
     "folder": FolderSource,
     "list": ListSource,
@@ -116,9 +118,10 @@ def scan(config: ScanConfig, context: Context) -> dict[str, Any]:
         try:
             _compare(comparison, source, shown, context)
             if not writer.next_id:
-                raise ValueError(f"{place.path}: no pictures in here. {_looked_for(kind)}")
+                raise ValueError(_no_pictures(place, kind, source.skipped))
             comparison.retire_vanished(
                 tuple(start for path in source.skipped for start in _below(place, path)),
+                keep_files=bool(source.skipped) and kind in NAMING_FILES,
                 allow_most=config.allow_vanished,
                 name=place.path,
             )
@@ -135,7 +138,7 @@ def scan(config: ScanConfig, context: Context) -> dict[str, Any]:
         "num_listed_twice": comparison.num_twice,
         "bad_pictures": bad_pictures(folder, door, SHOWN),
         "num_skipped_folders": len(source.skipped),
-        "skipped_folders": source.skipped[:SHOWN],
+        "skipped_folders": list(source.skipped)[:SHOWN],
         "path": str(folder),
     }
 
@@ -240,8 +243,16 @@ def _below(place: Place, path: str) -> tuple[str, ...]:
     return (*plain, f"{uri}/", f"{uri}#")
 
 
-def _looked_for(kind: SourceKind) -> str:
+def _no_pictures(place: Place, kind: SourceKind, skipped: Mapping[str, str]) -> str:
+    if skipped:
+        path, reason = next(iter(skipped.items()))
+        return (
+            f"{place.path}: no picture in here can be read. {len(skipped):,} files or folders "
+            f"cannot, such as {path} ({reason}). Repair them, and scan again."
+        )
     if kind != "folder":
-        return f"Looked for {TITLES[kind]}; --source-kind says otherwise."
-    suffixes = ", ".join(sorted(PICTURE_SUFFIXES))
-    return f"Looked for files ending in {suffixes}, sub-folders included."
+        looked_for = f"{TITLES[kind]}; --source-kind says otherwise"
+    else:
+        suffixes = ", ".join(sorted(PICTURE_SUFFIXES))
+        looked_for = f"files ending in {suffixes}, sub-folders included"
+    return f"{place.path}: no pictures in here. Looked for {looked_for}."

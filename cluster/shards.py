@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 from PIL import Image
 
 from cluster.catalog import CatalogRow
-from cluster.picture_bytes import ChangedError, read_bytes
+from cluster.picture_bytes import MAX_BYTES, ChangedError, read_bytes
 from cluster.plan import SHARD_FOLDER, Shard, ShardRow
 from encoders.picture import PictureError, open_picture
 from encoders.preprocess import DECODE_EDGE
@@ -92,8 +92,12 @@ def read_data(row: ShardRow | CatalogRow) -> tuple[str, bytes]:
     """The bytes of a picture if they are those that were scanned; never raises for it.
 
     Returns:
-        Status and bytes: ``ok``, or without bytes ``missing``, ``changed`` or ``unreadable``.
+        Status and bytes: ``ok``, or without bytes ``missing``, ``changed``, ``too_large`` or
+        ``unreadable``.
     """
+    if (row.bytes or 0) > MAX_BYTES:  # of a corpus that was scanned when there was no limit
+        logger.info("%s: %d bytes are too large for a picture", row.uri, row.bytes)
+        return "too_large", b""
     try:
         return "ok", read_bytes(row.uri, row.bytes, row.mtime_ns)
     except ChangedError as error:
@@ -102,6 +106,9 @@ def read_data(row: ShardRow | CatalogRow) -> tuple[str, bytes]:
     except OSError as error:
         logger.info("%s: %s", row.uri, error)
         return "missing", b""
+    except MemoryError:
+        logger.warning("%s: not enough memory to read its %s bytes", row.uri, row.bytes)
+        return "too_large", b""
     except ValueError as error:  # a container that is damaged
         logger.warning("%s: %s", row.uri, error)
         return "unreadable", b""

@@ -63,6 +63,7 @@ class Listed(NamedTuple):
         label: of the source.
         values: of the metadata columns, in their order.
         data: its content, where listing had to read it anyway.
+        is_missing: whether no file is there, though something names it.
     """
 
     uri: str
@@ -72,6 +73,7 @@ class Listed(NamedTuple):
     label: str | None = None
     values: tuple[Any, ...] = ()
     data: bytes | None = None
+    is_missing: bool = False
 
 
 class Container(NamedTuple):
@@ -89,7 +91,7 @@ class Ledger(Protocol):
         """Whether the last scan has read all of it as it is; its pictures then count as seen."""
 
     def has_read(self, container: Container) -> None:
-        """Say that all of it has been listed."""
+        """Say that all of it has been listed, and that it names no files beside itself."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,8 +116,9 @@ class Source(Protocol):
 
     fields: tuple[pa.Field, ...]
     """Names and types of the metadata columns."""
-    skipped: list[str]
-    """Folders and containers that could not be read (in full); what is known of them stays."""
+    skipped: dict[str, str]
+    """Folders and containers that could not be read (in full), and why; what is known of them
+    stays."""
 
     def listed(self, ledger: Ledger, /) -> Iterator[Listed]:
         """All pictures, but for those of containers that are unchanged."""
@@ -152,7 +155,7 @@ def _kind_of_folder(place: Place) -> SourceKind:
     if several or (described and stated):
         return "huggingface"
     counted: Counter[SourceKind] = Counter()
-    for number, file in enumerate(walk(place, frozenset(KIND_OF_SUFFIX), [])):
+    for number, file in enumerate(walk(place, frozenset(KIND_OF_SUFFIX), {})):
         counted[KIND_OF_SUFFIX[suffix_of(file.path)]] += 1
         if number >= LOOKED_AT:
             break

@@ -9,15 +9,15 @@ from __future__ import annotations
 import json
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator, Mapping
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from cluster.columns import Column, carried_type
-from cluster.file_source import rows_of, stand_alone
-from cluster.file_walk import File, walk
+from cluster.file_source import fields_of, rows_of, stand_alone
+from cluster.file_walk import File, look_at, walk
 from cluster.picture_bytes import BATCH_ROWS, column_of, open_arrow, open_parquet
 from cluster.picture_uri import PictureUri, Place
 from cluster.sources import Container, Ledger, Listed, Request
@@ -28,13 +28,15 @@ logger = logging.getLogger(__name__)
 
 NAMES = ["image", "img", "picture", "photo", "jpg", "jpeg", "png", "webp", "bytes", "image_bytes"]
 MAX_JSON_BYTES = 64 << 20
+DAMAGED = (OSError, pa.ArrowException, ValueError)
 
 
 class _Table(NamedTuple):
-    """A file of rows, and what every row of it shares."""
+    """A file of rows, and what every row of it shares: its split, the names of class numbers."""
 
     file: File
     split: str | None = None
+    class_names: Mapping[str, list[str]] = MappingProxyType({})
 
 
 class _TableSource(ABC):
@@ -43,15 +45,12 @@ class _TableSource(ABC):
     Args:
         request: what is asked for.
         kind: how the files are read.
-        class_names: for columns of class numbers.
     """
 
-    def __init__(
-        self, request: Request, kind: Any, class_names: dict[str, list[str]] | None = None
-    ) -> None:
-        self.skipped: list[str] = []
+    def __init__(self, request: Request, kind: Any) -> None:
+        self.skipped: dict[str, str] = {}
         self._request, self._kind = request, kind
-        self._names = class_names or {}
+        self._misfits: set[str] = set()
         first = self._first_batch()
         self._picture = request.picture_column or self._recognised(first.schema)
         picture = column_of(first, self._picture)
@@ -67,14 +66,10 @@ class _TableSource(ABC):
                 "labels 'folder': the rows of a table lie in no folder. Give a column of "
                 f"{', '.join(first.schema.names)}, or none."
             )
+        self.fields = fields_of(first, request)
         names = [column.source for column in request.columns]
         names += [request.labels] if request.labels != "none" else []
-        for name in names:
-            column_of(first, name)
-        self._wanted = [self._picture, *(name for name in names if name != "split")]
-        self.fields: tuple[pa.Field, ...] = tuple(
-            pa.field(column.name, self._type(first, column)) for column in request.columns
-        )
+        self._wanted = [self._picture, *names]
 
     def listed(self, ledger: Ledger) -> Iterator[Listed]:
         """All rows, file by file."""
@@ -85,31 +80,39 @@ class _TableSource(ABC):
             if ledger.is_unchanged(container):
                 continue
             try:
-                yield from self._rows(table, container)
-            except (OSError, pa.ArrowException, ValueError) as error:
+                names_files = yield from self._rows(table, container)
+            except DAMAGED as error:
                 logger.warning("%s: not read to its end (%s)", file.path, error)
-                self.skipped.append(file.path)
+                self.skipped[file.path] = str(error)
             else:
-                ledger.has_read(container)
+                # Files that it names may change while it does not: it is read each time, as a list.
+                if not names_files:
+                    ledger.has_read(container)
 
-    def _rows(self, table: _Table, container: Container) -> Iterator[Listed]:
+    def _rows(self, table: _Table, container: Container) -> Generator[Listed, None, bool]:
+        """Its pictures; returns whether any of them is a file of its own."""
+        names_files = False
         place = self._request.place._replace(path=table.file.path)
         name = f"{self._picture}.bytes" if self._is_struct else self._picture
         for first, raw in self._batches(place, self._wanted):
             batch = self._named(raw, table)
-            facts = rows_of(batch, self._request, self.fields)
+            facts = rows_of(batch, self._request, self.fields, place.path, self._misfits)
             pictures = column_of(batch, name).to_pylist()
             beside = self._beside(batch, pictures, place)
+            names_files |= bool(beside)
             for position, (data, fact) in enumerate(zip(pictures, facts, strict=True)):
                 uri = PictureUri(container.uri, self._kind, first + position, 0, name)
                 row = Listed(str(uri), len(data or b""), container.mtime_ns, data=data or b"")
                 yield beside.get(position, row)._replace(label=fact[0], values=fact[1:])
+        return names_files
 
     def _beside(
         self, batch: pa.RecordBatch, pictures: list[bytes | None], place: Place
     ) -> dict[int, Listed]:
         """Pictures that are files of their own, by position: rows with a path in place of bytes."""
         if not self._is_struct or None not in pictures:
+            return {}
+        if "path" not in [field.name for field in column_of(batch, self._picture).type]:
             return {}
         paths = column_of(batch, f"{self._picture}.path").to_pylist()
         alone = [
@@ -121,9 +124,9 @@ class _TableSource(ABC):
 
     def _named(self, batch: pa.RecordBatch, table: _Table) -> pa.RecordBatch:
         """The batch with class numbers replaced by their names, and its split as a column."""
-        for column, names in self._names.items():
+        for column, names in table.class_names.items():
             if column in batch.schema.names:
-                numbers = batch.column(column)
+                numbers = column_of(batch, column)
                 known = pc.if_else(
                     pc.and_(pc.greater_equal(numbers, 0), pc.less(numbers, len(names))),
                     numbers,
@@ -136,17 +139,27 @@ class _TableSource(ABC):
         return batch
 
     def _first_batch(self) -> pa.RecordBatch:
+        """Of the first table that can be read; the others are told of as they are listed."""
         place = self._request.place
+        damaged: tuple[str, Exception] | None = None
         for table in self._tables():
-            for _, batch in self._batches(place._replace(path=table.file.path), None):
-                return self._named(batch, table)
+            try:
+                for _, batch in self._batches(place._replace(path=table.file.path), None):
+                    return self._named(batch, table)
+            except DAMAGED as error:
+                damaged = damaged or (table.file.path, error)
+        if damaged is not None:
+            path, reason = damaged
+            # An object store that cannot be reached is told of as such by who asked.
+            kind = OSError if isinstance(reason, OSError) else ValueError
+            raise kind(
+                f"{path}: cannot be read ({reason}), and no other file in {place.path} has rows. "
+                "Repair or replace it, and scan again."
+            ) from reason
         raise ValueError(
             f"{place.path}: no rows in here. Give a folder with Parquet files, or a dataset that "
             "was saved by save_to_disk."
         )
-
-    def _type(self, first: pa.RecordBatch, column: Column) -> pa.DataType:
-        return carried_type(column, column_of(first, column.source).type)
 
     def _recognised(self, schema: pa.Schema) -> str:
         fit = [field.name for field in schema if _is_picture(field.type)]
@@ -207,23 +220,18 @@ class HuggingFaceSource(_TableSource):
     """
 
     def __init__(self, request: Request) -> None:
-        features: dict[str, Any] = {}
         self._request = request
+        self._features: dict[str, Any] = {}
         for _, place in self._splits():
-            features |= _json(place, "dataset_info.json").get("features") or {}
+            self._features |= _features(place)
         pictures = [
             name
-            for name, kind in features.items()
+            for name, kind in self._features.items()
             if isinstance(kind, dict) and kind.get("_type") == "Image"
         ]
         if request.picture_column is None and len(pictures) == 1:
             request = Request(request.place, request.labels, request.columns, pictures[0])
-        names = {
-            name: list(kind["names"])
-            for name, kind in features.items()
-            if isinstance(kind, dict) and kind.get("_type") == "ClassLabel" and kind.get("names")
-        }
-        super().__init__(request, "arrow", names)
+        super().__init__(request, "arrow")
 
     def _splits(self) -> Iterator[tuple[str | None, Place]]:
         place = self._request.place
@@ -241,9 +249,21 @@ class HuggingFaceSource(_TableSource):
                     f"{place.path}: holds a selection of the rows in its files. Save it once more "
                     "after flatten_indices()."
                 )
+            names = {
+                name: list(kind["names"])
+                for name, kind in (_features(place) or self._features).items()
+                if isinstance(kind, dict)
+                and kind.get("_type") == "ClassLabel"
+                and kind.get("names")
+            }
             for entry in state.get("_data_files", ()):
-                info = place.fs.get_file_info(f"{place.path}/{entry['filename']}")
-                yield _Table(File(info.path, info.size, info.mtime_ns), split)
+                for file in look_at(place, [f"{place.path}/{entry['filename']}"]):
+                    yield _Table(file, split, names)
+
+
+def _features(place: Place) -> dict[str, Any]:
+    """What a split states of its columns."""
+    return dict(_json(place, "dataset_info.json").get("features") or {})
 
 
 def _json(place: Place, name: str) -> dict[str, Any]:

@@ -19,7 +19,8 @@ import pyarrow as pa
 
 from cluster.columns import TYPES, fitted, infer_type
 from cluster.file_source import folder_of
-from cluster.file_walk import PICTURE_SUFFIXES, File, suffix_of, walk
+from cluster.file_walk import PICTURE_SUFFIXES, File, printable, suffix_of, walk
+from cluster.picture_bytes import MAX_BYTES
 from cluster.picture_uri import PictureUri
 from cluster.sources import Container, Ledger, Listed, Request
 
@@ -30,60 +31,83 @@ logger = logging.getLogger(__name__)
 BUFFER_BYTES = 4 << 20
 MAX_SIDECAR_BYTES = 1 << 20
 SAMPLES_LOOKED_AT = 200
+MAX_HELD_FILES = 64
+MAX_HELD_BYTES = 256 << 20
+DAMAGED = (OSError, tarfile.TarError, ValueError, OverflowError)
 
 
 class _Picture(NamedTuple):
     name: str
     offset: int
-    data: bytes
+    num_bytes: int
+    data: bytes | None
 
 
 class _Sample:
-    """Pictures that share a name, and what lies beside them."""
+    """Pictures that share a name, and what lies beside them.
 
-    def __init__(self, key: str) -> None:
+    Args:
+        key: the name that they share.
+        asked: names of facts that are kept; None for all.
+        facts: what is known already.
+    """
+
+    def __init__(
+        self, key: str, asked: Collection[str] | None, facts: dict[str, Any] | None = None
+    ) -> None:
         self.key = key
         self.pictures: list[_Picture] = []
-        self.facts: dict[str, Any] = {}
+        self.facts = facts or {}
+        self.num_files = self.num_bytes = 0
+        self._asked = asked
+
+    @property
+    def is_full(self) -> bool:
+        """Whether its pictures are to be given away before more are held."""
+        if self._asked is not None and not self._asked:
+            return bool(self.pictures)
+        return self.num_files >= MAX_HELD_FILES or self.num_bytes >= MAX_HELD_BYTES
+
+    def rest(self) -> _Sample:
+        """What a full sample goes on as: what it says of its pictures holds for later ones."""
+        return _Sample(self.key, self._asked, None if self._asked is None else self.facts)
 
     def take(self, extension: str, data: bytes) -> None:
         """Note a file beside the picture: a JSON's keys, or a text under its extension.
 
         Raises:
             ValueError: it is neither.
+            RecursionError: a JSON that is nested too deep.
         """
-        if extension == "json":
-            content = json.loads(data)
-            # The files beside it have names that WebDataset gives a meaning.
-            self.facts = {**content, **self.facts} if isinstance(content, dict) else self.facts
-        else:
+        if extension != "json":
             self.facts[extension] = data.decode().strip()
+            return
+        content = json.loads(data)
+        if isinstance(content, dict):
+            asked = content.keys() if self._asked is None else content.keys() & self._asked
+            # The files beside it have names that WebDataset gives a meaning.
+            self.facts = {**{name: content[name] for name in asked}, **self.facts}
 
 
 class TarSource:
     """Members of the tars of a folder, sub-folders included, or of one tar.
 
     Raises:
-        ValueError: a label or column that none of the first samples has.
+        ValueError: a label or column that none of the first samples has; a column whose type is
+            not given, where no tar can be read.
     """
 
     def __init__(self, request: Request) -> None:
-        self.skipped: list[str] = []
+        self.skipped: dict[str, str] = {}
         self._request = request
         self._unreadable: set[str] = set()
+        self._told_of_full = False
         wanted = [column.source for column in request.columns]
         if request.labels not in ("none", "folder"):
             wanted.append(request.labels)
         # A wanted name may also be a key of a JSON.
         self._beside = frozenset([*wanted, "json"]) if wanted else frozenset()
-        facts = self._looked_at() if wanted else []
-        for name in wanted:
-            if facts and not any(name in fact for fact in facts):
-                there = ", ".join(sorted({key for fact in facts for key in fact})) or "nothing"
-                raise ValueError(
-                    f"column {name!r}: none of the first {len(facts)} samples of "
-                    f"{request.place.path} has it. Beside their pictures lies: {there}."
-                )
+        facts = self._looked_at(wanted) if wanted else []
         self.fields: tuple[pa.Field, ...] = tuple(
             pa.field(
                 column.name,
@@ -103,9 +127,9 @@ class TarSource:
             try:
                 for sample in self._samples(file, self._beside):
                     yield from self._rows(sample, container)
-            except (OSError, tarfile.TarError) as error:
+            except DAMAGED as error:
                 logger.warning("%s: not read to its end (%s)", file.path, error)
-                self.skipped.append(file.path)
+                self.skipped[file.path] = str(error)
             else:
                 ledger.has_read(container)
 
@@ -121,24 +145,49 @@ class TarSource:
                 if labels == "folder"
                 else fitted(sample.facts.get(labels), TYPES["string"])
             )
-            size = len(picture.data)
+            size = picture.num_bytes
             uri = PictureUri(container.uri, "tar", picture.offset, size, picture.name)
             yield Listed(str(uri), size, container.mtime_ns, None, label, values, data=picture.data)
 
-    def _looked_at(self) -> list[dict[str, Any]]:
+    def _looked_at(self, wanted: list[str]) -> list[dict[str, Any]]:
+        """What is wanted of the first samples; tars that cannot be read are told of when listed."""
+        place = self._request.place
+        facts: list[dict[str, Any]] = []
+        there: set[str] = set()
+        reason = ""
         for file in self._tars():
-            return [sample.facts for sample in islice(self._samples(file), SAMPLES_LOOKED_AT)]
-        return []
+            try:
+                for sample in islice(self._samples(file, None), SAMPLES_LOOKED_AT - len(facts)):
+                    there |= sample.facts.keys()
+                    facts.append({name: sample.facts.get(name) for name in wanted})
+            except DAMAGED as error:
+                reason = reason or f" ({file.path}: {error})"
+            if len(facts) >= SAMPLES_LOOKED_AT:
+                break
+        untyped = [column for column in self._request.columns if column.type is None]
+        if untyped and not facts:
+            raise ValueError(
+                f"column {untyped[0].source!r}: {place.path} has no sample that can be read, to "
+                f"tell its type from{reason}. Repair the tars, or give the type, such as "
+                f"{untyped[0].source}:int."
+            )
+        for name in wanted if facts else ():
+            if name not in there:
+                raise ValueError(
+                    f"column {name!r}: none of the first {len(facts)} samples of {place.path} has "
+                    f"it. Beside their pictures lies: {', '.join(sorted(there)) or 'nothing'}."
+                )
+        return facts
 
     def _tars(self) -> Iterator[File]:
         return walk(self._request.place, frozenset([".tar"]), self.skipped)
 
-    def _samples(self, file: File, beside: Collection[str] | None = None) -> Iterator[_Sample]:
+    def _samples(self, file: File, asked: Collection[str] | None) -> Iterator[_Sample]:
         """Samples of a tar; one read through, and no more of it in memory than a sample.
 
         Args:
             file: the tar.
-            beside: extensions that are read beside the pictures; None for all that can be.
+            asked: what is read beside the pictures; None for all that can be, and no pictures.
         """
         with (
             self._request.place.fs.open_input_file(file.path) as raw,
@@ -148,16 +197,18 @@ class TarSource:
             sample: _Sample | None = None
             while (member := tar.next()) is not None:
                 tar.members.clear()  # type: ignore[attr-defined] # else it keeps all it has seen
+                # A picture is found by its offset: its name need not be the one in the tar.
+                member.name = printable(member.name)
                 folder, slash, name = member.name.rpartition("/")
                 if not member.isreg() or member.issparse() or name.startswith("."):
                     continue
                 stem, _, extension = name.partition(".")
                 key = f"{folder}{slash}{stem}"
-                if sample is None or sample.key != key:
+                if sample is None or sample.key != key or sample.is_full:
                     if sample is not None:
                         yield sample
-                    sample = _Sample(key)
-                self._take(sample, member, tar, extension.lower(), beside)
+                    sample = self._next(sample, key, asked, file)
+                self._take(sample, member, tar, extension.lower(), asked)
             if sample is not None:
                 yield sample
             raw.seek(tar.offset)
@@ -170,26 +221,52 @@ class TarSource:
         member: tarfile.TarInfo,
         tar: tarfile.TarFile,
         extension: str,
-        beside: Collection[str] | None,
+        asked: Collection[str] | None,
     ) -> None:
         is_picture = suffix_of(member.name) in PICTURE_SUFFIXES
-        is_asked = bool(extension) and (beside is None or extension in beside)
+        is_asked = bool(extension) and (asked is None or extension in asked)
         if not is_picture and (not is_asked or member.size > MAX_SIDECAR_BYTES):
+            return
+        sample.num_files += 1
+        if is_picture and asked is None:
+            return
+        if is_picture and member.size > MAX_BYTES:
+            sample.pictures.append(_Picture(member.name, member.offset_data, member.size, None))
             return
         opened = tar.extractfile(member)
         data = opened.read() if opened else b""
         if len(data) != member.size:
             raise tarfile.ReadError(f"{member.name}: ends after {len(data)} of {member.size} bytes")
+        sample.num_bytes += len(data)
         if is_picture:
-            sample.pictures.append(_Picture(member.name, member.offset_data, data))
+            sample.pictures.append(_Picture(member.name, member.offset_data, member.size, data))
             return
         try:
             sample.take(extension, data)
-        except ValueError as error:
-            if beside is not None and extension not in self._unreadable:
+        except (ValueError, RecursionError) as error:
+            if asked is not None and extension not in self._unreadable:
                 self._unreadable.add(extension)
                 logger.warning(
                     "%s: left out, it cannot be read (%s). Others like it are not named.",
                     member.name,
                     error,
                 )
+
+    def _next(
+        self, sample: _Sample | None, key: str, asked: Collection[str] | None, file: File
+    ) -> _Sample:
+        """The sample that a file belongs to that the one before has no place for."""
+        if sample is None or sample.key != key:
+            return _Sample(key, asked)
+        if asked and not self._told_of_full:
+            self._told_of_full = True
+            logger.warning(
+                "%s: more than %d files or %d MiB share the name %r, up to their first dot, and so "
+                "are one sample. What lies beside its pictures holds for those that come after it "
+                "alone. Give each sample a name of its own. Others like it are not named.",
+                file.path,
+                MAX_HELD_FILES,
+                MAX_HELD_BYTES >> 20,
+                key,
+            )
+        return sample.rest()

@@ -21,7 +21,10 @@ import pi_heif
 from numpy.typing import NDArray
 from PIL import Image
 
+from encoders.decode_room import DecodeRoom
+from encoders.icon import icon_pixels
 from encoders.preprocess import DECODE_EDGE, PreprocessConfig
+from encoders.rgb import WHITE, to_rgb
 
 __all__ = [
     "LEAST_SHARE",
@@ -63,10 +66,11 @@ ORIENTATIONS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-WHITE = (255, 255, 255)
 JPEG_QUALITY = 85
 LEAST_SHARE = 0.75
 """Of a thumbnail's edge, what its picture's longest edge has, unless the picture was smaller."""
+
+ROOM = DecodeRoom()
 
 PictureStatus = Literal["unreadable", "empty", "too_large"]
 
@@ -114,7 +118,8 @@ def open_picture(
         raise PictureError("empty", "The file holds 0 bytes. Fetch it again or remove it.")
     with _only_picture_errors():
         image = _open_header(io.BytesIO(data))
-        if image.width * image.height >= max_pixels:
+        pixels = image.width * image.height
+        if pixels >= max_pixels:
             raise PictureError(
                 "too_large",
                 f"{image.width} x {image.height} pixels; fewer than {max_pixels:,} are allowed. "
@@ -122,11 +127,14 @@ def open_picture(
             )
         if box is None:
             image.draft("RGB", (decode_edge, decode_edge))
-        image.load()
-        # After load, since a TIFF turns itself there and then drops the tag.
-        turn = ORIENTATIONS.get(_orientation(image))
-        upright = image if turn is None else image.transpose(turn)
-        picture = _to_rgb(upright)
+        if "progressive" not in image.info:  # whose decoder holds all of it at any scale
+            pixels = image.width * image.height
+        with ROOM.held(pixels):
+            image.load()
+            # After load, since a TIFF turns itself there and then drops the tag.
+            turn = ORIENTATIONS.get(_orientation(image))
+            image = image if turn is None else image.transpose(turn)
+            picture = to_rgb(image)
         picture.info = {}
     return picture if box is None else picture.crop(_inside(box, picture))
 
@@ -150,7 +158,7 @@ def probe(source: bytes | BinaryIO) -> tuple[str, int, int]:
 
     Raises:
         PictureError: ``empty`` for no bytes, ``too_large`` beyond some 179 million pixels, where
-            Pillow itself refuses, else ``unreadable``.
+            Pillow itself refuses, and for icons of `MAX_PIXELS` and more; else ``unreadable``.
     """
     file = io.BytesIO(source) if isinstance(source, bytes) else source
     if not file.read(1):
@@ -225,7 +233,15 @@ def _allowed_formats() -> tuple[str, ...]:
 
 def _open_header(file: BinaryIO) -> Image.Image:
     try:
-        return Image.open(file, formats=_allowed_formats())
+        pixels = icon_pixels(file)
+        if pixels >= MAX_PIXELS:
+            raise PictureError(
+                "too_large",
+                f"The icon holds a picture of {pixels:,} pixels; fewer than {MAX_PIXELS:,} are "
+                "allowed. Scale the picture down.",
+            )
+        with ROOM.held(pixels):  # an icon is decoded as it is opened
+            return Image.open(file, formats=_allowed_formats())
     except Image.DecompressionBombError as error:
         raise PictureError("too_large", f"{error}. Scale the picture down.") from error
 
@@ -236,31 +252,6 @@ def _orientation(image: Image.Image) -> int:
         return int(image.getexif().get(ORIENTATION_TAG, 1))
     except Exception:  # noqa: BLE001 - damaged EXIF raises nearly anything
         return 1
-
-
-def _to_rgb(image: Image.Image) -> Image.Image:
-    if image.mode.startswith(("I", "F")):
-        return _deep_gray_to_8_bit(image).convert("RGB")
-    if image.has_transparency_data:
-        canvas = Image.new("RGBA", image.size, (*WHITE, 255))
-        canvas.alpha_composite(image.convert("RGBA"))
-        return canvas.convert("RGB")
-    return image.convert("RGB")
-
-
-def _deep_gray_to_8_bit(image: Image.Image) -> Image.Image:
-    """Scale 16-bit, 32-bit and float gray by the range of its type.
-
-    Mode ``I`` and floats do not tell their range: the smallest usual one that holds it counts.
-    """
-    values = np.nan_to_num(np.asarray(image, dtype=np.float64))
-    if image.mode.startswith("I;16"):
-        top = 65535.0
-    else:
-        ranges = (65535.0, 2.0**31 - 1) if image.mode == "I" else (1.0, 255.0, 65535.0)
-        peak = float(values.max(initial=0.0))
-        top = next((limit for limit in ranges if peak <= limit), peak)
-    return Image.fromarray(np.rint(np.clip(values / top, 0, 1) * 255).astype(np.uint8))
 
 
 @contextlib.contextmanager

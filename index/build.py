@@ -34,6 +34,7 @@ from index.folder import FileRecord, Folder
 from index.id_file import NO_IDS, write_ids
 from index.lock import sole_writer
 from index.queries import QUERIES, QuerySet, draw_samples, make_queries, queries_key, shared_queries
+from index.removed import REMOVED
 from index.service import put_in_service
 from index.vector_sets import Askable, VectorSet
 from index.vector_writer import VectorWriter
@@ -52,7 +53,6 @@ __all__ = [
 
 logger = logging.getLogger(__name__)
 
-REMOVED = "removed.arrow"
 NORM_TOLERANCE = 1e-2
 """Vectors are of unit norm up to float16's rounding, which is a tenth of this."""
 
@@ -142,7 +142,7 @@ def _require_enough(
 def build_id(store: VectorSet, config: IndexConfig, queries: Askable | None, leave: Leave) -> str:
     """The identity of what a build makes; see `build_index`."""
     identity: dict[str, Any] = {
-        "embeddings_id": store.id,
+        "embeddings_id": store.content,
         "queries_id": None if queries is None else queries.id,
         "parents": store.parents,
         "config": asdict(config),
@@ -216,7 +216,7 @@ class Build:
             0 if self._asked else len(queries.ids),
             self._num_train(field.recipes),
             seed=config.seed,
-            num_lists=max((recipe.nlist for recipe in field.recipes), default=1),
+            least_train=max((recipe.least_train_rows for recipe in field.recipes), default=1),
         )
         outcome = Contest(
             folder=folder,
@@ -310,7 +310,7 @@ class Build:
     @property
     def _queries_key(self) -> str:
         leave = self._leave.digest
-        return queries_key(self._store.id, self._config, self._asked, left_out=leave)
+        return queries_key(self._store.content, self._config, self._asked, left_out=leave)
 
     @property
     def _population(self) -> str:

@@ -30,6 +30,7 @@ from index.live_queries import InService, Moved, follow_queries, judge_again, qu
 from index.part import Part, train_template
 from index.queries import QUERIES, QuerySet
 from index.rank import Ranker
+from index.removed import REMOVED
 from index.vector_sets import StoredVectors, iter_rows
 from index.vector_writer import VectorWriter
 from index.vectors import VECTORS, Float16s, Floats, Ids, VectorFile
@@ -38,17 +39,15 @@ from index.versions import Standing, new_version
 __all__ = [
     "DOOR_OWN",
     "LAYERED_SCHEMA",
-    "REMOVED",
     "Change",
     "change_version",
     "drawn",
     "first_part",
     "list_sizes",
-    "removed_ids",
     "trained_state",
 ]
 
-DELTA, DELTA_PART, DEAD, REMOVED = "delta.arrow", "delta.faiss", "dead.arrow", "removed.arrow"
+DELTA, DELTA_PART, DEAD = "delta.arrow", "delta.faiss", "dead.arrow"
 DOOR_OWN = ("kind", "schema_version", "created_at", "files", "door_sha256")
 LAYERED_SCHEMA = 2
 """A reader that knows only schema 1 would search the base alone, dead rows included."""
@@ -74,12 +73,6 @@ class Change:
     vectors: Float16s
     removed: Ids
     parents: Mapping[str, str] | None = None
-
-
-def removed_ids(before: Standing) -> Ids:
-    """What was left out of a version by hand, and stays so whatever is embedded."""
-    stated = before.door.get("removed")
-    return read_ids(before.folder.local_path(stated["file"])) if stated else NO_IDS
 
 
 def change_version(before: Standing, change: Change) -> tuple[str, dict[str, Any]]:
@@ -131,7 +124,7 @@ class _Changing:
         moved = Moved(departed=self._departed, arrived=self._change.ids)
         old_queries = QuerySet.read(self._old.local_path(QUERIES))
         trained = trained_state(self._old, door, lambda: self._before, old_queries)
-        queries = follow_queries(
+        queries, trained["query_rate"] = follow_queries(
             old_queries, after.vectors, moved, trained["query_rate"], self._config
         )
         self._files[QUERIES] = self._new.write_hashed(QUERIES, queries.write)

@@ -37,6 +37,9 @@ HNSW_LINKS = 32
 MIN_CODE_ROWS = 32
 """Vectors that 4-bit codes need: three quarters of them train 16 values a piece."""
 
+CODE_VALUES = 16
+"""That a piece of 4 bits can have: rows without which FAISS does not train them."""
+
 CODE_TRAIN_ROWS = 8_192
 """Rows that 4-bit codes learn from; FAISS takes at most 256 for each of the 16 values. From as many
 rows the time to build a graph is told."""
@@ -144,6 +147,11 @@ class Recipe:
         """Rows that it learns from."""
         lists = config.train_rows_per_list * self.nlist if self.nlist > 1 else 0
         return max(lists, 0 if self.kind in ("exact", "ivf") else CODE_TRAIN_ROWS)
+
+    @property
+    def least_train_rows(self) -> int:
+        """Rows without which it cannot be trained."""
+        return max(self.nlist, CODE_VALUES if self.kind in ("pq", "ivf-pq") else 1)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

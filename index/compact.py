@@ -8,6 +8,7 @@ Shapes: N rows, D embedding.
 
 from __future__ import annotations
 
+import hashlib
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -24,7 +25,6 @@ from index.card import PAGE, card_page, measured, settings_of, write_page
 from index.change import (
     DOOR_OWN,
     LAYERED_SCHEMA,
-    REMOVED,
     drawn,
     first_part,
     list_sizes,
@@ -40,6 +40,7 @@ from index.judge import Judgement
 from index.layers import open_ranker
 from index.live_queries import Moved, follow_queries, judge_again
 from index.queries import QUERIES, QuerySet
+from index.removed import REMOVED
 from index.shelf import shelve_parts
 from index.vector_sets import StoredVectors, VectorSet
 from index.vector_writer import VectorWriter
@@ -67,6 +68,12 @@ class LiveSet:
     def id(self) -> str:
         """Identity of the embedding set that it follows."""
         return str(self.door["parents"]["embeddings_id"])
+
+    @property
+    def content(self) -> str:
+        """Identity of what is alive: other versions of the same set have other pictures of it."""
+        ids: Any = self.vectors.ids  # hashed as they lie in memory
+        return digest([self.id, hashlib.sha256(ids).hexdigest()])
 
     @property
     def parents(self) -> dict[str, str]:
@@ -180,7 +187,9 @@ class _Folding:
         build_s = time.perf_counter() - start
         before = QuerySet.read(self._old.local_path(QUERIES))
         trained = trained_state(self._old, self._door, self._living, before)
-        queries = follow_queries(before, vectors, moved, trained["query_rate"], self._config)
+        queries, trained["query_rate"] = follow_queries(
+            before, vectors, moved, trained["query_rate"], self._config
+        )
         self._files[QUERIES] = self._new.write_hashed(QUERIES, queries.write)
         give_back()
         body = {key: value for key, value in self._door.items() if key not in DOOR_OWN}

@@ -15,7 +15,7 @@ from index.drift import delta_bound
 from index.embeddings import EmbeddingStore
 from index.id_file import NO_IDS
 from index.vector_sets import StoredVectors
-from index.vectors import Float16s, Ids, locate, require_ids
+from index.vectors import Float16s, Ids, locate, require_ids, rising
 
 __all__ = ["Difference", "Wanted", "compare"]
 
@@ -38,7 +38,7 @@ class Wanted:
 
         Cost: one pass over the set's ids. Memory: of those left out alone.
         """
-        absent, num_rows = np.unique(gone), 0
+        absent, num_rows = rising(gone), 0
         is_embedded = np.zeros(len(absent), bool)
         left_out = np.sort(np.concatenate([removed, absent]))
         for ids in store.iter_ids():

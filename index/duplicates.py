@@ -25,7 +25,7 @@ from index.artifact import Verify, digest, library_versions, publish
 from index.graph import NeighbourGraph, open_beside
 from index.lock import sole_writer
 from index.search import Searcher
-from index.vectors import Ids
+from index.vectors import ALIKE, Ids
 
 __all__ = ["DUPLICATES", "DuplicateConfig", "DuplicateGroups", "build_duplicates"]
 
@@ -131,8 +131,9 @@ def build_duplicates(
     folder = searcher.folder / DUPLICATES
     with sole_writer(folder, "finding the near-duplicates of this index"):
         rows, num_copies = _copies(searcher, content_hashes)
-        labels, full = _joined_by_graph(searcher, graph, rows, config.threshold)
-        labels, searches = _joined_beyond(searcher, labels, full, config.threshold)
+        threshold = min(config.threshold, ALIKE)
+        labels, full = _joined_by_graph(searcher, graph, rows, threshold)
+        labels, searches = _joined_beyond(searcher, labels, full, threshold)
         _, first, counts = np.unique(labels, return_index=True, return_counts=True)
         sizes = counts[labels]
         grouped = np.flatnonzero(sizes > 1)

@@ -150,6 +150,11 @@ class EmbeddingStore:
         door = open_door(folder, "embeddings", verify=verify)
         return cls(folder, door, door["files"] if verify == "full" else ())
 
+    @property
+    def content(self) -> str:
+        """Identity of its vectors; see `index.vector_sets.VectorSet`."""
+        return self.id
+
     def _require_whole(self, name: str) -> None:
         if name not in self._verified:
             check_file(self.folder, name, self.door["files"][name])

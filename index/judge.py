@@ -26,6 +26,8 @@ __all__ = ["CERTAIN", "Judged", "Judgement", "hits_of", "judge"]
 FIRST_LOOK, OTHER_LOOKS = 0.04, 0.01
 """Of the 5 % that an interval may be wrong: the first look's share, and that of all others."""
 
+UNUSUAL = 0.01
+
 CERTAIN = Proportion(value=1.0, low=1.0, high=1.0, n=1)
 
 
@@ -56,6 +58,8 @@ class Judgement:
         recall: with an interval of 95 %.
         looks: settings looked at.
         latency: of that effort; None without queries.
+        usual: cosines that the first, second, ... true result reaches for all queries but
+            `UNUSUAL` of them: whose results lie farther is unlike the queries of this judgement.
     """
 
     nprobe: int
@@ -63,6 +67,7 @@ class Judgement:
     recall: Proportion
     looks: int
     latency: Latency | None
+    usual: list[float]
 
 
 def judge(
@@ -84,6 +89,7 @@ def judge(
             recall=CERTAIN,
             looks=0,
             latency=tuned.latency,
+            usual=[],
         )
     exact = candidate.most, 1
     (nprobe, refine), recall, looks = exact, CERTAIN, looked
@@ -99,7 +105,10 @@ def judge(
     latency = tuned.latency
     if (nprobe, refine) != (tuned.nprobe, tuned.refine):
         latency = candidate.latency(judging, nprobe, refine)
-    return Judgement(nprobe=nprobe, refine=refine, recall=recall, looks=looks, latency=latency)
+    usual = np.quantile(judging.true_scores, UNUSUAL, axis=0, method="lower").round(6).tolist()
+    return Judgement(
+        nprobe=nprobe, refine=refine, recall=recall, looks=looks, latency=latency, usual=usual
+    )
 
 
 def hits_of(candidate: Judged, queries: QuerySet, nprobe: int, refine: int) -> tuple[float, int]:

@@ -74,7 +74,7 @@ class Latency:
 
 def latency_of(searches: Searches, queries: QuerySet, nprobe: int) -> Latency | None:
     """Time what is open; None without queries."""
-    asked = queries.first(TIMED_QUERIES).vectors
+    asked = queries.some(TIMED_QUERIES).vectors
     if not len(asked):
         return None
     nprobe, k = min(nprobe, searches.nlist), max(1, queries.k)
@@ -100,7 +100,7 @@ def latency_in_parts(
         nprobe: lists to visit in every part.
         refine: candidates a result.
     """
-    asked = [query[None] for query in queries.first(TIMED_QUERIES).vectors]
+    asked = [query[None] for query in queries.some(TIMED_QUERIES).vectors]
     if not asked:
         return None
     search = _PartByPart(Ranker(parts, vectors, refine=refine), nprobe, max(1, queries.k))

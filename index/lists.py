@@ -94,7 +94,9 @@ class Lists:
         held = self._held.get(selection)
         if held is None:
             counts = np.bincount(self.of_row[selection.rows], minlength=self.num_lists + 1)
-            held = Held(counts[:-1], int(counts[-1]), selection.selector)
+            # Where all are selected, to ask for each whether it is would only take time.
+            selector = selection.selector if len(selection) < len(self._ids) else None
+            held = Held(counts[:-1], int(counts[-1]), selector)
             self._held[selection] = held
         return held
 

@@ -10,7 +10,7 @@ Shapes: Q queries, D embedding, K true results.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -24,7 +24,7 @@ from index.layers import best_of, refine_of
 from index.measure import exact_top_k
 from index.queries import FOREIGN, MIN_CORPUS_SHARE, QuerySet, make_queries
 from index.vector_sets import StoredVectors, iter_rows
-from index.vectors import Ids, unit
+from index.vectors import Ids, locate, unit
 
 __all__ = ["InService", "Moved", "follow_queries", "judge_again", "query_rate"]
 
@@ -54,15 +54,18 @@ def query_rate(queries: QuerySet, num_rows: int) -> float | None:
 
 def follow_queries(
     before: QuerySet, live: StoredVectors, moved: Moved, rate: float | None, config: IndexConfig
-) -> QuerySet:
+) -> tuple[QuerySet, float | None]:
     """The queries of a version that was made from another by a change, with their exact answers.
 
     Args:
         before: those of the other version.
         live: what is alive now.
         moved: what changed.
-        rate: from `query_rate`, of the version that was built.
+        rate: share of the corpus that is queries; None where they come from elsewhere.
         config: of the build.
+
+    Returns:
+        The queries, and the rate from now on: another one if they were drawn anew.
 
     Cost: at most one pass over the stored vectors, none if no answer lost a picture.
     """
@@ -74,7 +77,8 @@ def follow_queries(
     if rate is not None:
         usual = min(config.num_queries, max(1, len(live) // MIN_CORPUS_SHARE))
         if len(ids) < TOO_FEW * usual or not judging.any():
-            return make_queries(live, config, None, block_rows=block_rows)
+            drawn = make_queries(live, config, None, block_rows=block_rows)
+            return _in_their_roles(drawn, before), query_rate(drawn, len(live))
     vectors = np.concatenate([before.vectors[kept], unit(live.gather(live.rows_of(joined)))])
     k = min(config.k, len(live) - (rate is not None))
     is_stale = np.ones(len(ids), bool)
@@ -94,9 +98,19 @@ def follow_queries(
         true_ids[stale], true_scores[stale] = exact_top_k(
             vectors[stale], k, live.iter_batches(block_rows), exclude_Q=ids[stale]
         )
-    return QuerySet(
+    followed = QuerySet(
         ids=ids, vectors=vectors, true_ids=true_ids, true_scores=true_scores, judging=judging
     )
+    return followed, rate
+
+
+def _in_their_roles(drawn: QuerySet, before: QuerySet) -> QuerySet:
+    """What chose a parameter once may not judge it later; who was to judge, still is."""
+    order = np.argsort(before.ids)
+    places, known = locate(before.ids[order], drawn.ids)
+    judging = drawn.judging.copy()
+    judging[known] = before.judging[order][places[known]]
+    return replace(drawn, judging=judging) if judging.any() else drawn
 
 
 def _chance(ids: Ids, seed: int) -> NDArray[np.float64]:

@@ -78,9 +78,13 @@ class QuerySet:
         """The queries that judge, or those that choose."""
         return self._where(self.judging if judging else ~self.judging)
 
-    def first(self, count: int) -> QuerySet:
-        """At most so many of them."""
-        return self._where(np.arange(len(self.ids)) < count)
+    def some(self, count: int) -> QuerySet:
+        """At most so many, evenly over all: the first ones are of the first folders alone."""
+        if count >= len(self.ids):
+            return self
+        chosen = np.zeros(len(self.ids), bool)
+        chosen[np.arange(count) * len(self.ids) // max(1, count)] = True
+        return self._where(chosen)
 
     def _where(self, chosen_Q: NDArray[np.bool_]) -> QuerySet:
         return QuerySet(
@@ -136,8 +140,8 @@ class Samples:
 
     Args:
         query_rows: rising.
-        train_rows: rising, disjoint from the queries also as pictures, unless almost all pictures
-            are copies of each other.
+        train_rows: rising, disjoint from the queries also as pictures, unless most pictures are
+            copies of queries.
     """
 
     query_rows: NDArray[np.intp]
@@ -160,7 +164,7 @@ def draw_rows(num_rows: int, count: int, rng: np.random.Generator) -> NDArray[np
 
 
 def draw_samples(
-    vectors: VectorFile, num_queries: int, num_train: int, *, seed: int, num_lists: int = 1
+    vectors: VectorFile, num_queries: int, num_train: int, *, seed: int, least_train: int = 1
 ) -> Samples:
     """Queries and training sample, without a copy of a query in the latter.
 
@@ -169,7 +173,7 @@ def draw_samples(
         num_queries: 0 where queries come from elsewhere.
         num_train: rows to train on; fewer are drawn where there are no more.
         seed: of the draw. The queries do not depend on ``num_train``.
-        num_lists: the training sample keeps at least so many rows.
+        least_train: the training sample keeps at least so many rows.
     """
     asked = draw_rows(len(vectors), num_queries, np.random.default_rng(seed))
     rng = np.random.default_rng([seed, 1])
@@ -178,8 +182,9 @@ def draw_samples(
     train = np.sort(rng.permutation(others)[:num_train])
     contents = set(_contents(vectors, asked))
     fresh = np.fromiter((row not in contents for row in _contents(vectors, train)), bool)
-    kept = train[fresh] if fresh.sum() >= num_lists else train
-    return Samples(query_rows=asked, train_rows=kept if len(kept) >= num_lists else drawn)
+    # Where most are copies, what is left without them is no sample of the corpus.
+    kept = train[fresh] if fresh.sum() >= max(least_train, len(train) / 2) else train
+    return Samples(query_rows=asked, train_rows=kept if len(kept) >= least_train else drawn)
 
 
 def _contents(vectors: VectorFile, rows: NDArray[np.intp]) -> Iterable[bytes]:
@@ -190,18 +195,18 @@ def _contents(vectors: VectorFile, rows: NDArray[np.intp]) -> Iterable[bytes]:
 
 
 def queries_key(
-    embeddings_id: str, config: IndexConfig, asked: Askable | None, *, left_out: str | None = None
+    content: str, config: IndexConfig, asked: Askable | None, *, left_out: str | None = None
 ) -> str:
     """What the queries and their answers follow from; versions with the same share them.
 
     Args:
-        embeddings_id: of the corpus.
+        content: identity of the corpus's vectors.
         config: how many, and how many results each.
         asked: where they come from, if not from the corpus.
         left_out: a digest of the pictures of it that are not in the index, if there are any.
     """
     facts: dict[str, object] = {
-        "embeddings_id": embeddings_id,
+        "embeddings_id": content,
         "queries_id": None if asked is None else asked.id,
         "num_queries": config.num_queries,
         "k": config.k,

@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from index.vectors import Floats, Ids
+from index.vectors import ALIKE, Floats, Ids
 
 __all__ = ["Matches", "within_reach"]
 
@@ -71,13 +71,14 @@ def within_reach(
 
     Args:
         queries_QD: unit vectors float32.
-        min_score: lowest cosine.
+        min_score: lowest cosine; above `ALIKE` it is taken for that.
         limit: results a query; of more matches, the nearest.
         batches: ids [n] and vectors float32 [n, D] of all pictures that may be results.
         any_of: one answer to all queries, by the highest cosine with any of them.
 
     Memory: at most ``3 * limit`` results a query, and one batch times Q.
     """
+    min_score = min(min_score, ALIKE)
     num_answers = 1 if any_of else len(queries_QD)
     found: list[list[tuple[Ids, Floats]]] = [[] for _ in range(num_answers)]
     counts = np.zeros(num_answers, np.int64)

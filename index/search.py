@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -31,13 +32,15 @@ from index.ranking import Ranking
 from index.reach import Matches, within_reach
 from index.selection import Selection
 from index.vector_sets import iter_rows
-from index.vectors import Floats, Ids
+from index.vectors import Floats, Ids, rising
 from index.versions import open_current, while_current
 
 __all__ = ["EncoderMismatchError", "Hits", "Searcher", "require_same_encoder"]
 
 NO_FLAGS: frozenset[str] = frozenset()
 SHORT = frozenset({"short"})
+WIDER = 8
+"""Times the tuned effort, where a graph is to look wider."""
 
 
 class EncoderMismatchError(ValueError):
@@ -122,6 +125,8 @@ class Searcher:
         self._vectors = opened.vectors
         self._ranker, self._planner = opened.ranker, opened.planner
         self._nprobe: int = door["parameters"]["nprobe"]
+        self._k: int = door["recall"]["k"]
+        self._usual: list[float] = door["recall"].get("usual", [])  # of before, there was none
         self._threads = threads
         self.proven: frozenset[Proven] = frozenset()
 
@@ -161,7 +166,7 @@ class Searcher:
     def __len__(self) -> int:
         return len(self.ids)
 
-    def search(
+    def search(  # noqa: PLR0913 - four have defaults, and notebooks call it
         self,
         queries_QD: ArrayLike,
         k: int,
@@ -170,8 +175,12 @@ class Searcher:
         exact: bool = False,
         within: Selection | None = None,
         ranking: Ranking | None = None,
+        thorough: bool | None = None,
     ) -> Hits:
         """The k nearest pictures of every query.
+
+        The tuned search visits as many lists as pictures need for the card's k. Where more results
+        are asked for, or a query is no picture, lists are visited until that brings nothing new.
 
         Args:
             queries_QD: numbers [Q, D] of any norm; they are normalised here.
@@ -181,6 +190,8 @@ class Searcher:
             within: pictures that alone may be results, from `select`.
             ranking: near-duplicates shown once, different pictures preferred, or one answer to
                 all queries; None for the nearest as they are.
+            thorough: go on until nothing new comes, as for the mean of several pictures; None where
+                k is larger than the card's, or results farther than for 99 % of its queries.
 
         Raises:
             ValueError: wrong shape or dimension, a query that is zero or not finite, k below 1, a
@@ -189,7 +200,7 @@ class Searcher:
         if isinstance(k, bool) or not isinstance(k, int | np.integer) or k < 1:
             raise ValueError(f"k is {k!r}; ask for at least 1 result")
         queries = self._checked(queries_QD)
-        exclude = NO_IDS if exclude_ids is None else np.unique(np.asarray(exclude_ids, np.int64))
+        exclude = NO_IDS if exclude_ids is None else rising(exclude_ids)
         if self._threads is not None:
             faiss.omp_set_num_threads(self._threads)  # OpenMP keeps it per calling thread
 
@@ -201,7 +212,7 @@ class Searcher:
         def nearest(count: int) -> tuple[Ids, Floats, Plan]:
             if within is not None and not is_all:
                 return self._planner.top(queries, count, within, exclude, exact=exact)
-            return self._nearest(queries, count, exclude, exact)
+            return self._nearest(queries, count, exclude, exact, thorough)
 
         if ranking is None:
             ids, scores, plan = nearest(int(k))
@@ -217,15 +228,31 @@ class Searcher:
         )
 
     def _nearest(
-        self, queries: Floats, k: int, exclude: Ids, exact: bool
+        self, queries: Floats, k: int, exclude: Ids, exact: bool, thorough: bool | None
     ) -> tuple[Ids, Floats, Plan]:
-        """Without a selection: the tuned search, or all of the index."""
+        """Without a selection: the tuned search, a thorough one, or all of the index."""
         nprobe = self._ranker.nlist if exact else self._nprobe
-        ids, scores = self._ranker.top(queries, k, nprobe=nprobe, exclude=exclude)
         is_exact = nprobe >= self._ranker.nlist
+        if not is_exact and (thorough or (thorough is None and k > self._k)):
+            return self._thorough(queries, k, exclude)
+        ids, scores = self._ranker.top(queries, k, nprobe=nprobe, exclude=exclude)
+        if not is_exact and thorough is None and ids.size and self._usual:
+            far = scores[:, -1] < self._usual[min(scores.shape[1], len(self._usual)) - 1]
+            if far.all():
+                return self._thorough(queries, k, exclude)
+            if far.any():
+                ids[far], scores[far], _ = self._thorough(queries[far], k, exclude)
         num_searched = self._ranker.num_available(exclude)
         compared = float(len(self)) if is_exact else None
         return ids, scores, Plan("exact" if is_exact else "tuned", is_exact, num_searched, compared)
+
+    def _thorough(self, queries: Floats, k: int, exclude: Ids) -> tuple[Ids, Floats, Plan]:
+        """Without a selection, until nothing new comes; a graph, without lists, looks wider."""
+        if self.door["recipe"]["kind"] != "hnsw":
+            return self._planner.top(queries, k, self._everything, exclude)
+        nprobe = min(WIDER * self._nprobe, self._ranker.nlist)
+        ids, scores = self._ranker.top(queries, k, nprobe=nprobe, exclude=exclude)
+        return ids, scores, Plan("tuned", False, self._ranker.num_available(exclude), None)
 
     def range_search(
         self,
@@ -259,12 +286,17 @@ class Searcher:
         if limit < 1:
             raise ValueError(f"limit is {limit}; ask for at least 1 result")
         queries = self._checked(queries_QD)
-        chosen = Selection(self.ids, np.arange(len(self))) if within is None else within
+        chosen = self._everything if within is None else within
         chosen.require_of(self.ids)
         if exclude_ids is not None:
-            chosen = chosen.without(np.unique(np.asarray(exclude_ids, np.int64)))
+            chosen = chosen.without(rising(exclude_ids))
         batches = iter_rows(self._vectors, chosen.rows)
         return within_reach(queries, min_score, limit, batches, any_of=any_of)
+
+    @cached_property
+    def _everything(self) -> Selection:
+        """All pictures, as a selection of them: 8 bytes each, once it was needed."""
+        return Selection(self.ids, np.arange(len(self)))
 
     @property
     def delta_ids(self) -> Ids:

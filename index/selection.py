@@ -12,7 +12,7 @@ import faiss as faiss_library
 import numpy as np
 from numpy.typing import NDArray
 
-from index.vectors import Ids, locate
+from index.vectors import Ids, locate, rising
 
 __all__ = ["Living", "Selection", "not_any_of", "selector_of"]
 
@@ -33,7 +33,8 @@ class Selection:
     def __init__(self, all_ids_N: Ids, rows_M: NDArray[np.intp]) -> None:
         self._all_ids = all_ids_N
         self.rows = rows_M
-        self.ids: Ids = all_ids_N[rows_M]
+        # Of all, their ids are the index's own, which need no second copy.
+        self.ids: Ids = all_ids_N if len(rows_M) == len(all_ids_N) else all_ids_N[rows_M]
 
     @classmethod
     def of_ids(cls, all_ids_N: Ids, wanted: Ids) -> Selection:
@@ -43,8 +44,7 @@ class Selection:
             all_ids_N: int64 ids of the index, rising.
             wanted: int64 ids; unknown ones are left out, as a corpus grows after its index.
         """
-        wanted = np.unique(np.asarray(wanted, np.int64))
-        rows, known = locate(all_ids_N, wanted)
+        rows, known = locate(all_ids_N, rising(wanted))
         return cls(all_ids_N, rows[known])
 
     def __len__(self) -> int:

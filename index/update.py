@@ -18,10 +18,10 @@ from typing import Any, Literal
 
 import numpy as np
 
-from index.artifact import ArtifactError, MissingArtifactError
+from index.artifact import ArtifactError, MissingArtifactError, NewerSchemaError
 from index.budget import give_back
 from index.build import Build, Leave, build_id
-from index.change import Change, change_version, removed_ids
+from index.change import Change, change_version
 from index.choose import IndexConfig
 from index.compact import LiveQueries, LiveSet, fold
 from index.difference import Difference, Wanted, compare
@@ -34,9 +34,10 @@ from index.layers import open_ranker
 from index.live_queries import Moved
 from index.lock import sole_writer
 from index.queries import QUERIES, QuerySet
+from index.removed import removed_despite_damage, removed_ids
 from index.service import put_in_service
 from index.vector_sets import StoredVectors
-from index.vectors import Ids
+from index.vectors import Ids, rising
 from index.versions import CHANGING, CURRENT, Standing, finished_version, open_current
 
 __all__ = ["Instructions", "Updated", "compact_index", "remove_pictures", "update_index"]
@@ -111,15 +112,17 @@ def update_index(
 
     Raises:
         ValueError: as from `build_index`; another process is building or changing the index.
-        CorruptArtifactError: the embedding set's files are damaged.
+        CorruptArtifactError: the embedding set's files are damaged; the version in service is,
+            and with it the list of what was removed by hand.
+        NewerSchemaError: a newer lookalike made the version in service.
         OSError: the disk is full.
 
-    Cost: one pass over the embedding set to find what changed; then see `change_version`, `fold`
-    and `build_index`.
+    Cost: one pass over the files of the version in service, to find damage, and one over the
+    embedding set, to find what changed; then see `change_version`, `fold` and `build_index`.
     """
     with sole_writer(folder, CHANGING):
         before = _in_service(folder)
-        removed = NO_IDS if before is None else removed_ids(before)
+        removed = removed_despite_damage(folder) if before is None else removed_ids(before)
         wanted = Wanted.of(store, np.setdiff1d(removed, told.restored), told.gone)
         is_first = not folder.exists(CURRENT)
         why = "asked for" if told.rebuild else _why_anew(store, config, queries, before)
@@ -158,7 +161,7 @@ def remove_pictures(folder: Folder, ids: Ids) -> Updated:
         before = Standing.in_service(folder)
         _require_changeable(before)
         vectors = _living(before)
-        wanted = np.unique(np.asarray(ids, np.int64))
+        wanted = rising(ids)
         is_here = vectors.contains(wanted)
         here, unknown = wanted[is_here], wanted[~is_here]
         if not len(here):
@@ -260,8 +263,15 @@ def _living(before: Standing) -> StoredVectors:
 
 
 def _in_service(folder: Folder) -> Standing | None:
+    """The version in service, whole; its vectors are about to be compared, and to be answered by.
+
+    Raises:
+        NewerSchemaError: this lookalike does not know what it would replace.
+    """
     try:
-        return Standing.in_service(folder)
+        return Standing.in_service(folder, base="full")
+    except NewerSchemaError:
+        raise
     except MissingArtifactError:
         return None
     except ArtifactError as error:  # damaged: to be replaced

@@ -91,6 +91,10 @@ class VectorSet(NamedSet, Protocol):
     """What an index is built of: an `EmbeddingStore`, or what is alive in a version."""
 
     @property
+    def content(self) -> str:
+        """Identity of just these vectors: a set's own, but where it is not all of it."""
+
+    @property
     def layer(self) -> str:
         """Layer of the encoder."""
 

@@ -21,6 +21,7 @@ from index.artifact import (
     Proven,
     Verify,
     open_door,
+    read_door,
     require_whole,
 )
 from index.folder import Folder
@@ -37,6 +38,7 @@ __all__ = [
     "check_version",
     "collect",
     "finished_version",
+    "last_known",
     "list_versions",
     "new_version",
     "open_current",
@@ -91,19 +93,22 @@ class Standing:
     door: Mapping[str, Any]
 
     @classmethod
-    def in_service(cls, index: Folder) -> Standing:
+    def in_service(cls, index: Folder, *, base: Verify = "sizes") -> Standing:
         """The version in service; all that a change reads and writes anew is verified in full.
 
-        Of its base, vectors and FAISS parts, which stay as they are, sizes are.
+        Args:
+            index: the index's folder.
+            base: how its vectors and FAISS parts are verified, which a change leaves as they are.
 
         Raises:
             MissingArtifactError: no index has been published here.
             CorruptArtifactError: ``CURRENT`` or its version is damaged.
         """
-        standing = cls(index, *open_current(index, verify="sizes"))
+        standing = cls(index, *open_current(index, verify=base))
         door = standing.door
-        base = {VECTORS, *(part["file"] for part in door["parts"])}
-        standing.require_whole(*(name for name in door["files"] if name not in base))
+        untouched = {VECTORS, *(part["file"] for part in door["parts"])}
+        if base == "sizes":
+            standing.require_whole(*(name for name in door["files"] if name not in untouched))
         return standing
 
     @property
@@ -210,6 +215,30 @@ def remove_others(folder: Folder, *, keep: Collection[str]) -> None:
     for name in set(version_names(folder)) - set(keep):
         (folder / name).remove("index.json")  # first: killed half-way, it is no version any more
         shutil.rmtree(folder.local_path(name))
+
+
+def last_known(folder: Folder) -> tuple[str, dict[str, Any] | None] | None:
+    """The finished version that was in service, as far as can be told of a damaged index.
+
+    Returns:
+        Its name, and its door, None if that is damaged; None if no version was ever finished.
+    """
+    doors: dict[str, dict[str, Any] | None] = {}
+    for name in version_names(folder):
+        with contextlib.suppress(MissingArtifactError):
+            try:
+                doors[name] = read_door(folder / name, "index")
+            except CorruptArtifactError:
+                doors[name] = None
+    match = POINTER.fullmatch(_pointer(folder).decode(errors="replace"))
+    if match:
+        # One flipped bit may name another version: the checksum in it decides.
+        for name, door in doors.items():
+            if door is not None and door["door_sha256"].startswith(match[2]):
+                return name, door
+        if match[1] in doors:
+            return match[1], doors[match[1]]
+    return max(doors.items(), default=None, key=lambda known: known[0])
 
 
 def finished_version(folder: Folder, index_id: str) -> tuple[str, dict[str, Any]] | None:

@@ -32,12 +32,17 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
+import hypothesis
 import numpy as np
 import pytest
 from PIL import Image
 
 from cluster.engine import connect
 from cluster.where import Profile, Where
+
+# A busy machine is no failure: how long an example takes is not what is tested.
+hypothesis.settings.register_profile("any speed", deadline=None)
+hypothesis.settings.load_profile("any speed")
 
 # Set by .ci/run: there, a test skipped for want of a browser or of Ray is a failure.
 REQUIRED = {

@@ -27,13 +27,16 @@ def serve(kind: str, folder: Path, k: int) -> Served:
     faiss.omp_set_num_threads(1)
     index = faiss.read_index(str(folder / FILE))
     own = json.loads((folder / NOTES).read_text(encoding="utf-8"))["index_param"]
-    settings = [own, *(with_effort(own, effort) for effort in EFFORTS)]
+    others = [with_effort(own, effort) for effort in EFFORTS]
 
     def at(setting: str) -> Search:
         faiss.ParameterSpace().set_index_parameters(index, setting)
         return lambda query: index.search(query, k)[1][0]
 
-    return {setting: lambda setting=setting: at(setting) for setting in dict.fromkeys(settings)}
+    return [
+        {setting: lambda setting=setting: at(setting) for setting in settings}
+        for settings in ([own], dict.fromkeys(others))
+    ]
 
 
 def with_effort(own: str, effort: int) -> str:

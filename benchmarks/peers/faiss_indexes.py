@@ -48,7 +48,7 @@ def serve(kind: str, folder: Path, k: int) -> Served:
         return lambda query: index.search(query, k, params=given)[1][0]
 
     efforts = EFFORTS if kind != "flat" else (1,)
-    return {str(effort): lambda effort=effort: at(effort) for effort in efforts}
+    return [{str(effort): lambda effort=effort: at(effort) for effort in efforts}]
 
 
 if __name__ == "__main__":

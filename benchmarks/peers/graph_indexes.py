@@ -44,7 +44,7 @@ def serve(kind: str, folder: Path, k: int) -> Served:
         kind.partition("-")[0]
     ](str(folder / FILE), k)
     # A list of candidates shorter than k cannot hold the answer.
-    return {str(ef): lambda ef=ef: at(ef) for ef in EFFORTS if ef >= k}
+    return [{str(ef): lambda ef=ef: at(ef) for ef in EFFORTS if ef >= k}]
 
 
 def of_hnswlib(file: str, k: int) -> Any:

@@ -15,22 +15,24 @@ import multiprocessing
 import os
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-__all__ = ["EFFORTS", "Search", "Served", "kilobytes", "point", "run"]
+__all__ = ["EFFORTS", "Search", "Served", "curve", "kilobytes", "point", "run"]
 
 EFFORTS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512)
 WARM_UP = 50
+ENOUGH = 0.995
+"""Recall from which on more effort is only slower; no table asks for more than 0.99."""
 
 # From one query, of shape 1 x D, to the ids of its k best.
 Search = Callable[[np.ndarray], Sequence[int]]
-# Settings by name, and the search that each of them makes.
-Served = Mapping[str, Callable[[], Search]]
+# Settings by name and rising effort, and the search that each makes; a mapping for each curve.
+Served = Sequence[Mapping[str, Callable[[], Search]]]
 # Of kind, folder to fill, vectors and threads; returns what else is to be kept of it.
 Build = Callable[[str, Path, np.ndarray, int], dict[str, Any]]
 # Of kind, the folder that was filled, and k.
@@ -64,10 +66,11 @@ def run(kinds: Sequence[str], build: Build, serve: Serve, reopened: Sequence[str
         keep_to_one_core()
         before_kb = kilobytes("VmRSS")
         points: list[dict[str, Any]] = []
-        for setting, prepare in serve(asked.kind, folder, asked.k).items():
-            points.append({"setting": setting, **point(prepare(), queries, truth)})
-            if asked.kind not in reopened or "grown_mb" not in measured:
-                measured["grown_mb"] = (kilobytes("VmRSS") - before_kb) / 2**10
+        for settings in serve(asked.kind, folder, asked.k):
+            for measured_point in curve(settings, queries, truth):
+                points.append(measured_point)
+                if asked.kind not in reopened or "grown_mb" not in measured:
+                    measured["grown_mb"] = (kilobytes("VmRSS") - before_kb) / 2**10
         size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
         measured.setdefault("disk_bytes_per_vector", size / measured["vectors"])
     print(json.dumps({**measured, "curve": points}))
@@ -85,10 +88,31 @@ def timed_build(build: Build, kind: str, folder: Path, file: Path, threads: int)
     return {"vectors": len(vectors), "build_s": seconds, "peak_mb": peak_mb, **notes}
 
 
-def point(search: Search, queries: np.ndarray, truth: np.ndarray) -> dict[str, float]:
-    """Recall and queries a second, one query at a time."""
+def curve(
+    settings: Mapping[str, Callable[[], Search]], queries: np.ndarray, truth: np.ndarray
+) -> Iterator[dict[str, Any]]:
+    """A point for each setting, until one finds as good as all.
+
+    Pages that greater effort would have read are read all the same, so that memory is that of the
+    whole index whatever was enough.
+    """
+    remaining = iter(settings.items())
+    for setting, prepare in remaining:
+        measured = {"setting": setting, **point(prepare(), queries, truth)}
+        if measured["recall"] >= ENOUGH:
+            for _, greatest in [*remaining][-1:]:
+                warm_up(greatest(), queries)
+        yield measured
+
+
+def warm_up(search: Search, queries: np.ndarray) -> None:
     for query in queries[:WARM_UP]:
         search(query[None])
+
+
+def point(search: Search, queries: np.ndarray, truth: np.ndarray) -> dict[str, float]:
+    """Recall and queries a second, one query at a time."""
+    warm_up(search, queries)
     start = time.perf_counter()
     answers = [search(query[None]) for query in queries]
     seconds = time.perf_counter() - start

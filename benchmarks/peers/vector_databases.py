@@ -72,11 +72,13 @@ def of_lance(kind: str, folder: Path, k: int) -> Served:
         return search
 
     refines = (1,) if kind == "lancedb-ivf-flat" else REFINES
-    return {
-        f"{nprobes} lists, refined {refine}x": lambda n=nprobes, r=refine: at(n, r)
+    return [
+        {
+            f"{nprobes} lists, refined {refine}x": lambda n=nprobes, r=refine: at(n, r)
+            for nprobes in EFFORTS
+        }
         for refine in refines
-        for nprobes in EFFORTS
-    }
+    ]
 
 
 def of_chroma(folder: Path, k: int) -> Served:
@@ -95,7 +97,7 @@ def of_chroma(folder: Path, k: int) -> Served:
 
         return search
 
-    return {str(ef): lambda ef=ef: at(ef) for ef in EFFORTS if ef >= k}
+    return [{str(ef): lambda ef=ef: at(ef) for ef in EFFORTS if ef >= k}]
 
 
 if __name__ == "__main__":

@@ -12,7 +12,8 @@ from benchmarks import index_curves, measuring
 from benchmarks.index_tables import curves_section
 
 SETTINGS = {
-    "k": 10, "vectors": 5000, "dim": 32, "clusters": 50, "noise": 1.0, "queries": 9, "seed": 0
+    "k": 10, "source": "clusters", "vectors": 5000, "dim": 32, "clusters": 50, "noise": 1.0,
+    "queries": 9, "seed": 0,
 }  # fmt: skip
 
 

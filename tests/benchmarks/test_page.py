@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 
 import benchmarks.accuracy_table
+import benchmarks.page
 import benchmarks.tables
 from benchmarks.accuracy_table import compared, verdict
-from benchmarks.page import SECTIONS, render
+from benchmarks.page import SECTIONS, command_of, render
 from benchmarks.rounds import Spread
 from benchmarks.tables import judged
 from cluster.where import CHECKOUT
@@ -56,8 +57,8 @@ def test_examples_are_true(module: Any) -> None:
 def test_without_results_every_section_says_how_to_measure_it(tmp_path: Path) -> None:
     page = render(tmp_path)
     for title, name, _ in SECTIONS:
-        command = f"python -m benchmarks.{name}".replace("_1000000", " --vectors 1000000")
-        assert f"## {title}\n\nNot measured yet: `{command}`." in page
+        assert f"## {title}\n\nNot measured yet: `{command_of(name)}`." in page
+    assert doctest.testmod(benchmarks.page).failed == 0
     assert "Not measured yet: `make bench-accuracy`." in page
 
 
@@ -155,7 +156,8 @@ def test_an_index_shows_its_fastest_setting_that_reaches_the_recall(tmp_path: Pa
     ]
     sizes = {"grown_mb": 7.0, "disk_bytes_per_vector": 272.0, "build_s": 2.0, "peak_mb": 50.0}
     settings = {
-        "k": 10, "vectors": 5000, "dim": 32, "clusters": 50, "noise": 1.0, "queries": 9, "seed": 0
+        "k": 10, "vectors": 5000, "dim": 32, "clusters": 50, "noise": 1.0, "queries": 9, "seed": 0,
+        "source": "clusters",
     }  # fmt: skip
     write(
         tmp_path, "index_curves", settings=settings, rounds=[{"graph": {**sizes, "curve": curve}}]

@@ -6,7 +6,7 @@ import pyarrow as pa
 import pytest
 
 from cluster.catalog import CATALOG_SCHEMA
-from cluster.columns import Column, carried_type, fitted, infer_type, parse_columns
+from cluster.columns import TYPES, Column, carried_type, fitted, infer_type, parse_columns
 
 
 def test_columns_have_a_name_a_source_and_a_type() -> None:
@@ -55,5 +55,13 @@ def test_values_of_json_get_the_narrowest_type_and_what_does_not_fit_is_empty() 
         "string",
     ]
     assert [fitted(value, pa.int64()) for value in (3, "4", "x", None)] == [3, 4, None, None]
+    assert [fitted(value, pa.int64()) for value in (4.0, 4.9, 2**63, -(2**63))] == [
+        4,
+        None,
+        None,
+        -(2**63),
+    ]
+    assert [fitted(text, pa.string()) for text in ("a", "half \ud83d")] == ["a", None]
+    assert fitted("0001-01-01T00:00:00+05:00", TYPES["timestamp"]) is None
     assert [fitted(value, pa.bool_()) for value in (True, "false", "x")] == [True, False, None]
     assert fitted(7, pa.string()) == "7"

@@ -10,10 +10,11 @@ import pytest
 
 from cluster.decode_limit import DecodeLimit
 from cluster.decode_tasks import TaskDecoder, decode_tasks
-from cluster.embed_decode import Decoded, DecodeForm, ThreadDecoder, in_batches, in_order
+from cluster.embed_decode import Decoded, DecodeForm, ThreadDecoder, in_batches
 from cluster.embed_job import EmbedConfig, embed
 from cluster.embed_work import EmbedWork, pass_rows
 from cluster.plan import ShardRow, plan_shards
+from cluster.read_ahead import in_order
 from cluster.where import Profile, Where, load_profile
 from encoders.preprocess import PreprocessConfig
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -9,6 +11,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+
+import cluster.comparison as comparison_module
 
 
 @pytest.fixture
@@ -132,8 +136,85 @@ def test_lists_that_cannot_be_read_say_what_to_do(
         scan_here(folder / "list.csv", **options)
 
 
+def test_a_parquet_list_that_is_damaged_is_named(folder: Path, scan_here: Any) -> None:
+    (folder / "list.parquet").write_bytes(b"")
+    with pytest.raises(ValueError, match=r"list\.parquet: no list that can be read"):
+        scan_here(folder / "list.parquet", source_kind="list")
+
+
 def test_a_folder_of_pictures_has_no_columns(folder: Path, scan_here: Any) -> None:
     with pytest.raises(ValueError, match="a folder of pictures has no columns"):
         scan_here(folder, columns="views")
     with pytest.raises(ValueError, match="column 'views'"):
         scan_here(folder, labels="views")
+
+
+def test_a_named_file_that_was_deleted_vanishes_and_returns(folder: Path, scan_here: Any) -> None:
+    (folder / "list.txt").write_text("a/0.png\nb/1.png\na/2.png\nb/3.png\nnever.png\n")
+    scan_here(folder / "list.txt")
+    kept = (folder / "a" / "0.png").rename(folder / "kept")
+    (folder / "b" / "1.png").unlink()
+    (folder / "b" / "1.png").mkdir()
+    report, catalog = scan_here(folder / "list.txt")
+    assert report["since_last_scan"]["vanished"] == 2
+    assert catalog.counts() == {"ok": 2, "unreadable": 1, "vanished": 2}
+    report, again = scan_here(folder / "list.txt")
+    assert report["since_last_scan"]["vanished"] == 0
+    assert again.door == catalog.door
+    kept.rename(folder / "a" / "0.png")
+    report, catalog = scan_here(folder / "list.txt")
+    assert report["since_last_scan"]["returned"] == 1
+    assert catalog.rows([0])[0].status == "ok"
+
+
+def test_a_list_of_files_that_are_mostly_gone_is_refused(folder: Path, scan_here: Any) -> None:
+    (folder / "list.txt").write_text("a/0.png\nb/1.png\na/2.png\n")
+    scan_here(folder / "list.txt")
+    (folder / "a").rename(folder / "unplugged")
+    with pytest.raises(ValueError, match=r"2 of 3 pictures are gone.*--allow-vanished"):
+        scan_here(folder / "list.txt")
+
+
+def test_a_named_file_that_cannot_be_reached_stays_as_it_is_known(
+    folder: Path, scan_here: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (folder / "list.txt").write_text("a/0.png\nb/1.png\na/2.png\n")
+    _, before = scan_here(folder / "list.txt")
+    stat = os.stat
+
+    def refuse(path: Any, **options: Any) -> Any:
+        if str(path).endswith("0.png"):
+            raise OSError(errno.EIO, "Input/output error", path)
+        return stat(path, **options)
+
+    monkeypatch.setattr(os, "stat", refuse)
+    report, after = scan_here(folder / "list.txt")
+    assert report["since_last_scan"]["unchanged"] == 3
+    assert after.door == before.door
+
+
+def test_a_file_with_a_time_is_not_opened_again(
+    folder: Path, scan_here: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (folder / "list.csv").write_text(CSV)
+    scan_here(folder / "list.csv", columns="seen")
+    opened: list[str] = []
+
+    def noted(listed: Any, *_: Any) -> Any:
+        opened.append(listed.uri)
+        raise AssertionError
+
+    monkeypatch.setattr(comparison_module, "probe_row", noted)
+    report, _ = scan_here(folder / "list.csv", columns="seen")
+    assert (report["since_last_scan"]["unchanged"], opened) == (3, [])
+
+
+def test_a_cell_of_another_type_than_was_given_is_left_empty_and_named(
+    folder: Path, scan_here: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    (folder / "list.csv").write_text("path,n\na/0.png,1\nb/1.png,n/a\na/2.png,none\n")
+    _, catalog = scan_here(folder / "list.csv", columns="n:int")
+    assert catalog.table["n"].to_pylist() == [1, None, None]
+    (said,) = caplog.messages
+    assert "list.csv" in said
+    assert "'n/a'" in said

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import os
+import tarfile
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,7 @@ import cluster.scan_job as scan_module
 from cluster.catalog import Catalog
 from cluster.context import Context
 from cluster.scan_job import ScanConfig, scan
+from cluster.shards import read_picture
 from cluster.workspace import Workspace
 from encoders.picture import probe
 from index.artifact import CorruptArtifactError
@@ -133,12 +136,63 @@ def test_a_loop_of_links_ends_and_a_linked_folder_is_entered_once(
     assert sorted(names_by_status(catalog)["ok"]) == ["one.png", "two.png"]
 
 
+def test_a_link_to_a_folder_gives_no_picture_another_id(
+    folder: Path, context: Context, tmp_path: Path
+) -> None:
+    for position in range(3):
+        save(folder / "z" / "deep" / f"{position}.png", position)
+    save(folder / ".hidden" / "four.png", 4)
+    save(tmp_path / "elsewhere" / "five.png", 5)
+    _, before = scanned(folder, context)
+    (folder / "a").symlink_to(folder / "z")
+    (folder / "b").symlink_to(folder / "z" / "deep")
+    (folder / "up").symlink_to(tmp_path)
+    (folder / "z" / "in").symlink_to(folder / ".hidden")
+    report, after = scanned(folder, context)
+    assert report["since_last_scan"] == tally(new=2, unchanged=3)
+    assert after.rows([0, 1, 2]) == before.rows([0, 1, 2])
+    assert {row.uri for row in after.by_uri()} - {row.uri for row in before.by_uri()} == {
+        str(folder / "up" / "elsewhere" / "five.png"),
+        str(folder / "z" / "in" / "four.png"),
+    }
+
+
+def test_a_link_whose_file_was_deleted_vanishes(
+    folder: Path, context: Context, tmp_path: Path
+) -> None:
+    save(folder / "a.png")
+    target = save(tmp_path / "elsewhere.png", 1)
+    (folder / "b.png").symlink_to(target)
+    scanned(folder, context)
+    target.unlink()
+    report, catalog = scanned(folder, context)
+    assert report["since_last_scan"] == tally(unchanged=1, vanished=1)
+    assert catalog.counts() == {"ok": 1, "vanished": 1}
+
+
 def test_a_second_scan_of_the_same_folder_changes_nothing(folder: Path, context: Context) -> None:
     save(folder / "a.png")
     _, before = scanned(folder, context)
     report, after = scanned(folder, context)
     assert report["since_last_scan"] == tally(unchanged=1)
     assert after.door == before.door
+
+
+def test_times_that_no_column_can_hold_stop_nothing(folder: Path, context: Context) -> None:
+    moment = int(datetime(2300, 1, 1, tzinfo=UTC).timestamp())
+    save(folder / "a.png")
+    with tarfile.open(folder.parent / "in.tar", "w") as tar:
+        tar.add(folder / "a.png", "a.png")
+    for path in (folder / "a.png", folder.parent / "in.tar"):
+        os.utime(path, (moment, moment))
+    if (folder / "a.png").stat().st_mtime != moment:
+        pytest.skip("this disk keeps no such time")
+    for corpus, source in (("mine", folder), ("tars", folder.parent / "in.tar")):
+        for new, unchanged in ((1, 0), (0, 1)):
+            report = scan(ScanConfig(source=str(source), corpus=corpus), context)
+            assert report["since_last_scan"] == tally(new=new, unchanged=unchanged)
+        catalog = Catalog.open(context.workspace.folder("corpora", corpus))
+        assert read_picture(catalog.rows([0])[0]).status == "ok"
 
 
 def test_new_changed_and_vanished_pictures_never_reuse_an_id(
@@ -295,3 +349,24 @@ def test_a_damaged_catalog_is_refused(folder: Path, context: Context) -> None:
 def test_names_that_could_leave_the_workspace_are_refused(name: str) -> None:
     with pytest.raises(ValueError, match="corpus"):
         ScanConfig(source=".", corpus=name)
+
+
+def test_a_file_of_more_bytes_than_a_picture_has_is_too_large(
+    folder: Path, context: Context, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    os.truncate(save(folder / "a.png"), 4 << 40)
+    _, catalog = scanned(folder, context)
+    row = catalog.rows([0])[0]
+    assert row.status == "too_large"
+    assert "4,398,046,511,104 bytes" in str(row.error)
+    assert "1,073,741,824 are allowed" in str(row.error)
+
+
+def test_a_file_that_was_taken_before_there_was_a_limit_is_looked_at_again(
+    folder: Path, context: Context, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    os.truncate(save(folder / "a.png"), 2 << 30)
+    with monkeypatch.context() as before:
+        before.setattr(comparison_module, "MAX_BYTES", 1 << 62, raising=False)
+        assert scanned(folder, context)[1].counts() == {"ok": 1}
+    assert scanned(folder, context)[1].counts() == {"too_large": 1}

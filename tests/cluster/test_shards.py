@@ -17,6 +17,7 @@ from PIL import Image
 from pyarrow import fs as pafs
 from rich.console import Console
 
+from cluster import shards
 from cluster.catalog import Catalog
 from cluster.context import Context
 from cluster.pixels_job import PixelCache, PixelWork, build_pixels
@@ -333,3 +334,22 @@ def test_a_disk_that_takes_no_more_leaves_nothing_half_written(
     }
     done = json.loads(worker(planned(folder, shard))["record"][0].as_py())
     assert done["ok"] == 20
+
+
+def test_a_file_larger_than_any_picture_is_not_read(tmp_path: Path) -> None:
+    path = tmp_path / "a.png"
+    Image.new("RGB", (3, 2)).save(path)
+    os.truncate(path, 4 << 40)
+    found = path.stat()
+    row = ShardRow(0, str(path), found.st_size, found.st_mtime_ns)
+    assert read_picture(row) == ("too_large", b"", None)
+
+
+def test_a_file_that_does_not_fit_into_memory_is_too_large(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def short(*_: Any) -> bytes:
+        raise MemoryError
+
+    monkeypatch.setattr(shards, "read_bytes", short)
+    assert read_picture(ShardRow(0, str(tmp_path / "a.png"), 10, 5)) == ("too_large", b"", None)

@@ -5,15 +5,19 @@ from __future__ import annotations
 import io
 import os
 import tarfile
+import tracemalloc
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 
+from cluster import tar_source
 from cluster.catalog import Catalog
-from cluster.picture_uri import PictureUri
+from cluster.picture_uri import PictureUri, place_of
 from cluster.shards import read_picture
+from cluster.sources import Request
 
 
 def write_tar(path: Path, members: dict[str, bytes | str]) -> Path:
@@ -170,3 +174,129 @@ def test_files_beside_pictures_are_read_where_they_are_asked_for_and_named_once(
     assert catalog.table["label"].to_pylist() == ["dog", None, "dog", None]
     (said,) = caplog.messages
     assert said.startswith("1.cls: left out, it cannot be read ('utf-8'")
+
+
+@pytest.mark.parametrize("form", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
+def test_a_member_whose_name_is_not_utf8_is_read_under_a_printable_one(
+    form: int, tmp_path: Path, scan_here: Any, make_png: Any
+) -> None:
+    path = tmp_path / "a.tar"
+    with tarfile.open(path, "w", format=form) as tar:
+        for number, name in enumerate((b"x/caf\xe9.png", b"x/caf\xe9.cls", b"x/th\xe9.png")):
+            data = make_png(number) if name.endswith(b"png") else b"cup"
+            info = tarfile.TarInfo(os.fsdecode(name))
+            info.size = len(data)
+            tar.addfile(info, io.BytesIO(data))
+    report, catalog = scan_here(path, labels="cls")
+    assert report["pictures"] == {"total": 2, "ok": 2}
+    assert contents(catalog) == {"caf\\xe9.png": make_png(0), "th\\xe9.png": make_png(2)}
+    assert catalog.table["label"].to_pylist() == ["cup", None]
+
+
+def test_values_that_no_column_can_hold_are_left_empty(
+    tmp_path: Path, scan_here: Any, make_png: Any
+) -> None:
+    odd = ['{"n": 1, "who": "ann"}', f'{{"n": {2**63}}}', f'{{"n": {-(2**63)}}}']
+    odd += ['{"n": 4.9, "who": "half \\ud83d"}', "[" * 200_000]
+    members: dict[str, bytes | str] = {}
+    for number, sidecar in enumerate(odd):
+        members |= {f"{number}.png": make_png(number), f"{number}.json": sidecar}
+    path = write_tar(tmp_path / "a.tar", members)
+    report, catalog = scan_here(path, labels="who", columns="n:int,again=who")
+    assert report["pictures"] == {"total": 5, "ok": 5}
+    assert catalog.table["n"].to_pylist() == [1, None, -(2**63), None, None]
+    assert catalog.table["label"].to_pylist() == ["ann", None, None, None, None]
+    assert catalog.table["again"].to_pylist() == ["ann", None, None, None, None]
+
+
+def test_a_tar_of_numbered_frames_is_never_held_whole(
+    tmp_path: Path, scan_here: Any, make_png: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    frames: dict[str, bytes | str] = {"frame.cls": "film"}
+    frames |= {f"frame.{number:06}.png": make_png(number) for number in range(150)}
+    path = write_tar(tmp_path / "a.tar", frames | {"other.png": make_png(999), "other.cls": "end"})
+    report, catalog = scan_here(path, labels="cls")
+    assert report["pictures"] == {"total": 151, "ok": 151}
+    assert catalog.table["label"].to_pylist() == ["film"] * 150 + ["end"]
+    (said,) = caplog.messages
+    assert "64 files" in said
+    assert "frame" in said
+    _, again = scan_here(path, labels="cls")
+    assert again.door == catalog.door
+
+
+@pytest.mark.parametrize(
+    ("labels", "held_bytes", "most"), [("none", 1 << 30, 1), ("cls", 1 << 30, 63), ("cls", 500, 3)]
+)
+def test_a_sample_gives_its_pictures_before_it_holds_too_many(
+    labels: str, held_bytes: int, most: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    frames: dict[str, bytes | str] = {f"frame.{number:06}.png": b"x" * 200 for number in range(200)}
+    path = write_tar(tmp_path / "a.tar", {"frame.cls": "film"} | frames)
+    monkeypatch.setattr(tar_source, "MAX_HELD_BYTES", held_bytes)
+    taken: list[str] = []
+    extract = tarfile.TarFile.extractfile
+
+    def noted(tar: tarfile.TarFile, member: tarfile.TarInfo) -> Any:
+        taken.append(member.name)
+        return extract(tar, member)
+
+    source = tar_source.TarSource(Request(place_of(str(path)), labels, ()))
+    monkeypatch.setattr(tarfile.TarFile, "extractfile", noted)
+    ledger = SimpleNamespace(is_unchanged=lambda _: False, has_read=lambda _: None)
+    listed = source.listed(ledger)
+    next(listed)
+    assert len([name for name in taken if name.endswith("png")]) == most
+    listed.close()  # type: ignore[attr-defined]
+
+
+def test_types_are_told_from_the_first_samples_that_can_be_read(
+    tmp_path: Path, scan_here: Any, make_png: Any, members: dict[str, bytes | str]
+) -> None:
+    folder = tmp_path / "in"
+    write_tar(folder / "0.tar", {})
+    (folder / "1.tar").write_bytes(b"")
+    (folder / "2.tar").write_bytes(b"no tar" * 1000)
+    write_tar(folder / "3.tar", {"x/few.png": make_png(7), "x/few.json": '{"n": 7}'})
+    write_tar(folder / "4.tar", members)
+    report, catalog = scan_here(folder, columns="n,score")
+    assert report["pictures"] == {"total": 6, "ok": 6}
+    assert catalog.table.schema.field("n").type == "int64"
+    assert catalog.table.schema.field("score").type == "float64"
+    assert report["num_skipped_folders"] == 2
+
+
+def test_tars_of_which_none_can_be_read_are_named_with_the_reason(
+    tmp_path: Path, scan_here: Any, make_png: Any
+) -> None:
+    path = tmp_path / "in" / "1.tar"
+    path.parent.mkdir()
+    path.write_bytes(b"")
+    for columns in ("", "n"):
+        with pytest.raises(ValueError, match=r"/in/1\.tar.*empty file"):
+            scan_here(tmp_path / "in", columns=columns)
+
+
+def test_a_member_of_more_bytes_than_a_picture_has_is_not_read(
+    tmp_path: Path, scan_here: Any, make_png: Any
+) -> None:
+    path = write_tar(tmp_path / "a.tar", {"0.png": make_png(0)})
+    small = path.read_bytes().rstrip(b"\0")
+    huge = tarfile.TarInfo("1.png")
+    huge.size = (1 << 30) + 1
+    with path.open("wb") as file:
+        file.write(small + bytes(-len(small) % 512) + huge.tobuf())
+        file.seek(huge.size + -huge.size % 512, os.SEEK_CUR)
+        file.write(bytes(1024))
+    before = tracemalloc.is_tracing()
+    tracemalloc.start()
+    report, catalog = scan_here(path)
+    peak = tracemalloc.get_traced_memory()[1]
+    if not before:
+        tracemalloc.stop()
+    assert report["skipped_folders"] == []
+    rows = catalog.rows([0, 1])
+    assert [row.status for row in rows] == ["ok", "too_large"]
+    assert rows[1].bytes == huge.size
+    assert peak < 100 << 20
+    assert scan_here(path)[0]["since_last_scan"] == tally(unchanged=2)

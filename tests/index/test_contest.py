@@ -7,7 +7,7 @@ from index import choose as choose_module
 from index.artifact import publish
 from index.build import build_index
 from index.choose import IndexConfig
-from index.contest import choose
+from index.contest import Contest, choose
 from index.folder import Folder
 from index.measure import exact_top_k
 from index.search import Searcher
@@ -175,3 +175,75 @@ def test_a_version_of_before_the_contest_still_opens_and_answers(make_store, tmp
     set_current(folder, "v000001", old)
     after = Searcher.open(folder).search(rows[:20], 5)
     np.testing.assert_array_equal(before.ids, after.ids)
+
+
+def test_codes_of_copies_can_be_trained(make_store, tmp_path, clustered):
+    rows = np.ones((1000, 8), np.float32)
+    rows[:15] = clustered(15, 8)[0]
+    config = IndexConfig(kind="pq", num_queries=100)
+    door = build_index(make_store(rows), Folder.at(tmp_path / "ix"), config)
+    assert door["recall"]["low"] >= 0.95
+
+
+def test_a_version_goes_into_service_whose_first_folders_are_the_hard_ones(make_store, tmp_path):
+    rng = np.random.default_rng(0)
+    centres = rng.normal(size=(40, 32))
+    easy = centres[np.sort(rng.integers(0, 40, 3200))] + 0.3 * rng.normal(size=(3200, 32))
+    rows = np.concatenate([rng.normal(size=(800, 32)), easy]).astype(np.float32)
+    config = IndexConfig(kind="ivf", target_recall=0.8)
+    door = build_index(make_store(rows), Folder.at(tmp_path / "ix"), config)
+    assert door["recall"]["value"] < 0.95
+    assert Searcher.open(tmp_path / "ix").version == "v000001"
+
+
+@pytest.fixture
+def contest_of(monkeypatch):
+    """A contest whose contenders take so many milliseconds when tuned, and when judged."""
+
+    def run(times, **settings):
+        looks = []
+
+        def judged(candidate, tuned, judging, target, *, looked=0):
+            looks.append((candidate, looked))
+            latency = SimpleNamespace(p95=times[candidate][1])
+            return SimpleNamespace(latency=latency, looks=looked + 2)
+
+        monkeypatch.setattr("index.contest.judge", judged)
+        contenders = []
+        for kind, (tuned_ms, _) in times.items():
+            one = contender(kind, tuned_ms / 2, 100, p95=tuned_ms)
+            one.candidate = kind
+            contenders.append(one)
+        config = IndexConfig(**settings)
+        contest = Contest(
+            folder=None,
+            vectors=None,
+            queries=SimpleNamespace(half=lambda **_: None),
+            config=config,
+            budget=config.budget(16),
+            fill=None,
+        )
+        winner, judgement, why = contest._judged(contenders)
+        return winner.recipe.kind, judgement.latency.p95, why, looks
+
+    return run
+
+
+def test_what_is_too_slow_once_it_was_judged_gives_way_to_the_next(contest_of):
+    times = {"exact": (9.0, 9.0), "ivf": (2.0, 6.0), "ivf-pq": (4.0, 4.5)}
+    assert contest_of(times)[:2] == ("ivf", 6.0), "nobody asked for a limit"
+    kind, p95, why, looks = contest_of(times, latency_ms=5.0)
+    assert (kind, p95) == ("ivf-pq", 4.5)
+    assert looks == [("ivf", 0), ("ivf-pq", 2)], "both were shown to the same queries"
+    assert why.endswith("within the limits")
+
+
+def test_where_all_are_too_slow_the_first_is_kept_and_the_card_says_so(contest_of):
+    times = {"exact": (9.0, 9.0), "ivf": (2.0, 6.0), "ivf-pq": (4.0, 7.0)}
+    kind, p95, why, looks = contest_of(times, latency_ms=5.0)
+    assert (kind, p95, len(looks)) == ("ivf", 6.0, 2)
+    assert why.endswith("; judged, 95 % of its queries take 6 ms, 5 may be")
+    kind, _, why, looks = contest_of({"ivf": (2.0, 6.0)}, kind="ivf", latency_ms=5.0)
+    assert (kind, why, len(looks)) == (
+        "ivf", "asked for; judged, 95 % of its queries take 6 ms, 5 may be", 1
+    )  # fmt: skip

@@ -127,3 +127,11 @@ def test_groups_of_another_version_or_none_are_refused(open_index: Any) -> None:
         DuplicateGroups.open(other)
     with pytest.raises(ValueError, match="allowed is above 0"):
         DuplicateConfig(threshold=1.5)
+
+
+def test_equal_vectors_reach_the_highest_threshold(open_index: Any) -> None:
+    once = random_unit(np.random.default_rng(3), 60)
+    searcher, graph = open_index(np.concatenate([once, once]))
+    build_duplicates(searcher, graph, [], DuplicateConfig(threshold=1.0))
+    ids = searcher.ids.reshape(2, 60).T.tolist()
+    assert as_sets(DuplicateGroups.open(searcher)) == {frozenset(pair) for pair in ids}

@@ -107,7 +107,7 @@ def test_labels_can_be_added_after_an_undo(store):
     assert store.current("c") == {}
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(
     steps=st.lists(
         st.one_of(

@@ -64,5 +64,5 @@ def test_a_latency_is_of_so_many_queries_and_none_without(opened):
     assert found.n == len(queries)
     assert 0 < found.p50 <= found.p95 <= found.p99
     assert latency_of(Ranker(parts, vectors), asked, 2).n == len(queries)
-    assert latency_in_parts(parts, vectors, asked.first(0), 2, REFINE) is None
-    assert latency_of(Ranker(parts, vectors), asked.first(0), 2) is None
+    assert latency_in_parts(parts, vectors, asked.some(0), 2, REFINE) is None
+    assert latency_of(Ranker(parts, vectors), asked.some(0), 2) is None

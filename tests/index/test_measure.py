@@ -45,7 +45,7 @@ def test_the_interval_covers_the_truth_as_often_as_it_says():
     assert min(covered) > 0.9
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(n=st.integers(1, 30), k=st.integers(1, 12), batch=st.integers(1, 9), seed=st.integers(0, 9))
 def test_exact_search_equals_a_loop(n, k, batch, seed):
     corpus, queries = normal(n, seed=seed), normal(4, seed=seed + 100)

@@ -34,7 +34,7 @@ def test_every_row_is_drawn_alike_often(monkeypatch):
 
 def test_training_sample_and_queries_are_disjoint_also_as_pictures(write_file, clustered):
     file = write_file(np.repeat(clustered(100, 8)[0], 10, axis=0))
-    samples = draw_samples(file, 40, 600, seed=0, num_lists=15)
+    samples = draw_samples(file, 40, 600, seed=0, least_train=15)
     assert len(samples.query_rows) == 40
     assert 100 < len(samples.train_rows) <= 600
     asked = {row.tobytes() for row in file.gather(samples.query_rows)}
@@ -45,7 +45,7 @@ def test_training_sample_and_queries_are_disjoint_also_as_pictures(write_file, c
 
 def test_where_all_pictures_are_copies_a_sample_is_left(write_file):
     file = write_file(np.ones((100, 4)))
-    samples = draw_samples(file, 10, 80, seed=0, num_lists=5)
+    samples = draw_samples(file, 10, 80, seed=0, least_train=5)
     assert len(samples.train_rows) == 80
 
 
@@ -111,3 +111,24 @@ def test_queries_of_another_set_are_what_the_recall_speaks_of(make_store, tmp_pa
     assert set(kept.ids.tolist()) == {-1}
     rows = {row.tobytes() for _, rows in asked.iter_batches() for row in unit(rows)}
     assert all(query.tobytes() in rows for query in kept.vectors)
+
+
+def test_some_queries_are_of_all_folders(tmp_path):
+    ids = np.arange(100)
+    queries = QuerySet(
+        ids=ids,
+        vectors=np.ones((100, 2), np.float32),
+        true_ids=ids[:, None],
+        true_scores=np.ones((100, 1), np.float32),
+        judging=ids % 2 == 0,
+    )
+    assert queries.some(4).ids.tolist() == [0, 25, 50, 75]
+    assert queries.some(100) is queries
+    assert [len(queries.some(count).ids) for count in (0, 1, 99, 101)] == [0, 1, 99, 100]
+
+
+def test_codes_learn_from_copies_where_nearly_all_pictures_are(write_file):
+    rows = np.ones((1000, 4))
+    rows[:15] = np.random.default_rng(0).normal(size=(15, 4))
+    samples = draw_samples(write_file(rows), 100, 800, seed=0, least_train=16)
+    assert len(samples.train_rows) == 800

@@ -7,11 +7,16 @@ from typing import Any
 import numpy as np
 import pytest
 
+from index.build import build_index
+from index.choose import IndexConfig
+from index.folder import Folder
+from index.search import Searcher
+
 
 def truth(searcher: Any, query: np.ndarray, min_score: float) -> list[int]:
     scores = searcher.vectors_of(searcher.ids) @ (query / np.linalg.norm(query))
     order = np.lexsort((searcher.ids, -scores))
-    return [int(searcher.ids[row]) for row in order if scores[row] >= min_score]
+    return [int(searcher.ids[row]) for row in order if scores[row] >= min(min_score, 1 - 2**-11)]
 
 
 @pytest.mark.parametrize("min_score", [-1, 0.0, 0.4, 0.9, 1])
@@ -73,3 +78,16 @@ def test_answers_are_arrow_tables_of_one_row_a_result(shared_searcher: Any) -> N
     for number in range(3):
         rows = table.filter(np.array(table["query"]) == number)
         assert rows["rank"].to_pylist() == list(range(1, len(ranges.of(number)[0]) + 1))
+
+
+@pytest.mark.parametrize("dim", [2, 3, 64])
+def test_every_copy_reaches_the_highest_score(publish_store: Any, tmp_path: Any, dim: int) -> None:
+    once = np.random.default_rng(0).normal(size=(200, dim)).astype(np.float32)
+    folder = Folder.at(tmp_path)
+    store = publish_store(folder / "set", np.concatenate([once, once]))
+    build_index(store, folder / "ix", IndexConfig(num_queries=20))
+    searcher = Searcher.open(folder / "ix")
+    found = searcher.range_search(searcher.vectors_of(searcher.ids), 1.0)
+    for row, picture in enumerate(searcher.ids):
+        copies = {int(searcher.ids[row % 200]), int(searcher.ids[row % 200 + 200])}
+        assert copies <= set(found.of(row)[0].tolist()), picture

@@ -81,7 +81,7 @@ def rounded_cosines(vectors):
     return np.rint((units @ units.T) * np.float32(1 / TIE)).astype(int)
 
 
-@settings(max_examples=25, deadline=None, derandomize=True)
+@settings(max_examples=25, derandomize=True)
 @given(rows=st.integers(6, 40), classes=st.integers(1, 4), seed=st.integers(0, 99))
 def test_average_precision_is_that_of_scikit_learn_with_and_without_ties(rows, classes, seed):
     labels = drawn_labels(rows, classes, seed)
@@ -112,7 +112,7 @@ def test_average_precision_of_a_hand_made_ranking():
     assert retrieved.precision.classes.tolist() == [0, 0, 1, 0, 1]
 
 
-@settings(max_examples=15, deadline=None, derandomize=True)
+@settings(max_examples=15, derandomize=True)
 @given(rows=st.integers(6, 11), k=st.integers(1, 7), seed=st.integers(0, 99))
 def test_a_hit_among_the_first_k_is_that_of_all_orders_of_ties(rows, k, seed):
     vectors, labels = coarse(rows, dim=2, seed=seed), ["a", "b", *drawn_labels(rows - 2, 2, seed)]

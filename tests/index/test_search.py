@@ -186,7 +186,7 @@ def test_eight_threads_with_their_own_settings_answer_as_one_would(searcher, vec
     assert not differing
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(data=st.data())
 def test_any_filter_and_k_fill_the_answer_as_far_as_possible(shared_searcher, data):
     searcher = shared_searcher

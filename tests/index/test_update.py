@@ -12,7 +12,6 @@ from index.artifact import NewerSchemaError, open_door
 from index.budget import FIXED_BYTES, Budget
 from index.build import build_index
 from index.choose import IndexConfig
-from index.drift import Drift, imbalance
 from index.embeddings import EmbeddingStore
 from index.folder import Folder
 from index.part import Part
@@ -117,6 +116,30 @@ def test_what_is_gone_stays_out_of_a_build_and_comes_back(folder, grow):
     assert grow(600).why == "v000001 was built of the same" or len(Searcher.open(folder)) == 600
 
 
+def test_training_anew_of_what_is_left_is_not_taken_for_a_build_of_all(folder, grow):
+    grow(600)
+    gone = np.arange(5, 245, 3)
+    assert grow(600, gone=gone).action == "changed"
+    assert compact_index(folder, retrain=True).door["rows"] == 520
+    require_true(folder)
+    assert grow(600, gone=gone).action == "reused"
+    back = grow(600)
+    assert (back.door["rows"], len(require_true(folder)[0])) == (600, 600)
+
+
+@pytest.mark.parametrize("file", ["vectors.arrow", "part-ivf-00000.faiss"])
+@pytest.mark.parametrize("rows", [600, 603])
+def test_a_bit_that_fell_over_in_the_base_is_no_change_and_no_reuse(folder, grow, file, rows):
+    grow(600)
+    path = folder.local_path(f"v000001/{file}")
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+    done = grow(rows)
+    assert (done.action, done.why) == ("built", "the version in service is damaged")
+    assert len(require_true(folder)[0]) == rows
+
+
 def test_another_question_or_setting_is_a_build(folder, grow, make_store):
     assert grow(300).why == "it is the first version"
     other = dataclasses.replace(IVF, target_recall=0.9)
@@ -207,37 +230,6 @@ def test_removals_say_when_to_compact_and_compact_trains_where_it_should(folder,
     assert grow(1000).action == "reused"
 
 
-@pytest.mark.parametrize(
-    ("changes", "remedy", "why"),
-    [
-        ({}, None, ""),
-        ({"dead_share": 0.151}, "compact", "15% of its rows are dead"),
-        ({"delta_rows": 51}, "compact", "its delta has 51 rows, over 50"),
-        ({"growth": 2.1}, "retrain", "it has 2.1 times the rows that it was trained for"),
-        ({"code_error": 1.2}, "retrain", "it fits what came at least 20% worse"),
-        ({"imbalance": 2.5}, "retrain", "its lists are 2.5 times as uneven"),
-        ({"effort": 2.5, "dead_share": 0.3}, "retrain", "the target recall takes 2.5 times the"),
-    ],
-)
-def test_each_kind_of_drift_calls_for_its_remedy(changes, remedy, why):
-    calm = {
-        "dead_share": 0.15,
-        "delta_rows": 50,
-        "delta_bound": 50,
-        "growth": 2.0,
-        "code_error": None,
-        "imbalance": 2.0,
-        "effort": 2.0,
-    }
-    found = Drift(**(calm | changes))
-    assert (found.remedy, found.why[: len(why)]) == (remedy, why)
-    assert Drift.from_json(found.as_json()) == found
-
-
-def test_unevenness_is_the_length_of_a_random_row_s_list():
-    assert imbalance(np.array([3.0, 1.0, 0.0, 0.0])) == pytest.approx((9 + 1) / 4**2 * 4)
-
-
 def exact_answers(searcher, queries):
     """By comparing with each vector, one by one."""
     ids = searcher.ids
@@ -290,6 +282,39 @@ def test_queries_are_drawn_anew_when_too_few_are_left(folder, grow):
     assert door["recall"]["low"] >= 0.95 or door["recall"]["value"] == 1.0
 
 
+@pytest.fixture
+def shrunk(folder, grow):
+    """Queries of an index of 1,900, and of what is left of it: the first 600."""
+    config = IndexConfig(kind="exact", num_queries=150)
+    grow(1900, config)
+    _, first, _ = require_true(folder)
+    remove_pictures(folder, Searcher.open(folder).ids[600:])
+    return first, require_true(folder)[1]
+
+
+def test_after_queries_were_drawn_anew_pictures_that_come_join_as_often(
+    folder, grow, shrunk, make_store
+):
+    assert len(shrunk[1].ids) == 150, "a quarter"
+    vectors = np.concatenate([grow.corpus[:600], grow.corpus[1300:1900]])
+    ids = np.concatenate([np.arange(600) * 3 + 5, 10_000 + np.arange(600)])
+    store = make_store(vectors, ids=ids, name="grown")
+    config = IndexConfig(kind="exact", num_queries=150)
+    assert update_index(store, folder, config).action == "compacted"
+    searcher, queries, door = require_true(folder)
+    assert (len(searcher), door["trained"]["query_rate"]) == (1200, 0.25)
+    assert 110 < (queries.ids >= 10_000).sum() < 190, "a quarter of these as well"
+
+
+def test_queries_that_are_drawn_anew_keep_their_roles(shrunk):
+    first, anew = shrunk
+    roles = dict(zip(first.ids.tolist(), first.judging.tolist(), strict=True))
+    now = dict(zip(anew.ids.tolist(), anew.judging.tolist(), strict=True))
+    both = roles.keys() & now.keys()
+    assert len(both) > 10
+    assert {own: roles[own] for own in both} == {own: now[own] for own in both}
+
+
 def test_queries_from_elsewhere_stay_through_changes_and_training(folder, grow, make_store):
     asked = make_store(grow.corpus[1500:1600], name="asked")
     for rows in (500, 520):
@@ -312,6 +337,15 @@ def test_a_handful_of_pictures_may_grow_shrink_and_grow(folder, grow):
         grow(rows, config)
         searcher, _, door = require_true(folder)
         assert (len(searcher), door["rows"]) == (rows, rows)
+
+
+def test_the_card_of_a_change_says_if_its_queries_take_longer_than_they_may(folder, grow):
+    config = dataclasses.replace(IVF, latency_ms=1e-4)
+    for rows in (600, 640):
+        version = grow(rows, config).version
+        page = folder.read_bytes(f"{version}/card.md").decode()
+        assert "- 95 % of single queries take up to" in page
+        assert "ms, and 0.0001 ms may be." in page
 
 
 def test_a_limit_of_memory_holds_for_changes_too(folder, grow):

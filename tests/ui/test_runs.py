@@ -183,7 +183,7 @@ def test_an_unknown_run_is_refused(empty: Workspace) -> None:
     assert RunBoard(empty).runs() == []
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=300),
     st.integers(min_value=4, max_value=120),
