@@ -2,23 +2,19 @@
 
 import dataclasses
 import itertools
-import weakref
 
 import numpy as np
 import pytest
 
-from index import artifact, budget, drift
+from index import artifact, drift
 from index.artifact import NewerSchemaError, open_door
-from index.budget import FIXED_BYTES, Budget
 from index.build import build_index
 from index.choose import IndexConfig
 from index.embeddings import EmbeddingStore
 from index.folder import Folder
-from index.part import Part
 from index.queries import FOREIGN, QuerySet
 from index.search import Searcher
 from index.update import Instructions, compact_index, remove_pictures, update_index
-from index.vectors import BATCH_ROWS
 from index.versions import collect, open_current, roll_back
 
 IVF = IndexConfig(kind="ivf", num_queries=60)
@@ -354,50 +350,6 @@ def test_a_limit_of_memory_holds_for_changes_too(folder, grow):
     assert grow(640, config).action == "changed"
     remove_pictures(folder, np.array([5, 8]))
     assert compact_index(folder).action == "compacted"
-    require_true(folder)
-
-
-def test_what_a_change_would_not_find_room_for_is_built_anew(folder, grow):
-    small = Budget(limit_bytes=None, dim=8, part_rows=1)
-    limit = FIXED_BYTES + 6 * BATCH_ROWS * 8 + 640 * 8
-    config = dataclasses.replace(IVF, memory=f"{limit}B")
-    assert small.allows_change(10**9, 10**12), "without a limit anything is"
-    grow(600, config)
-    done = grow(640, config)
-    assert (done.action, done.why) == (
-        "built",
-        f"to change it takes more than the memory that it may take, {limit}B",
-    )
-    assert grow(640, config).action == "reused"
-    require_true(folder)
-
-
-def test_a_delta_that_memory_does_not_hold_is_folded_in(folder, grow, monkeypatch):
-    config = dataclasses.replace(IVF, memory="30MB")
-    grow(600, config)
-    monkeypatch.setattr(budget, "DELTA_NUMBER_BYTES", 30_000)  # as if vectors were long
-    assert grow(620, config).action == "changed"
-    done = grow(660, config)
-    assert (done.action, done.why) == ("compacted", "60 rows are too many for a delta")
-    require_true(folder)
-
-
-def test_drift_is_told_with_one_part_in_memory_at_a_time(folder, grow, monkeypatch):
-    config = dataclasses.replace(IVF, kind="ivf-pq", memory="30MB", part_rows=200)
-    grow(600, config)
-    held, most = weakref.WeakSet(), []
-    really_open = Part.open
-
-    def counted(*given):
-        part = really_open(*given)
-        held.add(part)
-        most.append(len(held))
-        return part
-
-    monkeypatch.setattr(Part, "open", counted)
-    assert grow(640, config).action == "changed"
-    assert compact_index(folder).action == "compacted"
-    assert max(most) <= 2, "one of the base and the delta's"
     require_true(folder)
 
 
