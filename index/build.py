@@ -38,7 +38,7 @@ from index.removed import REMOVED
 from index.service import put_in_service
 from index.vector_sets import Askable, VectorSet
 from index.vector_writer import VectorWriter
-from index.vectors import VECTORS, Float16s, Ids, VectorFile, locate
+from index.vectors import VECTORS, Float16s, Ids, VectorFile, locate, rising
 from index.versions import BUILDING, finished_version, new_version, version_names
 
 __all__ = [
@@ -72,7 +72,7 @@ class Leave:
     @property
     def ids(self) -> Ids:
         """All of them, rising."""
-        return np.union1d(self.removed, self.gone)
+        return rising(np.concatenate([self.removed, self.gone]))
 
     @property
     def digest(self) -> str | None:
