@@ -9,7 +9,8 @@ from typing import Any
 from cluster import checks
 from cluster.checks import Check
 from cluster.context import Context
-from cluster.engine import connect, token_file
+from cluster.engine import connect
+from cluster.local_ray import token_file
 from cluster.where import Where
 from cluster.workspace import Workspace
 from index.folder import Folder

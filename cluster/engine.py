@@ -9,22 +9,18 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import stat
 import sys
-import tempfile
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
+from cluster.local_ray import start, token_file
 from cluster.where import CHECKOUT, Profile, Where, num_cores
 
 __all__ = [
     "connect",
     "is_connected",
-    "local_object_store_bytes",
     "lost",
     "root_cause",
-    "token_file",
 ]
 
 QUIET = {
@@ -49,7 +45,6 @@ LOCAL = {
 # Tasks that read and write need CPUs too: actors that take them all make Ray wait for ever.
 SPARE_CPUS = 2
 LEAST_CPUS = 4
-MIB = 1 << 20
 ENDS = {
     "ActorDiedError",
     "ActorPlacementGroupRemoved",
@@ -66,8 +61,6 @@ ENDS = {
     "WorkerHealthCheckTimeoutError",
 }
 """Errors of Ray's that say that a process or its place ended; all others may come again."""
-TOO_LATE = "timed out during startup"
-"""What Ray says of a node that did not report in time, which cannot be set."""
 
 
 @contextlib.contextmanager
@@ -87,7 +80,8 @@ def connect(
         The profile, with this machine's shares filled in.
 
     Raises:
-        ValueError: an unknown profile, or one too large for this machine; a malformed address.
+        ValueError: an unknown profile, or one too large for this machine; a malformed address;
+            this machine has too little memory left for a Ray.
         ConnectionError: no cluster answers at the address, or it refuses our token; Ray did not
             start here in time.
     """
@@ -102,7 +96,7 @@ def connect(
     if where.address:
         _join(where.address)
     else:
-        _start(num_cpus or max(LEAST_CPUS, num_cores() + SPARE_CPUS), object_store_bytes)
+        start(num_cpus or max(LEAST_CPUS, num_cores() + SPARE_CPUS), object_store_bytes)
     try:
         _check_room(profile, where, ray.cluster_resources())
         yield profile
@@ -146,87 +140,9 @@ def lost(error: BaseException) -> str | None:
     )
 
 
-def token_file() -> Path:
-    """The file where Ray keeps the token that a cluster's members show each other."""
-    named = os.environ.get("RAY_AUTH_TOKEN_PATH")
-    return Path(named) if named else Path.home() / ".ray" / "auth_token"
-
-
-def local_object_store_bytes(memory_bytes: int) -> int:
-    """Shared memory of a Ray started here: a tenth of the memory, between 200 MiB and 2 GiB.
-
-    >>> local_object_store_bytes(8 * 2**30) // 2**20
-    819
-    """
-    return min(max(memory_bytes // 10, 200 * MIB), 2048 * MIB)
-
-
 def _set_defaults(variables: Mapping[str, str]) -> None:
     for name, value in variables.items():
         os.environ.setdefault(name, value)
-
-
-def _start(num_cpus: int, object_store_bytes: int | None) -> None:
-    import ray
-
-    try:
-        # Workers inherit the path: from any folder, and before any other package of these names.
-        with _on_python_path(CHECKOUT), _held_back_stderr():
-            ray.init(
-                address="local",
-                num_cpus=num_cpus,
-                include_dashboard=False,
-                object_store_memory=object_store_bytes or local_object_store_bytes(_memory_bytes()),
-                log_to_driver=False,
-                logging_level=logging.ERROR,
-            )
-    except Exception as error:  # Ray raises just that
-        if TOO_LATE not in str(error):
-            raise
-        raise ConnectionError(
-            f"Ray did not start on this machine within its 30 s: {os.getloadavg()[0]:.1f} programs "
-            f"want its {num_cores()} cores. Nothing was begun. Try again when it is less busy, or "
-            "join a Ray that runs, with --address."
-        ) from error
-    _close_token_file()
-
-
-@contextlib.contextmanager
-def _held_back_stderr() -> Iterator[None]:
-    """Keep what Ray's C++ core says on starting, past Python's sys.stderr; shown if it fails."""
-    sys.stderr.flush()
-    terminal = os.dup(2)
-    with tempfile.TemporaryFile() as held_back:
-        os.dup2(held_back.fileno(), 2)
-        try:
-            yield
-        except BaseException:
-            held_back.seek(0)
-            os.write(terminal, held_back.read())
-            raise
-        finally:
-            os.dup2(terminal, 2)
-            os.close(terminal)
-
-
-@contextlib.contextmanager
-def _on_python_path(folder: Path) -> Iterator[None]:
-    before = os.environ.get("PYTHONPATH")
-    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(folder), before]))
-    try:
-        yield
-    finally:
-        if before is None:
-            del os.environ["PYTHONPATH"]
-        else:
-            os.environ["PYTHONPATH"] = before
-
-
-def _close_token_file() -> None:
-    """Ray writes its token readable by every user of the machine; only the owner may read it."""
-    file = token_file()
-    if file.is_file() and stat.S_IMODE(file.stat().st_mode) & 0o077:
-        file.chmod(0o600)
 
 
 def _join(address: str) -> None:
@@ -280,7 +196,3 @@ def _check_room(profile: Profile, where: Where, total: Mapping[str, float]) -> N
                 f"CPUs, {kept_free} of them kept free, and {gpus:g} GPUs. Lower them in "
                 "ray_config.yaml, choose another --profile, or join a cluster with --address."
             )
-
-
-def _memory_bytes() -> int:
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

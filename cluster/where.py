@@ -100,7 +100,10 @@ class Profile:
         return {"pool": self.decode_pool} if self.decode_pool else None
 
     def on_machine(self, cores: int) -> Profile:
-        """The same with each 0 among the CPUs replaced by a share of ``cores``, at least 1.
+        """The same on one machine, of so many cores, with a Ray of its own.
+
+        Each 0 among the CPUs is replaced by a share of the cores, at least 1. Pools are left out: a
+        Ray that starts here has no nodes with labels, and would wait for some in silence.
 
         >>> Profile(num_workers=2).on_machine(8).cpus_per_worker
         4
@@ -109,6 +112,9 @@ class Profile:
             self,
             cpus_per_worker=self.cpus_per_worker or max(1, cores // self.num_workers),
             cpus_per_actor=self.cpus_per_actor or max(1, cores // (self.embed_actors or 1)),
+            train_pool=None,
+            data_pool=None,
+            decode_pool=None,
         )
 
     def for_work(self, num_pictures: int, num_bytes: int, num_shards: int) -> Profile:
@@ -183,7 +189,7 @@ class Where:
     """File that holds the profiles; the ray_config.yaml beside the program unless given."""
 
     def profile_settings(self) -> Profile:
-        """The profile, with the shares of this machine filled in when Ray starts here.
+        """The profile; when Ray starts here, with its shares of this machine and without pools.
 
         Raises:
             ValueError: an unknown profile or field, or shares of a machine asked of a cluster.

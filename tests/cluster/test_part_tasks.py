@@ -46,12 +46,14 @@ def test_on_one_machine_with_one_actor_parts_are_filled_here(library: Any) -> No
 
 
 @pytest.mark.ray
+@pytest.mark.parametrize("pools", ["", ", train_pool: train, data_pool: data"])
 def test_parts_filled_by_tasks_are_the_same_to_the_byte(
-    library: Any, store: EmbeddingStore, tmp_path: Path, local_ray: Any
+    library: Any, store: EmbeddingStore, tmp_path: Path, local_ray: Any, pools: str
 ) -> None:
     profile = tmp_path / "ray.yaml"
     profile.write_text(
-        "metadata: {lookalike: {profiles: {two: {embed_actors: 2, cpus_per_actor: 1}}}}\n"
+        "metadata: {lookalike: {profiles: {two: "
+        f"{{embed_actors: 2, cpus_per_actor: 1{pools}}}}}}}}}\n"
     )
     where = Where(profile="two", ray_config=profile)
     filler = part_filler(dataclasses.replace(library.context, where=where))

@@ -144,6 +144,19 @@ def test_pools_become_label_selectors() -> None:
     assert Profile(train_pool="train").data_labels is None
 
 
+def test_a_ray_of_this_machine_has_no_pools_to_wait_for(tmp_path: Path) -> None:
+    path = write_profile(
+        tmp_path,
+        "cpus_per_worker: 1\ncpus_per_actor: 1\n"
+        "train_pool: train\ndata_pool: data\ndecode_pool: more",
+    )
+    here = Where(profile="mine", ray_config=path).profile_settings()
+    assert (here.train_labels, here.data_labels, here.decode_labels) == (None, None, None)
+    there = Where(profile="mine", ray_config=path, address="10.0.0.1:6379").profile_settings()
+    assert there.data_labels == {"pool": "data"}
+    assert there.decode_labels == {"pool": "more"}
+
+
 def test_a_verb_without_ray_takes_a_profile_for_its_storage_alone(tmp_path: Path) -> None:
     path = write_profile(tmp_path, "storage: /shared", name="team")
     where = StorageConfig(profile="team", ray_config=path).where()
