@@ -3,7 +3,8 @@
 A decoder that dies by a signal takes its worker along, and everything the worker had begun; one
 that never ends is killed by its limit (`cluster.decode_limit`). When a shard has lost a worker, its
 next one has the pictures decoded here first, one by one, each announced before it is begun, under
-the same limit: the last one announced is the culprit.
+the same limit. The last one announced is the suspect, and to blame if it ends another such process
+alone: the first may have been killed from outside, as where memory ran short.
 """
 
 from __future__ import annotations
@@ -33,21 +34,31 @@ DONE = "done"
 def find_fatal(rows: Sequence[ShardRow], decode_limit_s: float = DECODE_LIMIT_S) -> frozenset[int]:
     """Ids of the pictures whose decoding ends its process, or does not end.
 
-    Cost: decodes every picture twice, and a second, or the limit, for each one found.
+    Cost: decodes every picture twice, and two seconds, or the limit, for each one found.
     """
     fatal: set[int] = set()
     left = list(rows)
     while left:
         announced, ended = _decode_elsewhere(left, decode_limit_s)
-        if not announced or announced[-1] == DONE:
+        expected = [*(str(row.id) for row in left), DONE]
+        if announced == expected:
             break
-        position = len(announced) - 1
-        what = (
-            f"takes over {decode_limit_s:g} s" if ended == -signal.SIGALRM else "kills its decoder"
-        )
-        logger.warning("%s: %s, it is left out", left[position].uri, what)
-        fatal.add(left[position].id)
-        left = left[position + 1 :]
+        if not announced or announced != expected[: len(announced)]:
+            logger.warning(
+                "decoding %d to %d apart: cannot tell which picture is to blame, as the process "
+                "ended with %d and said %.200r",
+                *(left[0].id, left[-1].id, ended, " ".join(announced)),
+            )
+            break
+        suspect, left = left[len(announced) - 1], left[len(announced) :]
+        if ended == -signal.SIGALRM:
+            logger.warning("%s: takes over %g s, it is left out", suspect.uri, decode_limit_s)
+        elif DONE in _decode_elsewhere([suspect], decode_limit_s)[0]:
+            logger.warning("%s: its decoder was killed, but not by it", suspect.uri)
+            continue
+        else:
+            logger.warning("%s: kills its decoder, it is left out", suspect.uri)
+        fatal.add(suspect.id)
     return frozenset(fatal)
 
 
@@ -60,7 +71,8 @@ def _decode_elsewhere(rows: Sequence[ShardRow], decode_limit_s: float) -> tuple[
     # A worker's own path may differ from what a new interpreter starts with.
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     done = subprocess.run(
-        [sys.executable, "-m", "cluster.fatal_pictures", str(decode_limit_s)],
+        # -P, or modules of the folder that the job runs in would come before ours.
+        [sys.executable, "-P", "-m", "cluster.fatal_pictures", str(decode_limit_s)],
         input=lines,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,

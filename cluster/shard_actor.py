@@ -53,7 +53,8 @@ class ShardActor:
     Args:
         location: the workspace.
         folder_path: the artefact's folder inside the workspace's filesystem.
-        make_work: class of the `ShardWork`; made once per actor.
+        make_work: class of the `ShardWork`; made once per actor, for its first shard, so that
+            actors which die of it are counted: Ray would start them again for ever.
         arguments: its keyword arguments, small and plain.
     """
 
@@ -65,11 +66,8 @@ class ShardActor:
         arguments: dict[str, Any],
     ) -> None:
         self._folder = Folder(Folder.at(location).fs, folder_path)
-        self._work: ShardWork | ValueError | OSError
-        try:
-            self._work = make_work(**arguments)
-        except (ValueError, OSError) as error:  # said of each shard: Ray prints a constructor's
-            self._work = error
+        self._make_work, self._arguments = make_work, arguments
+        self._work: ShardWork | None = None
         self._plans: dict[str, Plan] = {}
 
     def __call__(self, batch: pa.Table) -> pa.Table:
@@ -79,9 +77,7 @@ class ShardActor:
     def do(self, plan: str, position: int, number: int) -> str:
         """Do and commit one shard of a plan; returns its record as JSON, or what went wrong."""
         try:
-            if isinstance(self._work, Exception):
-                raise self._work
-            record = self._do(self._work, plan, position, number)
+            record = self._do(plan, position, number)
         except (ValueError, OSError) as error:
             # As data, since Ray keeps only the text of an exception's cause.
             record = {"error": str(error), "errno": getattr(error, "errno", None)}
@@ -92,13 +88,35 @@ class ShardActor:
             self._plans[plan] = Plan(self._folder, plan)
         return self._plans[plan]
 
-    def _do(self, work: ShardWork, plan: str, position: int, number: int) -> dict[str, Any]:
+    def _ready(self, shard: Shard, plan: str) -> ShardWork:
+        if self._work is None:
+            starts = f"{_stem(shard, plan)}.starts"
+            _count(
+                self._folder,
+                starts,
+                f"shard {shard.name} in {self._folder}: its worker died {MAX_ATTEMPTS} times as it "
+                "started, before it saw a picture. Memory may be short for the encoder: lower "
+                "embed_actors in ray_config.yaml. Or PyTorch is not made for this CPU: see "
+                "lookalike doctor.",
+            )
+            self._work = self._make_work(**self._arguments)
+            self._folder.remove(starts)
+        return self._work
+
+    def _do(self, plan: str, position: int, number: int) -> dict[str, Any]:
         shard, retry = self._planned(plan).shard(position, number), self._planned(plan).retry
         done = committed(self._folder, shard)
         if done is not None and not is_outdated(done, retry):
             return done  # by us: what we said of it was lost with a node, so Ray asks again
+        work = self._ready(shard, plan)
         started_s = time.monotonic()
-        earlier = _count_attempt(self._folder, shard, plan)
+        earlier = _count(
+            self._folder,
+            attempts_file(shard, plan),
+            f"shard {shard.name} in {self._folder}: its worker died {MAX_ATTEMPTS} times, and no "
+            f"picture of {shard.first_id} to {shard.last_id} is to blame on its own. Memory may be "
+            "short: lower --shard-rows, or give the actors fewer CPUs in ray_config.yaml.",
+        )
         limit_s = work.limit.seconds
         crashed = find_fatal(shard.rows, limit_s) if earlier else frozenset()
         record = dict(work(shard, crashed))
@@ -116,24 +134,23 @@ def attempts_file(shard: Shard, plan: str) -> str:
     Of one driver's plan alone: neither one that was killed nor another one in a bucket says
     anything about the pictures.
     """
-    return f"{SHARD_FOLDER}/{shard.name}-{plan_tag(plan)}.attempts"
+    return f"{_stem(shard, plan)}.attempts"
 
 
-def _count_attempt(folder: Folder, shard: Shard, plan: str) -> int:
-    """The number of attempts before this one; each took its worker down.
+def _stem(shard: Shard, plan: str) -> str:
+    return f"{SHARD_FOLDER}/{shard.name}-{plan_tag(plan)}"
+
+
+def _count(folder: Folder, name: str, refusal: str) -> int:
+    """Count one more beginning in a file; returns how many were before, which all ended in death.
 
     Raises:
-        ValueError: there were so many that another will fare no better; Ray would try for ever.
+        ValueError: the refusal, as another will fare no better; Ray would try for ever.
     """
-    name = attempts_file(shard, plan)
     stated = folder.read_if_there(name)
     stated = b"0" if stated is None else stated
-    attempts = int(stated) if stated.isdigit() else 1
-    if attempts >= MAX_ATTEMPTS:
-        raise ValueError(
-            f"shard {shard.name} in {folder}: its worker died {attempts} times, and no picture "
-            f"of {shard.first_id} to {shard.last_id} is to blame on its own. Memory may be short: "
-            "lower --shard-rows, or give the actors fewer CPUs in ray_config.yaml."
-        )
-    folder.write_atomic(name, str(attempts + 1).encode())
-    return attempts
+    deaths = int(stated) if stated.isdigit() else 1
+    if deaths >= MAX_ATTEMPTS:
+        raise ValueError(refusal)
+    folder.write_atomic(name, str(deaths + 1).encode())
+    return deaths

@@ -206,6 +206,8 @@ def _distribute(
                 "arguments": {**job.arguments, "profile": profile},
             },
         )
+        # A shard may take hours; decoders have a limit of their own, and deaths are counted.
+        done.context.execution_no_progress_timeout_s = -1
         for batch in done.iter_batches(batch_size=1, batch_format="pyarrow", prefetch_batches=0):
             records = cast("pa.Table", batch)["record"]
             yield from map(json.loads, records.to_pylist())

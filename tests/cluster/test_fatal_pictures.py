@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from cluster.fatal_pictures import find_fatal
+from cluster.fatal_pictures import DONE, _decode_elsewhere, find_fatal
 from cluster.plan import ShardRow
 from cluster.scan_job import ScanConfig, scan
 from cluster.where import CHECKOUT
@@ -64,6 +64,55 @@ def test_sound_pictures_are_not_blamed(tmp_path: Path, make_png: Any) -> None:
     (tmp_path / "in" / "001.png").write_bytes(b"words")
     (tmp_path / "in" / "002.png").unlink()
     assert find_fatal(rows) == frozenset()
+
+
+# Its first decoding of one picture is killed from outside, as by a kernel that is short of memory.
+UNLUCKY = """
+import io, os, pathlib, PIL.Image
+opened = PIL.Image.open
+mark = pathlib.Path({mark!r})
+def unlucky(source, *arguments, **options):
+    if isinstance(source, io.BytesIO) and source.getvalue().endswith(b"deadly") and mark.exists():
+        mark.unlink()
+        os.kill(os.getpid(), 9)
+    return opened(source, *arguments, **options)
+PIL.Image.open = unlucky
+"""
+
+
+def test_a_picture_is_not_blamed_for_a_death_that_does_not_come_again(
+    tmp_path: Path, make_png: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = write(tmp_path / "in", make_png, 4, {2})
+    mark = tmp_path / "mark"
+    mark.touch()
+    (tmp_path / "sitecustomize.py").write_text(UNLUCKY.format(mark=str(mark)))
+    monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
+    assert find_fatal(rows) == frozenset()
+    assert not mark.exists()
+
+
+def test_pictures_are_looked_at_by_our_own_code_wherever_the_job_runs(
+    tmp_path: Path, make_png: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = write(tmp_path / "in", make_png, 2, set())
+    (tmp_path / "cluster.py").write_text("print('of somebody else')\n")
+    (tmp_path / "encoders.py").write_text("print('of somebody else')\n")
+    monkeypatch.chdir(tmp_path)
+    assert find_fatal(rows) == frozenset()
+    assert _decode_elsewhere(rows, 60.0) == (["0", "1", DONE], 0)
+
+
+def test_a_child_that_says_something_else_blames_no_picture(
+    tmp_path: Path, make_png: Any, monkeypatch: pytest.MonkeyPatch, caplog: Any
+) -> None:
+    rows = write(tmp_path / "in", make_png, 3, {1})
+    fragile = make_fragile(tmp_path / "path")["PYTHONPATH"].split(os.pathsep)[0]
+    with (tmp_path / "path" / "sitecustomize.py").open("a") as chatty:
+        chatty.write("print('welcome')\n")
+    monkeypatch.setattr(sys, "path", [fragile, *sys.path])
+    assert find_fatal(rows) == frozenset()
+    assert "cannot tell which picture is to blame" in caplog.text
 
 
 @pytest.mark.ray
