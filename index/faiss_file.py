@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import errno
-import os
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +12,7 @@ __all__ = ["emptied", "read_faiss", "write_faiss"]
 NEVER_MAPPED = (b"IwPf",)
 """First bytes of files with 4-bit codes, which are copied: mapped, they would count twice."""
 
-DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS)
+WRITE_BYTES = 1 << 20
 
 
 def read_faiss(path: Path, *, mapped: bool = False) -> Any:
@@ -31,15 +29,15 @@ def write_faiss(faiss_index: Any, path: str) -> None:
     """Write a FAISS index.
 
     Raises:
-        OSError: the disk would not take it; FAISS says so in words alone.
+        OSError: the disk would not take it, all of it.
     """
     try:
-        faiss.write_index(faiss_index, path)
-    except RuntimeError as error:
-        for number in DISK_ERRORS:
-            if os.strerror(number) in str(error):
-                raise OSError(number, os.strerror(number), path) from error
-        raise
+        # FAISS's own writer does not look whether its last bytes, in a buffer, reach the disk.
+        with Path(path).open("wb") as file:
+            writer = faiss.PyCallbackIOWriter(file.write, WRITE_BYTES)  # type: ignore[attr-defined]
+            faiss.write_index(faiss_index, writer)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, path) from error
 
 
 def emptied(path: Path) -> Any:
