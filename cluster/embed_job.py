@@ -131,10 +131,10 @@ def embed(config: EmbedConfig, context: Context) -> dict[str, Any]:
     body = _body(config, catalog, encoder, key)
     with sole_writer(folder, "embedding into this set"):
         previous, standing = _published(folder), _standing(folder)
-        _require_same_lineage(previous, body, folder)
+        _require_same_lineage(standing, body, folder)
         records = job.run(context)
         door = _publish_if_new(folder, previous, standing, records, body)
-        job.clear(door, previous or door)
+        job.clear(door, standing or door)
     return {
         "embeddings": config.set_name,
         "embeddings_id": door["id"],
@@ -196,12 +196,12 @@ def _standing(folder: Folder) -> dict[str, Any] | None:
 
 
 def _require_same_lineage(
-    previous: dict[str, Any] | None, body: dict[str, Any], folder: Folder
+    standing: dict[str, Any] | None, body: dict[str, Any], folder: Folder
 ) -> None:
     """Refuse to replace a set of another corpus, encoder or layer; newer versions are welcome."""
-    if previous is None:
+    if standing is None:
         return
-    was = {**previous["parents"], **previous["config"]}
+    was = {**standing["parents"], **standing["config"]}
     now = {**body["parents"], **body["config"]}
     for field in ("corpus", "corpus_uid", "encoder", "layer"):
         if was[field] != now[field]:

@@ -21,9 +21,11 @@ from cluster.retry import is_outdated
 from cluster.shards import commit, committed
 from index.folder import Folder
 
-__all__ = ["ShardActor", "ShardError", "ShardWork", "attempts_file"]
+__all__ = ["COUNTS", "ShardActor", "ShardError", "ShardWork", "attempts_file"]
 
 MAX_ATTEMPTS = 3
+COUNTS = (".attempts", ".starts")
+"""Ends of the names of files that count for a plan, and are of no use after it."""
 
 
 class ShardError(ValueError):

@@ -5,6 +5,7 @@ The protocol itself is in `cluster.shards`.
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -14,9 +15,9 @@ from typing import Any, cast
 import pyarrow as pa
 
 from cluster.context import Context
-from cluster.plan import SHARD_FOLDER, Shard, write_plan
+from cluster.plan import PLAN, SHARD_FOLDER, Shard, write_plan
 from cluster.retry import begin_retry, end_retry, is_outdated
-from cluster.shard_actor import ShardActor, ShardError, ShardWork
+from cluster.shard_actor import COUNTS, ShardActor, ShardError, ShardWork
 from cluster.shards import committed
 from index.folder import Folder
 
@@ -105,9 +106,13 @@ class ShardJob:
         context: Context,
     ) -> None:
         num_rows = sum(map(len, self.shards))
-        (self.folder / SHARD_FOLDER).make()
+        home = (self.folder / SHARD_FOLDER).make()
+        if home.is_local:  # where no other driver is at work
+            for name in home.names():
+                if name.startswith(PLAN) or name.endswith(COUNTS):
+                    home.remove(name)
         plan = write_plan(self.folder, pending, retry)
-        with context.progress(self.title, num_rows, "pictures") as line:
+        with self._removed(plan), context.progress(self.title, num_rows, "pictures") as line:
             line.start_at(num_rows - sum(map(len, pending)))
             for record in _distribute(self, pending, plan, context):
                 if "error" in record:
@@ -115,7 +120,15 @@ class ShardJob:
                 records[record["number"]] = record
                 tally.add(record)
                 line.advance(record["rows"], tally.note)
-        (self.folder / SHARD_FOLDER).remove(plan)
+
+    @contextlib.contextmanager
+    def _removed(self, plan: str) -> Iterator[None]:
+        """Remove a plan in the end, however that comes; what failed until then is what is said."""
+        try:
+            yield
+        finally:
+            with contextlib.suppress(OSError):
+                (self.folder / SHARD_FOLDER).remove(plan)
 
     def clear(self, *doors: Mapping[str, Any]) -> None:
         """Delete the files of shards that neither the plan nor any of the doors names.

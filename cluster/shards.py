@@ -12,6 +12,7 @@ So no file that a published door names is ever overwritten with other content, a
 
 from __future__ import annotations
 
+import errno
 import logging
 from typing import Any, NamedTuple
 
@@ -73,6 +74,11 @@ def committed(folder: Folder, shard: Shard, verify: Verify = "sizes") -> dict[st
             for file, expected in record["files"].items()
         )
     except FileNotFoundError:  # or gone just now: another driver of a bucket began anew
+        return None
+    except OSError as error:
+        if error.errno != errno.EIO or not folder.is_local:
+            raise
+        logger.warning("the disk cannot read a file, its shard is done again: %s", error)
         return None
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         logger.warning("unreadable commit record, the shard is done again: %s", error)

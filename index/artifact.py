@@ -15,6 +15,7 @@ Errors (all are ``ValueError``):
 
 from __future__ import annotations
 
+import errno
 import json
 import re
 from collections.abc import Callable, Collection, Iterable, Mapping
@@ -257,6 +258,13 @@ def check_file(
     except FileNotFoundError as error:
         raise CorruptArtifactError(
             f"{folder}/{name}: deleted while it was read. Make the artefact again."
+        ) from error
+    except OSError as error:
+        if error.errno != errno.EIO or not folder.is_local:
+            raise
+        raise CorruptArtifactError(
+            f"{folder}/{name}: the disk cannot read it ({error.strerror}). Restore the file or "
+            "make the artefact again, and look at the disk's health."
         ) from error
     if not same:
         raise CorruptArtifactError(

@@ -118,7 +118,7 @@ class Folder:
                 raise self._gone(name) from error
             with file:
                 try:
-                    with self._said_if_gone(name):
+                    with self._clear_errors(name):
                         data = bytes(file.read())
                 except FileNotFoundError:
                     raise
@@ -143,23 +143,29 @@ class Folder:
     def sha256(self, name: str) -> str:
         """Hex sha256 of a file, read in pieces of 1 MiB."""
         hasher = hashlib.sha256()
-        with self.fs.open_input_stream(f"{self.path}/{name}") as stream, self._said_if_gone(name):
+        with self.fs.open_input_stream(f"{self.path}/{name}") as stream, self._clear_errors(name):
             while piece := stream.read(CHUNK_BYTES):
                 hasher.update(piece)
         return hasher.hexdigest()
 
     @contextlib.contextmanager
-    def _said_if_gone(self, name: str) -> Iterator[None]:
-        """Say of an object that was deleted as it was read that it is gone; stores do not."""
+    def _clear_errors(self, name: str) -> Iterator[None]:
+        """Say of an object that was deleted as it was read that it is gone; stores do not.
+
+        And of a disk's error which file it is of; pyarrow does not.
+        """
         try:
             yield
         except (OSError, ValueError) as error:
             there = True
             with contextlib.suppress(OSError):
                 there = self.is_local or self.exists(name)
-            if there:
-                raise
-            raise self._gone(name) from error
+            if not there:
+                raise self._gone(name) from error
+            number = getattr(error, "errno", None)
+            if self.is_local and number:
+                raise OSError(number, os.strerror(number), f"{self}/{name}") from error
+            raise
 
     def _gone(self, name: str) -> FileNotFoundError:
         return FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), f"{self}/{name}")

@@ -82,3 +82,29 @@ def test_a_shard_takes_as_long_as_it_takes(
     folder = context.workspace.folder("pixels", "mine")
     (record,) = ShardJob("pixels", folder, [SHARD], Slow, {}, 0.5).run(context)
     assert record["ok"] == 1
+
+
+def test_a_run_that_fails_leaves_no_plan_and_the_next_clears_what_a_kill_left(
+    context: Context, shards_here: str
+) -> None:
+    folder = context.workspace.folder("pixels", "mine")
+    home = folder / "shards"
+    seen: list[str] = []
+
+    class Failing:
+        def __init__(self, **_: Any) -> None:
+            self.limit = DecodeLimit()
+
+        def __call__(self, *_: Any) -> dict[str, Any]:
+            seen.extend(home.names())
+            raise ValueError("cannot be done")
+
+    left = ["plan-0123456789ab-ff.arrow", "00000-a-b.attempts", "00000-a-b.starts"]
+    for name in [*left, "00000-a-b.parquet"]:
+        home.write_atomic(name, b"1")
+    job = ShardJob("pixels", folder, [SHARD], Failing, {}, 0.5)
+    with pytest.raises(ShardError, match="cannot be done"):
+        job.run(context)
+    assert not set(left) & set(seen)
+    assert "00000-a-b.parquet" in seen
+    assert not [name for name in home.names() if name.startswith("plan-")]

@@ -30,7 +30,7 @@ from cluster.where import Profile
 from cluster.workspace import Workspace
 from encoders.picture import open_picture
 from encoders.preprocess import PreprocessConfig
-from index.artifact import CorruptArtifactError, publish
+from index.artifact import CorruptArtifactError, check_file, publish
 from index.folder import Folder
 
 SIZE = 16
@@ -393,3 +393,39 @@ def test_a_file_that_does_not_fit_into_memory_is_too_large(
 
     monkeypatch.setattr(shards, "read_bytes", short)
     assert read_picture(ShardRow(0, str(tmp_path / "a.png"), 10, 5)) == ("too_large", b"", None)
+
+
+@pytest.mark.parametrize("unreadable", ["record", "data"])
+def test_a_shard_that_the_disk_cannot_read_counts_as_not_done(
+    context: Context,
+    catalog: Catalog,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    unreadable: str,
+) -> None:
+    worker, folder = actor(context)
+    (shard,) = plan_shards(catalog, key="k", shard_rows=100)
+    (file,) = json.loads(worker(planned(folder, shard))["record"][0].as_py())["files"]
+    name = f"shards/{shard.name}.json" if unreadable == "record" else file
+    method = "read_bytes" if unreadable == "record" else "sha256"
+
+    def broken(_: Folder, name: str) -> None:
+        raise OSError(errno.EIO, "Input/output error", name)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Folder, method, broken)
+        assert committed(folder, shard, "full") is None
+        assert name in caplog.text
+        if unreadable == "data":
+            stated = {"bytes": folder.size_bytes(file), "sha256": "0"}
+            with pytest.raises(CorruptArtifactError, match=f"{file}: the disk cannot read it"):
+                check_file(folder, file, stated)
+    assert committed(folder, shard, "full") is not None
+
+
+def test_an_error_of_the_disk_names_the_file() -> None:
+    """The kernel refuses to read what no process has at its address 0."""
+    with pytest.raises(OSError, match="Input/output error") as raised:
+        Folder.at("/proc/self").sha256("mem")
+    assert raised.value.errno == errno.EIO
+    assert raised.value.filename == f"/proc/{os.getpid()}/mem"

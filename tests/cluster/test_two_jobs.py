@@ -174,9 +174,24 @@ def test_a_file_that_vanishes_as_it_is_checked_is_damage(
 def test_a_damaged_set_of_a_corpus_that_grew_is_mended(here: Context, tmp_path: Any) -> None:
     embed(CONFIG, here)
     folder = here.workspace.folder("embeddings", "set")
-    folder.remove(EmbeddingStore.open(folder).door["shards"][0]["vectors"])
+    first, *_, last = EmbeddingStore.open(folder).door["shards"]
+    folder.remove(first["vectors"])
     config = Catalog.open(here.workspace.folder("corpora", "digits")).door["config"]
     source = Path(config["folder"])
     (source / "new.png").write_bytes(next(source.rglob("*.png")).read_bytes())
     scan(ScanConfig(source=str(source), corpus="digits"), here)
     assert embed(CONFIG, here)["pictures"] == {"ok": 11}
+    assert folder.exists(last["vectors"]), "somebody may have it open"
+
+
+def test_a_damaged_set_is_not_replaced_by_that_of_another_encoder(
+    here: Context, make_encoder: Any
+) -> None:
+    embed(CONFIG, here)
+    make_encoder(here.workspace, "other", seed=1)
+    folder = here.workspace.folder("embeddings", "set")
+    first, second, *_ = EmbeddingStore.open(folder).door["shards"]
+    folder.remove(first["vectors"])
+    with pytest.raises(ValueError, match="was made with encoder 'tiny'"):
+        embed(replace(CONFIG, encoder="other"), here)
+    assert folder.exists(second["vectors"])
