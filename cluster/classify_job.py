@@ -1,8 +1,8 @@
 """classify: a classifier from a few labels, and its predictions for the whole corpus.
 
 1. Take the labels: those given in the web application, those of a CSV file, or the corpus' own. 2.
-Train a head on the labelled pictures' vectors. 3. Publish it. 4. Predict every indexed picture and
-publish that too.
+Train a head on the labelled pictures' vectors. 3. Predict every indexed picture and publish that.
+4. Put the classifier in service. Until the predictions are there, those of before answer.
 """
 
 from __future__ import annotations
@@ -135,7 +135,9 @@ def train_and_predict(
     task = "training this classifier"
     with sole_writer(home, task), sole_writer(folder, task):
         classifier = train_on(collection, snapshot)
-        classifier.publish(home)
+        # What is predicted names its classifier, and is the commit point: whoever is there before
+        # it finds the old pair, and after it the new one.
+        classifier.publish(home, waiting=True)
         door = write_predictions(
             folder,
             classifier,
@@ -143,6 +145,7 @@ def train_and_predict(
             uris_of,
             parents={"index_id": collection.searcher.id},
         )
+        classifier.publish(home)
     return classifier, Predictions(folder, door)
 
 

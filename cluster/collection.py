@@ -5,6 +5,7 @@ The one way from a picture to its neighbours, for the command line and the web a
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -18,8 +19,8 @@ from cluster.kept_selections import KeptSelections
 from cluster.query import Example, SearchQuery
 from cluster.workspace import Workspace
 from encoders.encoder import Encoder, Layer, embed_picture
-from index.artifact import ArtifactError, read_door
-from index.duplicates import DuplicateGroups
+from index.artifact import ArtifactError, MissingArtifactError, read_door
+from index.duplicates import DUPLICATES, DuplicateGroups
 from index.embeddings import EmbeddingStore
 from index.examples import example_queries
 from index.filters import matching
@@ -110,20 +111,51 @@ class Collection:
 
     def after_scan(self) -> Collection:
         """The same version with the newest scan's catalog; all else is open, and stays so."""
+        return self._with("encoder", "embeddings", "duplicates")
+
+    def newer_duplicates(self) -> str | None:
+        """Identity of near-duplicates of this version that are not those open; None if none are.
+
+        Raises:
+            ArtifactError: they are damaged.
+            OSError: they cannot be read.
+        """
+        try:
+            door = read_door(self.searcher.folder / DUPLICATES, DUPLICATES)
+        except MissingArtifactError:
+            return None
+        known = self.duplicates.id if "duplicates" in vars(self) else None
+        return None if door["door_sha256"] == known else str(door["door_sha256"])
+
+    def with_newer_duplicates(self) -> Collection:
+        """The same version and scan with the near-duplicates found last."""
+        collection = self._with("encoder", "embeddings", "catalog")
+        collection._selections = self._selections
+        _ = collection.duplicates
+        return collection
+
+    def _with(self, *names: str) -> Collection:
+        """The same version, and of what is open of it only this."""
         collection = Collection(self._workspace, self.name, self.searcher)
-        for name in ("encoder", "embeddings", "duplicates"):
+        for name in names:
             if name in vars(self):
                 setattr(collection, name, getattr(self, name))
         return collection
 
+    def keep_duplicates(self) -> None:
+        """Open the near-duplicates, if they were ever looked for, before the version is deleted."""
+        with contextlib.suppress(ArtifactError, OSError):  # said to whoever wants them
+            _ = self.duplicates
+
     def prepare(self) -> None:
-        """Open now what is opened at its first use: catalog, encoder and thumbnails.
+        """Open now what is opened at its first use: catalog, encoder, thumbnails, near-duplicates.
 
         Raises:
             ArtifactError: one of them is missing, damaged, or of another corpus.
             EncoderMismatchError: the encoder was replaced.
         """
         _ = self.catalog, self.encoder, self.embeddings
+        self.keep_duplicates()
 
     @cached_property
     def catalog(self) -> Catalog:

@@ -1,9 +1,10 @@
-"""Follow an index: the version in service and the newest scan, exchanged while it answers.
+"""Follow an index: version in service, newest scan and near-duplicates, exchanged as it answers.
 
 Whoever asks is given a collection and keeps it to the end of the answer, so that no answer mixes
 versions or catalogs. A new version is opened and verified beside the old; until it can answer, and
 for ever if it cannot, the old one does. After a scan the version stays open, and its catalog alone
-is exchanged, with what filters were remembered of it.
+is exchanged, with what filters were remembered of it. Near-duplicates that `lookalike graph` found
+for the version since are exchanged alone, too.
 """
 
 from __future__ import annotations
@@ -24,13 +25,14 @@ __all__ = ["Follower"]
 logger = logging.getLogger(__name__)
 
 CHECK_S = 1.0
-"""At most so often are the doors read, ``CURRENT`` and the corpus', and only when somebody asks."""
+"""At most so often are ``CURRENT`` and the other doors read, and only when somebody asks."""
 RETRY_S = 60.0
 """What could not be opened is tried again after so long."""
 RETRY_FACTOR = 10
 """And after so many times as long as the attempt took: a large index is not read all the time."""
 NOT_THE_VERSION = "goes on answering, not the version put in service"
 NOT_THE_SCAN = "goes on answering by an older scan, not the newest"
+NOT_THE_GROUPS = "goes on collapsing by the near-duplicates of before"
 
 
 class Follower:
@@ -50,7 +52,7 @@ class Follower:
 
     @property
     def problem(self) -> str | None:
-        """Why the version that ``CURRENT`` names, or the newest scan, is not what answers."""
+        """Why the version that ``CURRENT`` names, or what is newest of it, is not what answers."""
         return " ".join(list(self._problems.values())) or None  # others may change them
 
     def collection(self) -> Collection:
@@ -69,11 +71,13 @@ class Follower:
         with self._opening:
             serving = self._serving
             if serving is None:
-                serving = self._serving = self._open()
+                serving = self._open()
+                serving.keep_duplicates()
+                self._serving = serving
             return serving
 
     def _check(self) -> None:
-        """See whether there is another version, or a newer scan; if so, begin to open it."""
+        """See whether there is another version, scan or grouping; if so, begin to open it."""
         serving, now = self._serving, time.monotonic()
         with self._lock:
             if serving is None or self._is_busy or now < self._next_check_s:
@@ -102,7 +106,7 @@ class Follower:
         elif now >= self._retry_s.get(wanted, -math.inf):
             self._begin(serving, wanted, lambda: self._open(like=serving), NOT_THE_VERSION)
             return True
-        return self._follow_scan(serving, now)
+        return self._follow_scan(serving, now) or self._follow_duplicates(serving, now)
 
     def _follow_scan(self, serving: Collection, now: float) -> bool:
         """Whether a thread was started that reads a newer catalog."""
@@ -115,6 +119,21 @@ class Follower:
             self._problems.pop(NOT_THE_SCAN, None)
         elif now >= self._retry_s.get(scan.encode(), -math.inf):
             self._begin(serving, scan.encode(), serving.after_scan, NOT_THE_SCAN)
+            return True
+        return False
+
+    def _follow_duplicates(self, serving: Collection, now: float) -> bool:
+        """Whether a thread was started that opens other near-duplicates of the same version."""
+        try:
+            found = serving.newer_duplicates()
+        except (ArtifactError, OSError) as error:
+            self._refuse(serving, NOT_THE_GROUPS, str(error))
+            return False
+        if found is None:
+            self._problems.pop(NOT_THE_GROUPS, None)
+        elif now >= self._retry_s.get(found.encode(), -math.inf):
+            open_it = serving.with_newer_duplicates
+            self._begin(serving, found.encode(), open_it, NOT_THE_GROUPS)
             return True
         return False
 

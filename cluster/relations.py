@@ -11,8 +11,9 @@ import logging
 
 from cluster.collection import Collection
 from cluster.context import Context
-from index.artifact import ArtifactError, open_door
-from index.carry import Earlier, carry_graph, carry_map, find_earlier, other_graphs
+from index.artifact import open_door
+from index.beside import hold
+from index.carry import UNREADABLE, Earlier, carry_graph, carry_map, find_earlier, other_graphs
 from index.duplicates import DUPLICATES, DuplicateConfig, build_duplicates
 from index.graph import GraphConfig, NeighbourGraph
 from index.projection import MAP, MapConfig, build_map
@@ -42,21 +43,27 @@ def follow_relations(context: Context, index: str, done: Updated) -> str | None:
     again = f"not carried on; make them: lookalike graph --index {index}"
     if done.door["config"].get("memory"):
         return f"{again} (memory is limited)"
-    collection = Collection.open(context.workspace, index)
+    try:
+        collection = Collection.open(context.workspace, index)
+        with hold(collection.searcher):
+            return _followed(context, collection, again)
+    except UNREADABLE as error:
+        # The version is in service already: a full disk, damage, or another who is at it undoes
+        # nothing.
+        return f"{again} ({error})"
+
+
+def _followed(context: Context, collection: Collection, again: str) -> str:
     searcher = collection.searcher
     earlier = find_earlier(searcher)
     if earlier is None:
         return f"{again} (too much changed)"
     config = GraphConfig(**earlier.graph.door["config"])
-    try:
-        with context.progress("neighbours carried on", len(searcher), "pictures") as line:
-            carry_graph(searcher, config, earlier, line.advance)
-    except (ArtifactError, OSError, ValueError) as error:
-        # The version is in service already: a full disk, or another who is at it, undoes nothing.
-        return f"{again} ({error})"
+    with context.progress("neighbours carried on", len(searcher), "pictures") as line:
+        carry_graph(searcher, config, earlier, line.advance)
     try:
         _follow_the_rest(collection, earlier)
-    except (ArtifactError, OSError, ValueError) as error:
+    except UNREADABLE as error:
         logger.warning("near-duplicates or map were not carried on: %s", error)
         return f"neighbours from {earlier.searcher.version}, the rest {again}"
     return f"carried on from {earlier.searcher.version}, {earlier.num_searched:,} pictures searched"

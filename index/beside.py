@@ -49,8 +49,8 @@ def hold(searcher: Searcher) -> Iterator[None]:
 def _replaced(searcher: Searcher) -> MissingArtifactError:
     return MissingArtifactError(
         f"{searcher.folder}: index version {searcher.version} was replaced meanwhile, and deleted "
-        "with all that lay beside it. Run the same command again; it then takes the version in "
-        "service."
+        "with all that lay beside it. Run the same command again, or open the index again: that "
+        "takes the version in service."
     )
 
 
@@ -93,11 +93,13 @@ def open_beside(
         verify: see `index.artifact.open_door`.
 
     Raises:
-        MissingArtifactError: it was never made for this version.
+        MissingArtifactError: it was never made for this version; or the version was deleted.
         CorruptArtifactError: it is damaged, or was made from another version.
     """
     folder = searcher.folder / kind
     if not folder.exists(f"{kind}.json"):
+        if not searcher.folder.exists("index.json"):
+            raise _replaced(searcher)
         raise MissingArtifactError(
             f"{folder}: index version {searcher.version} has no {kind} yet. Make it: {make}"
         )

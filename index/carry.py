@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from index.artifact import ArtifactError, digest, open_door, publish
+from index.artifact import digest, open_door, publish
 from index.beside import parents_of, writing_beside
 from index.folder import Folder
 from index.graph import GRAPH, GraphConfig, NeighbourGraph, build_graph, other_pictures
@@ -27,7 +27,7 @@ from index.search import Searcher
 from index.vectors import VECTORS, Floats, Ids, locate, unit
 from index.versions import version_names
 
-__all__ = ["Earlier", "carry_graph", "carry_map", "find_earlier", "other_graphs"]
+__all__ = ["UNREADABLE", "Earlier", "carry_graph", "carry_map", "find_earlier", "other_graphs"]
 
 MOST_CAME = 1 << 14
 """Pictures that may have come: with more, comparing each with all takes as long as searching."""
@@ -36,6 +36,8 @@ MOST_CHANGED = 0.25
 COMPARED_ROWS = 16_384
 BLOCK_SCORES = 1 << 22
 """Scores of old pictures with new ones held at once."""
+UNREADABLE = (ValueError, OSError, RuntimeError, pa.ArrowException)
+"""What opening and reading a damaged version raises; `ArtifactError` is a ValueError."""
 
 
 class Earlier:
@@ -130,8 +132,9 @@ def find_earlier(searcher: Searcher, config: GraphConfig | None = None) -> Earli
     index = Folder(searcher.folder.fs, searcher.folder.path.rpartition("/")[0])
     for folder in other_graphs(index, searcher.version):
         name = folder.path.rpartition("/")[2]
-        # Another version may be damaged, or deleted in this moment: then it is of no use here.
-        with contextlib.suppress(ArtifactError, OSError):
+        # Another version may be damaged, or deleted in this moment: then it is of no use here. Its
+        # large files are not read before they are used, so that Arrow and FAISS may find it out.
+        with contextlib.suppress(*UNREADABLE):
             other = Searcher(folder, name, open_door(folder, "index", verify="sizes"))
             graph = NeighbourGraph.open(other)
             same = (other.encoder_id, other.layer) == (searcher.encoder_id, searcher.layer)

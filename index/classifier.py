@@ -5,6 +5,7 @@ Shapes: N rows, D embedding, C classes.
 
 from __future__ import annotations
 
+import contextlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from safetensors.numpy import load, save
 
 from index.artifact import (
     CorruptArtifactError,
+    MissingArtifactError,
     Verify,
     digest,
     library_versions,
@@ -31,6 +33,9 @@ from index.search import require_same_encoder
 from index.vectors import Floats
 
 __all__ = ["AccuracySoFar", "Classifier", "accuracy_so_far"]
+
+WAITING = "waiting-"
+"""Start of the doors of classifiers whose predictions are under way."""
 
 MIN_AUDIT = 20
 """Audit labels before an accuracy is worth a number: at 20, 90 % reads as 70-97 %."""
@@ -183,8 +188,11 @@ class Classifier:
             "Train a classifier on the vectors of this encoder.",
         )
 
-    def publish(self, folder: Folder) -> dict[str, Any]:
+    def publish(self, folder: Folder, *, waiting: bool = False) -> dict[str, Any]:
         """Write ``head-*.safetensors`` and the door ``classifier.json``; returns the door.
+
+        While it is ``waiting`` for its predictions, its door is ``waiting-ID.json``, and the
+        classifier in service stays as it is.
 
         The weights' file name carries their identity, so an older door never meets newer weights;
         weights that no door names any more are removed last.
@@ -210,14 +218,35 @@ class Classifier:
             },
             "head": name,
         }
+        if waiting:
+            return publish(folder, "classifier", body, {name: record}, door=_waiting(self.id))
         door = publish(folder, "classifier", body, {name: record})
         folder.remove_others("head-", keep=[name])
+        folder.remove_others(WAITING, keep=())
         return door
 
     @classmethod
-    def open(cls, folder: Folder, *, verify: Verify = "full") -> Classifier:
+    def open_named(cls, folder: Folder, classifier_id: str) -> Classifier:
+        """The classifier of this identity, in service or waiting; ``ArtifactError`` if neither."""
+        with contextlib.suppress(MissingArtifactError):
+            return cls.open(folder, door=_waiting(classifier_id))
+        opened = cls.open(folder)
+        if opened.id != classifier_id:
+            raise MissingArtifactError(
+                f"{folder}: holds classifier {opened.id[:12]}, not {classifier_id[:12]}. Train "
+                "again: lookalike classify"
+            )
+        return opened
+
+    @classmethod
+    def open(
+        cls, folder: Folder, *, verify: Verify = "full", door: str | None = None
+    ) -> Classifier:
         """Open a published classifier; see ``artifact.open_door`` for what is raised."""
-        door = open_door(folder, "classifier", verify=verify)
+        return cls._opened(folder, open_door(folder, "classifier", verify=verify, door=door))
+
+    @classmethod
+    def _opened(cls, folder: Folder, door: dict[str, Any]) -> Classifier:
         tensors = load(folder.read_bytes(door["head"]))
         interval = door["accuracy"]["interval"]
         num_audit = door["accuracy"]["num_audit"]
@@ -242,6 +271,10 @@ class Classifier:
         if opened.id != door["id"]:
             raise CorruptArtifactError(f"{folder}: the head is not the one its card names")
         return opened
+
+
+def _waiting(classifier_id: str) -> str:
+    return f"{WAITING}{classifier_id[:12]}.json"
 
 
 def _write_bytes(path: str, data: bytes) -> None:

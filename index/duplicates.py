@@ -55,12 +55,14 @@ class DuplicateGroups:
     """Which pictures are near-duplicates of each other. Thread-safe.
 
     Attributes:
+        id: checksum of the door: other groups, or another threshold, have another.
         threshold: lowest cosine of two that were joined.
         ids: pictures that have a near-duplicate, int64, rising.
         groups: the group of each: the lowest id in it.
     """
 
-    def __init__(self, threshold: float, ids: Ids, groups: Ids) -> None:
+    def __init__(self, identity: str, threshold: float, ids: Ids, groups: Ids) -> None:
+        self.id = identity
         self.threshold = threshold
         self.ids = ids
         self.groups = groups
@@ -75,7 +77,7 @@ class DuplicateGroups:
         with pa.memory_map(str(folder.local_path(name))) as source:
             table = pa.ipc.open_file(source).read_all()
         columns = (table[name].to_numpy() for name in ("id", "group"))
-        return cls(door["config"]["threshold"], *columns)
+        return cls(door["door_sha256"], door["config"]["threshold"], *columns)
 
     def group_of(self, ids: Ids) -> Ids:
         """The group of each picture; one without near-duplicates is its own. Of any shape."""

@@ -106,17 +106,18 @@ class Classification:
         """Classifier and predictions that fit this index, or None before the first training."""
         workspace = self._session.workspace
         try:
-            classifier = Classifier.open(workspace.folder("classifiers", collection.name))
             folder = workspace.folder("predictions", collection.name)
             predictions = NamedPredictions(folder, Predictions.open(folder, verify="sizes").door)
+            classifier = Classifier.open_named(
+                workspace.folder("classifiers", collection.name),
+                predictions.parents["classifier_id"],
+            )
         except MissingArtifactError:
             return None
         except ArtifactError as error:
             logger.warning("%s; training again replaces it", error)
             return None
         if predictions.parents["index_id"] != collection.searcher.id:
-            return None
-        if predictions.parents["classifier_id"] != classifier.id:
             return None
         return classifier, predictions
 

@@ -17,9 +17,14 @@ from cluster.collection import Collection, Found
 from cluster.follower import Follower
 from cluster.query import Example, SearchQuery
 from cluster.search_job import flags_of
+from index.artifact import MissingArtifactError
 from index.build import build_index
 from index.choose import IndexConfig
+from index.duplicates import DuplicateConfig, build_duplicates
 from index.embeddings import EmbeddingStore
+from index.graph import GraphConfig, NeighbourGraph, build_graph
+from index.update import remove_pictures
+from index.versions import version_names
 
 YOUNG = [f"2026-01-{day:02d}" for day in range(1, 11)]
 OLD = [f"2020-01-{day:02d}" for day in range(1, 11)]
@@ -134,3 +139,66 @@ def test_a_version_that_cannot_be_opened_does_not_keep_scans_from_being_followed
     until(lambda: found(follower) == {1, 2, 3, 4})
     assert follower.collection().version == "v000001"
     assert "not the version put in service" in str(follower.problem)
+
+
+def group(follower: Follower, threshold: float) -> None:
+    """As `lookalike graph --threshold` does, on the version that is open."""
+    searcher = follower.collection().searcher
+    build_graph(searcher, GraphConfig(k=3))
+    graph = NeighbourGraph.open(searcher)
+    build_duplicates(searcher, graph, [], DuplicateConfig(threshold=threshold))
+
+
+def threshold_of(follower: Follower) -> float | None:
+    try:
+        return follower.collection().duplicates.threshold
+    except MissingArtifactError:
+        return None
+
+
+def test_near_duplicates_found_again_with_another_threshold_are_those_that_collapse(
+    listed: Any, follower: Follower
+) -> None:
+    before = follower.collection()
+    assert threshold_of(follower) is None
+    group(follower, 0.9999)
+    until(lambda: threshold_of(follower) == 0.9999)
+    group(follower, 0.01)
+    until(lambda: threshold_of(follower) == 0.01)
+    every = SearchQuery(like=(Example(id=0),), k=9, collapse_duplicates=True)
+    assert len(follower.collection().find(every).hits.ids[0]) == 1
+    assert follower.collection().searcher is before.searcher
+    listed.list(YOUNG[:5] + OLD[5:])
+    until(lambda: found(follower) == {1, 2, 3, 4})
+    group(follower, 0.9999)
+    until(lambda: threshold_of(follower) == 0.9999)
+    assert found(follower) == {1, 2, 3, 4}
+    assert follower.problem is None
+
+
+def test_damaged_near_duplicates_leave_those_before_answering_and_say_why(
+    listed: Any, follower: Follower
+) -> None:
+    group(follower, 0.9999)
+    until(lambda: threshold_of(follower) == 0.9999)
+    door = follower.collection().searcher.folder.local_path("duplicates/duplicates.json")
+    content = door.read_text()
+    door.write_text(content.replace('"rows"', '"rowz"'))
+    until(lambda: follower.collection() and follower.problem is not None)
+    assert "goes on collapsing by the near-duplicates of before" in str(follower.problem)
+    assert threshold_of(follower) == 0.9999
+    door.write_text(content)
+    until(lambda: follower.collection() and follower.problem is None)
+
+
+def test_whoever_keeps_a_version_collapses_near_duplicates_after_it_was_deleted(
+    listed: Any, follower: Follower
+) -> None:
+    group(follower, 0.01)
+    pinned = Follower(listed.workspace, listed.index).collection()
+    folder = listed.folder("indexes", listed.index)
+    for picture in (8, 9):
+        remove_pictures(folder, np.array([picture]))
+    assert version_names(folder) == ["v000002", "v000003"]
+    every = SearchQuery(like=(Example(id=0),), k=9, collapse_duplicates=True)
+    assert len(pinned.find(every).hits.ids[0]) == 1

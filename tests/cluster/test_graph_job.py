@@ -9,12 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
 from cluster import graph_job
 from cluster.cli import main
 from cluster.collection import Collection
 from cluster.graph_job import GraphJobConfig, find_relations
+from cluster.relations import follow_relations
 from index.artifact import MissingArtifactError
 from index.duplicates import DuplicateGroups, build_duplicates
 from index.graph import NeighbourGraph
@@ -153,3 +155,28 @@ def test_a_disk_that_fills_while_relations_follow_leaves_the_change_in_service(
     assert "make them: lookalike graph --index digits-tiny" in said
     assert "[Errno 28] No space left on device" in said
     assert Collection.open(library.workspace, library.index).version == "v000002"
+
+
+@pytest.mark.parametrize("step", ["Collection.open", "find_earlier", "carry_graph", "build_map"])
+@pytest.mark.parametrize("error", [pa.ArrowInvalid, RuntimeError, MissingArtifactError])
+def test_what_cannot_be_read_while_relations_follow_leaves_the_change_in_service(
+    library: Any,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+    step: str,
+    error: type[Exception],
+) -> None:
+    folder = library.folder("indexes", library.index)
+    find_relations(
+        GraphJobConfig(index=library.index, map=MapConfig(method="pca")), library.context
+    )
+    done = remove_pictures(folder, np.array([4]))
+
+    def fail(*_: object, **__: object) -> None:
+        raise error("a flipped byte")
+
+    monkeypatch.setattr(f"cluster.relations.{step}", fail)
+    said = follow_relations(library.context, library.index, done)
+    assert said is not None
+    assert "make them: lookalike graph --index digits-tiny" in said
+    assert "a flipped byte" in said + caplog.text

@@ -14,6 +14,7 @@ import pytest
 from cluster.collection import Collection
 from index.embeddings import EmbeddingStore
 from index.search import Searcher
+from index.update import remove_pictures
 
 
 @pytest.fixture
@@ -60,6 +61,21 @@ def test_faiss_alone_searches_a_part(version: Path, searcher: Searcher) -> None:
     part = faiss.read_index(str(next(version.glob("part-*.faiss"))))
     query = searcher.vectors_of([7])
     scores, ids = part.search(query, 5)
+    hits = searcher.search(query, 5, exact=True)
+    assert ids[0].tolist() == hits.ids[0].tolist()
+    np.testing.assert_allclose(scores, hits.scores, atol=1e-3)
+
+
+def test_the_documented_search_finds_what_is_alive_in_a_changed_version(library: Any) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "formats.md").read_text()
+    (snippet,) = (part for part in page.split("```") if "def search(" in part)
+    shown: dict[str, Any] = {}
+    exec(snippet.removeprefix("python"), shown)
+    folder = library.folder("indexes", library.index)
+    query = Searcher.open(folder).vectors_of([7])
+    remove_pictures(folder, np.array([7, 8]))
+    searcher = Searcher.open(folder)
+    scores, ids = shown["search"](searcher.folder.local_path(), query, 5)
     hits = searcher.search(query, 5, exact=True)
     assert ids[0].tolist() == hits.ids[0].tolist()
     np.testing.assert_allclose(scores, hits.scores, atol=1e-3)

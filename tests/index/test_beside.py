@@ -71,6 +71,16 @@ def test_what_is_to_lie_beside_a_deleted_version_says_so_and_makes_no_folder(
     assert version_names(folder) == ["v000002", "v000003"]
 
 
+def test_of_a_deleted_version_it_is_not_said_that_its_graph_was_never_made(folder: Folder) -> None:
+    searcher = Searcher.open(folder)
+    with pytest.raises(MissingArtifactError, match=r"has no graph yet\. Make it"):
+        NeighbourGraph.open(searcher)
+    build_graph(searcher, GraphConfig(k=6))
+    remove_some(folder, 2)
+    with pytest.raises(MissingArtifactError, match=r"v000001 was replaced .* deleted"):
+        NeighbourGraph.open(searcher)
+
+
 def test_a_version_that_cannot_be_deleted_undoes_no_change(
     folder: Folder, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -154,6 +154,25 @@ def test_a_graph_of_other_neighbours_or_a_damaged_one_is_not_gone_on_from(corpus
     assert find_earlier(searcher, K) is None
 
 
+@pytest.mark.parametrize("kind", ["delta", "vectors", "part"])
+def test_a_version_whose_files_cannot_be_read_is_not_gone_on_from(
+    corpus: Corpus, clustered: Any, kind: str
+) -> None:
+    corpus.vectors[1000] = clustered(1, 12, seed=9)[0][0]
+    corpus.update()
+    second = corpus.open()
+    build_graph(second, K)
+    remove_pictures(corpus.folder, np.array([3]))
+    searcher = corpus.open()
+    assert find_earlier(searcher, K) is not None
+    name = next(name for name in sorted(second.door["files"]) if name.startswith(kind))
+    path = second.folder.local_path(name)
+    noise = np.random.default_rng(0).bytes(path.stat().st_size)
+    path.unlink()  # of the other version it stays whole
+    path.write_bytes(noise)
+    assert find_earlier(searcher, K) is None
+
+
 def test_a_carried_map_keeps_places_and_puts_what_came_amid_its_neighbours(corpus: Corpus) -> None:
     first = corpus.open()
     build_graph(first, K)

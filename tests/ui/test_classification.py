@@ -16,6 +16,7 @@ from cluster.workspace import Workspace
 from index.artifact import MissingArtifactError
 from index.build import build_index
 from index.choose import IndexConfig
+from index.classifier import Classifier
 from index.embeddings import EmbeddingStore
 from ui.classification import Classification
 from ui.labelling import Labelling
@@ -171,6 +172,48 @@ def test_new_labels_are_noticed_and_a_new_index_version_asks_for_training(
         assert time.monotonic() < end_s
         time.sleep(0.01)
     assert classification.status(shapes.index)["classifier"] is None
+
+
+@pytest.mark.parametrize("step", ["write_predictions", "publish"])
+def test_a_training_that_ends_half_way_leaves_old_or_new_predictions_in_service(
+    session: Session,
+    labelling: Labelling,
+    classification: Classification,
+    shapes: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    step: str,
+) -> None:
+    label_some(session, labelling, shapes)
+    classification.start(shapes.index)
+    before = wait(classification, shapes.index)["classifier"]
+    labelling.undo(shapes.index)
+    seen: list[Any] = []
+    publish = Classifier.publish
+
+    def killed(*_: Any, **__: Any) -> Any:
+        seen.append(classification.status(shapes.index)["classifier"])
+        raise OSError("killed")
+
+    with monkeypatch.context() as patch:
+        if step == "write_predictions":
+            patch.setattr(f"cluster.classify_job.{step}", killed)
+        else:
+
+            def publish_once(self: Classifier, folder: Any, *, waiting: bool = False) -> Any:
+                return publish(self, folder, waiting=True) if waiting else killed()
+
+            patch.setattr(Classifier, "publish", publish_once)
+        classification.start(shapes.index)
+        after = wait(classification, shapes.index)
+    assert after["state"] == "failed"
+    is_old = step == "write_predictions"
+    assert after["classifier"] is not None
+    assert (after["classifier"]["id"] == before["id"]) is is_old
+    assert seen == [after["classifier"]]
+    classification.start(shapes.index)
+    assert wait(classification, shapes.index)["state"] == "done"
+    folder = session.workspace.folder("classifiers", shapes.index)
+    assert [name for name in folder.names() if name.startswith("waiting-")] == []
 
 
 def test_a_failed_training_says_why_and_can_be_tried_again(
