@@ -150,12 +150,15 @@ class Collection:
     def prepare(self) -> None:
         """Open now what is opened at its first use: catalog, encoder, thumbnails, near-duplicates.
 
+        What a search that goes on until nothing new comes has to know of the index is found too.
+
         Raises:
             ArtifactError: one of them is missing, damaged, or of another corpus.
             EncoderMismatchError: the encoder was replaced.
         """
         _ = self.catalog, self.encoder, self.embeddings
         self.keep_duplicates()
+        self.searcher.search(self.searcher.vectors_of(self.searcher.ids[:1]), 1, thorough=True)
 
     @cached_property
     def catalog(self) -> Catalog:

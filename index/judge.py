@@ -26,8 +26,6 @@ __all__ = ["CERTAIN", "Judged", "Judgement", "hits_of", "judge"]
 FIRST_LOOK, OTHER_LOOKS = 0.04, 0.01
 """Of the 5 % that an interval may be wrong: the first look's share, and that of all others."""
 
-UNUSUAL = 0.01
-
 CERTAIN = Proportion(value=1.0, low=1.0, high=1.0, n=1)
 
 
@@ -58,8 +56,8 @@ class Judgement:
         recall: with an interval of 95 %.
         looks: settings looked at.
         latency: of that effort; None without queries.
-        usual: cosines that the first, second, ... true result reaches for all queries but
-            `UNUSUAL` of them: whose results lie farther is unlike the queries of this judgement.
+        usual: lowest cosines of the first, second, ... true result of any query: whose results lie
+            farther is unlike the queries of this judgement, which says nothing of it.
     """
 
     nprobe: int
@@ -105,7 +103,7 @@ def judge(
     latency = tuned.latency
     if (nprobe, refine) != (tuned.nprobe, tuned.refine):
         latency = candidate.latency(judging, nprobe, refine)
-    usual = np.quantile(judging.true_scores, UNUSUAL, axis=0, method="lower").round(6).tolist()
+    usual = judging.true_scores.min(axis=0).astype(float).round(6).tolist()
     return Judgement(
         nprobe=nprobe, refine=refine, recall=recall, looks=looks, latency=latency, usual=usual
     )

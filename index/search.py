@@ -191,7 +191,8 @@ class Searcher:
             ranking: near-duplicates shown once, different pictures preferred, or one answer to
                 all queries; None for the nearest as they are.
             thorough: go on until nothing new comes, as for the mean of several pictures; None where
-                k is larger than the card's, or results farther than for 99 % of its queries.
+                k is larger than the card's (and one more, for the picture itself), or results lie
+                farther than for any of its queries.
 
         Raises:
             ValueError: wrong shape or dimension, a query that is zero or not finite, k below 1, a
@@ -233,7 +234,7 @@ class Searcher:
         """Without a selection: the tuned search, a thorough one, or all of the index."""
         nprobe = self._ranker.nlist if exact else self._nprobe
         is_exact = nprobe >= self._ranker.nlist
-        if not is_exact and (thorough or (thorough is None and k > self._k)):
+        if not is_exact and (thorough or (thorough is None and k > self._k + 1)):
             return self._thorough(queries, k, exclude)
         ids, scores = self._ranker.top(queries, k, nprobe=nprobe, exclude=exclude)
         if not is_exact and thorough is None and ids.size and self._usual:

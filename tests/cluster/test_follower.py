@@ -23,6 +23,7 @@ from index.choose import IndexConfig
 from index.duplicates import DuplicateConfig, build_duplicates
 from index.embeddings import EmbeddingStore
 from index.graph import GraphConfig, NeighbourGraph, build_graph
+from index.search import Searcher
 from index.update import remove_pictures
 from index.versions import version_names
 
@@ -202,3 +203,18 @@ def test_whoever_keeps_a_version_collapses_near_duplicates_after_it_was_deleted(
     assert version_names(folder) == ["v000002", "v000003"]
     every = SearchQuery(like=(Example(id=0),), k=9, collapse_duplicates=True)
     assert len(pinned.find(every).hits.ids[0]) == 1
+
+
+def test_what_a_long_search_has_to_know_is_found_before_a_version_answers(
+    listed: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    collection = Collection.open(listed.workspace, listed.index)
+    search, asked = Searcher.search, []
+
+    def noted(searcher: Searcher, *given: Any, **options: Any) -> Any:
+        asked.append(options.get("thorough"))
+        return search(searcher, *given, **options)
+
+    monkeypatch.setattr(Searcher, "search", noted)
+    collection.prepare()
+    assert asked == [True]

@@ -48,7 +48,7 @@ def recall(searcher, queries, k, **options):
 def test_a_query_that_is_no_picture_of_the_corpus_finds_its_nearest_too(searcher, what):
     queries = asked(searcher, what)
     tuned = recall(searcher, queries, 10, thorough=False)
-    assert recall(searcher, queries, 10) > max(0.9, tuned), "told by how far its results lie"
+    assert recall(searcher, queries, 10) > max(0.85, tuned), "told by how far its results lie"
     assert recall(searcher, queries, 10, thorough=True) > 0.9
     assert tuned < 0.9 or searcher.door["recipe"]["kind"] == "hnsw"
 
