@@ -191,8 +191,7 @@ class Searcher:
             ranking: near-duplicates shown once, different pictures preferred, or one answer to
                 all queries; None for the nearest as they are.
             thorough: go on until nothing new comes, as for the mean of several pictures; None where
-                k is larger than the card's (and one more, for the picture itself), or results lie
-                farther than for any of its queries.
+                k exceeds the card's by over 1, or results lie farther than for any of its queries.
 
         Raises:
             ValueError: wrong shape or dimension, a query that is zero or not finite, k below 1, a
