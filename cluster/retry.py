@@ -38,7 +38,7 @@ def begin_retry(folder: Folder, arguments: Mapping[str, Any]) -> str:
         if begun.get("settings") == settings:
             return str(begun["id"])
     except FileNotFoundError:
-        pass
+        logger.debug("%s: no retry is under way", home)
     except CorruptArtifactError as error:
         logger.warning("%s", error)
     identity = uuid.uuid4().hex[:12]

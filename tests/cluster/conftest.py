@@ -353,3 +353,16 @@ def endless_jpeg() -> bytes:
     data = buffer.getvalue()
     last_scan = data[data.rindex(b"\xff\xda") : -2]
     return data[:-2] + last_scan * 4000 + data[-2:]
+
+
+@pytest.fixture
+def context(tmp_path: Path) -> Context:
+    """Of a workspace of its own, empty."""
+    return quiet_context(Workspace.at(tmp_path / "workspace"))
+
+
+@pytest.fixture
+def catalog(context: Context, pictures: Any) -> Catalog:
+    """Twenty pictures of 16 px, scanned."""
+    scan(ScanConfig(source=str(pictures(20, size=16)), corpus="mine"), context)
+    return Catalog.open(context.workspace.folder("corpora", "mine"))

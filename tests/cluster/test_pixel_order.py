@@ -2,36 +2,20 @@
 
 from __future__ import annotations
 
-import io
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from rich.console import Console
 
 from cluster.catalog import Catalog
 from cluster.context import Context
 from cluster.pixels_job import PixelCache, PixelWork
 from cluster.plan import Shard, ShardRow
-from cluster.scan_job import ScanConfig, scan
 from cluster.where import Profile
-from cluster.workspace import Workspace
 from index.artifact import CorruptArtifactError, publish
 from index.folder import Folder
 
 SIZE = 16
-
-
-@pytest.fixture
-def context(tmp_path: Path) -> Context:
-    return Context(Workspace.at(tmp_path / "workspace"), console=Console(file=io.StringIO()))
-
-
-@pytest.fixture
-def catalog(context: Context, pictures: Any) -> Catalog:
-    scan(ScanConfig(source=str(pictures(20, size=SIZE)), corpus="mine"), context)
-    return Catalog.open(context.workspace.folder("corpora", "mine"))
 
 
 def pixels_of(folder: Folder, context: Context, catalog: Catalog, numbers: list[int]) -> None:

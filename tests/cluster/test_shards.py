@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import io
 import json
 import os
 import stat
@@ -15,7 +14,6 @@ import pyarrow as pa
 import pytest
 from PIL import Image
 from pyarrow import fs as pafs
-from rich.console import Console
 
 from cluster import shards
 from cluster.catalog import Catalog
@@ -27,24 +25,12 @@ from cluster.shard_actor import ShardActor, ShardError, attempts_file
 from cluster.shard_job import ErrorBudgetError, ShardJob
 from cluster.shards import commit, committed, read_picture
 from cluster.where import Profile
-from cluster.workspace import Workspace
 from encoders.picture import open_picture
 from encoders.preprocess import PreprocessConfig
 from index.artifact import CorruptArtifactError, check_file, publish
 from index.folder import Folder
 
 SIZE = 16
-
-
-@pytest.fixture
-def context(tmp_path: Path) -> Context:
-    return Context(Workspace.at(tmp_path / "workspace"), console=Console(file=io.StringIO()))
-
-
-@pytest.fixture
-def catalog(context: Context, pictures: Any) -> Catalog:
-    scan(ScanConfig(source=str(pictures(20, size=SIZE)), corpus="mine"), context)
-    return Catalog.open(context.workspace.folder("corpora", "mine"))
 
 
 def actor(context: Context) -> tuple[ShardActor, Folder]:

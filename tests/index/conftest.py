@@ -1,5 +1,6 @@
 """Synthetic corpora for the index's tests."""
 
+import itertools
 from collections.abc import Callable
 
 import numpy as np
@@ -10,7 +11,9 @@ from index.choose import IndexConfig
 from index.embeddings import EmbeddingStore, ShardBatch, publish_embeddings, write_shard
 from index.folder import Folder
 from index.search import Searcher
+from index.update import Instructions, update_index
 
+GROWN = IndexConfig(kind="ivf", num_queries=60)
 PARENTS = {"encoder_id": "encoder-a", "corpus_id": "corpus-1", "corpus_uid": "uid-1"}
 
 
@@ -67,3 +70,24 @@ def shared_searcher(tmp_path_factory) -> Searcher:
     store = write_store(folder / "embeddings", sorted_clusters(600, 16)[0])
     build_index(store, folder / "ix", IndexConfig(kind="ivf", num_queries=100))
     return Searcher.open(folder / "ix")
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return Folder.at(tmp_path / "ix")
+
+
+@pytest.fixture
+def grow(make_store, folder, clustered):
+    """Indexes the first so many of a corpus's vectors, or others."""
+    corpus = np.random.default_rng(0).permutation(clustered(2000, 8)[0])
+
+    made = itertools.count()
+
+    def run(vectors, config=GROWN, **options):
+        given = corpus[:vectors] if isinstance(vectors, int) else vectors
+        store = make_store(given, name=f"set-{next(made)}")
+        return update_index(store, folder, config, told=Instructions(**options))
+
+    run.corpus = corpus
+    return run

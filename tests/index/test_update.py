@@ -1,7 +1,6 @@
 """What is done to an index that is to follow its embedding set, and what its card says then."""
 
 import dataclasses
-import itertools
 
 import numpy as np
 import pytest
@@ -11,34 +10,12 @@ from index.artifact import NewerSchemaError, open_door
 from index.build import build_index
 from index.choose import IndexConfig
 from index.embeddings import EmbeddingStore
-from index.folder import Folder
 from index.queries import FOREIGN, QuerySet
 from index.search import Searcher
-from index.update import Instructions, compact_index, remove_pictures, update_index
+from index.update import compact_index, remove_pictures, update_index
 from index.versions import collect, open_current, roll_back
 
 IVF = IndexConfig(kind="ivf", num_queries=60)
-
-
-@pytest.fixture
-def folder(tmp_path):
-    return Folder.at(tmp_path / "ix")
-
-
-@pytest.fixture
-def grow(make_store, folder, clustered):
-    """Indexes the first so many of a corpus's vectors, or others."""
-    corpus = np.random.default_rng(0).permutation(clustered(2000, 8)[0])
-
-    made = itertools.count()
-
-    def run(vectors, config=IVF, **options):
-        given = corpus[:vectors] if isinstance(vectors, int) else vectors
-        store = make_store(given, name=f"set-{next(made)}")
-        return update_index(store, folder, config, told=Instructions(**options))
-
-    run.corpus = corpus
-    return run
 
 
 def inode(folder, version, name="vectors.arrow"):

@@ -1,40 +1,17 @@
 """Changes of an index that is to keep to a limit of memory."""
 
 import dataclasses
-import itertools
 import weakref
-
-import numpy as np
-import pytest
 
 from index import budget
 from index.budget import FIXED_BYTES, Budget
 from index.choose import IndexConfig
-from index.folder import Folder
 from index.part import Part
 from index.search import Searcher
-from index.update import compact_index, update_index
+from index.update import compact_index
 from index.vectors import BATCH_ROWS
 
 IVF = IndexConfig(kind="ivf", num_queries=60)
-
-
-@pytest.fixture
-def folder(tmp_path):
-    return Folder.at(tmp_path / "ix")
-
-
-@pytest.fixture
-def grow(make_store, folder, clustered):
-    """Indexes the first so many of a corpus's vectors."""
-    corpus = np.random.default_rng(0).permutation(clustered(2000, 8)[0])
-    made = itertools.count()
-
-    def run(num_rows, config):
-        store = make_store(corpus[:num_rows], name=f"set-{next(made)}")
-        return update_index(store, folder, config)
-
-    return run
 
 
 def test_what_a_change_would_not_find_room_for_is_built_anew(folder, grow):
