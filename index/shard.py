@@ -20,6 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from index.folder import FileRecord, Folder
+from index.rounding import unit_float16
 from index.vectors import Float16s, Floats, Ids, require_ids, unit
 
 __all__ = ["STATUSES", "THUMBNAIL_BATCH_ROWS", "ShardBatch", "ShardRecord", "write_shard"]
@@ -84,8 +85,9 @@ def write_shard(
 ) -> ShardRecord:
     """Write a shard's two files atomically and return its commit record, which is not written.
 
-    Vectors are normalised in float32, then stored as float16. A row whose vector is not finite, or
-    is zero, gets the status ``non_finite``. Writing the same rows again gives the same bytes.
+    Vectors are normalised in float32, then stored as float16 that is of unit norm again. A row
+    whose vector is not finite, or is zero, gets the status ``non_finite``. Writing the same rows
+    again gives the same bytes.
 
     Args:
         folder: the embedding set's folder.
@@ -135,7 +137,7 @@ def _checked_vectors(batch: ShardBatch) -> tuple[list[str], Float16s]:
     ]
     ok = np.array([status == "ok" for status in statuses])
     exact = (vectors[ok] / norms[ok, None]).astype(np.float32)
-    stored = exact.astype(np.float16)
+    stored = unit_float16(exact)
     if len(stored):
         drift = 1 - np.einsum("nd,nd->n", unit(stored), exact)
         assert float(np.abs(drift).max()) < MAX_DRIFT, "float16 moved a vector"

@@ -1,8 +1,8 @@
 """The vectors of an index version: one Arrow file, sorted by id, memory-mapped.
 
-It holds the float16 vectors as they were embedded: unit vectors but for the rounding, which is
-below 1e-3. They are the corpus; a score is their inner product with a unit query. Search re-ranks
-on them, and classifiers train on them. Any Arrow reader opens the file without us.
+It holds the float16 vectors as they were embedded: of unit norm but for the rounding, which
+`index.rounding` keeps small. They are the corpus; a score is their inner product with a unit query.
+Search re-ranks on them, and classifiers train on them. Any Arrow reader opens the file without us.
 
 Shapes: N vectors, D embedding, M rows asked for.
 """
