@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +67,46 @@ def test_faiss_alone_searches_a_part(version: Path, searcher: Searcher) -> None:
     hits = searcher.search(query, 5, exact=True)
     assert ids[0].tolist() == hits.ids[0].tolist()
     np.testing.assert_allclose(scores, hits.scores, atol=1e-3)
+
+
+def test_the_documented_readers_read_it_all(
+    library: Any, version: Path, searcher: Searcher, tmp_path: Path
+) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "formats.md").read_text()
+    (shown,) = (part for part in page.split("```") if "import duckdb, lancedb" in part)
+    query = "np.array(asked, np.float32)"
+    program = shown.removeprefix("python")
+    for theirs, ours in [
+        ("mine-enc1", library.index),
+        ("v000001", version.name),
+        ("128", str(searcher.dim)),
+        ('connect("lance")', f"connect({str(tmp_path / 'lance')!r})"),
+    ]:
+        assert theirs in program
+        program = program.replace(theirs, ours)
+    program += f"""
+import json, numpy as np
+asked = {searcher.vectors_of([7])[0].tolist()}
+found = lance.search({query}).distance_type("dot").limit(5).to_arrow()
+print(json.dumps({{"rows": lance.count_rows(), "ids": found["id"].to_pylist(),
+    "distances": found["_distance"].to_pylist(), "vectors": list(vectors.shape)}}))
+"""
+    # In a process of its own: LanceDB's threads do not go well with the forks of other tests.
+    folder = library.folder("indexes", library.index).local_path().parents[1]
+    ended = subprocess.run(
+        [sys.executable, "-c", program],
+        check=False,
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert ended.returncode == 0, ended.stderr
+    found = json.loads(ended.stdout.splitlines()[-1])
+    hits = searcher.search(searcher.vectors_of([7]), 5, exact=True)
+    assert (found["rows"], found["vectors"]) == (len(searcher), [len(searcher), searcher.dim])
+    assert found["ids"] == hits.ids[0].tolist()
+    np.testing.assert_allclose(1 - np.array(found["distances"]), hits.scores[0], atol=1e-3)
 
 
 def test_the_documented_search_finds_what_is_alive_in_a_changed_version(library: Any) -> None:
