@@ -49,7 +49,7 @@ class Pictures:
         self._place = place
         self._centres = self.rng.normal(size=(CLASSES, dim))
         self.ids = np.empty(0, np.int64)
-        self.vectors = np.empty((0, dim), np.float16)
+        self.vectors = np.empty((0, dim), np.float32)
         self._next_id = 0
         self._sets = 0
 
@@ -63,7 +63,7 @@ class Pictures:
         """New pictures, behind those there are."""
         self.ids = np.concatenate([self.ids, self._next_id + np.arange(count)])
         self._next_id += count
-        self.vectors = np.concatenate([self.vectors, self.draw(count).astype(np.float16)])
+        self.vectors = np.concatenate([self.vectors, self.draw(count)])
 
     def change(self, count: int) -> None:
         """One round: some come, as many go, half as many are replaced; the clusters wander."""
@@ -72,7 +72,7 @@ class Pictures:
         stay[self.rng.choice(len(self.ids), count, replace=False)] = False
         self.ids, self.vectors = self.ids[stay], self.vectors[stay]
         rows = self.rng.choice(len(self.ids), count // 2, replace=False)
-        self.vectors[rows] = self.draw(len(rows)).astype(np.float16)
+        self.vectors[rows] = self.draw(len(rows))
         self.come(count)
 
     def published(self) -> EmbeddingStore:
@@ -87,7 +87,7 @@ class Pictures:
                 ids=ids,
                 statuses=["ok"] * len(ids),
                 content_hashes=[bytes(32)] * len(ids),
-                vectors=self.vectors[rows].astype(np.float32),
+                vectors=self.vectors[rows],
             )
             thumbnails = [None] * len(ids)
             records.append(write_shard(folder, f"{number:05d}-aa", batch, thumbnails=thumbnails))
