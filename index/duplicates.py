@@ -15,6 +15,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -24,8 +25,9 @@ from numpy.typing import NDArray
 from index.artifact import Verify, digest, library_versions, publish
 from index.beside import open_beside, writing_beside
 from index.graph import NeighbourGraph
+from index.id_file import NO_IDS
 from index.search import Searcher
-from index.vectors import ALIKE, Ids
+from index.vectors import ALIKE, Ids, locate, rising
 
 __all__ = ["DUPLICATES", "DuplicateConfig", "DuplicateGroups", "build_duplicates"]
 
@@ -87,26 +89,40 @@ class DuplicateGroups:
             return ids
         return np.where(self.ids[places] == ids, self.groups[places], ids)
 
+    def copies_of(self, ids: Ids) -> Ids:
+        """All other pictures in the groups of some, in any order."""
+        names, starts, members = self._by_group
+        places, found = locate(names, rising(self.group_of(ids).ravel()))
+        groups = [members[starts[place] : starts[place + 1]] for place in places[found]]
+        some = np.concatenate([NO_IDS, *groups])
+        return some[~np.isin(some, ids)]
+
     def sizes_of(self, ids: Ids) -> Ids:
         """How many pictures the group of each has, itself included."""
-        names, counts = np.unique(self.groups, return_counts=True)
-        groups = self.group_of(ids)
-        places = np.minimum(np.searchsorted(names, groups), max(len(names) - 1, 0))
-        if not len(names):
-            return np.ones(len(ids), np.int64)
-        return np.where(names[places] == groups, counts[places], 1)
+        names, starts, _ = self._by_group
+        places, found = locate(names, self.group_of(ids))
+        sizes = np.ones(len(ids), np.int64)
+        sizes[found] = np.diff(starts)[places[found]]
+        return sizes
 
     def members(self, picture_id: int) -> Ids:
         """All pictures of its group, itself included, rising."""
-        group = int(self.group_of(np.array([picture_id]))[0])
-        found = self.ids[self.groups == group]
-        return found if len(found) else np.array([picture_id], np.int64)
+        one = np.array([picture_id], np.int64)
+        return rising(np.concatenate([one, self.copies_of(one)]))
 
     def sizes(self) -> dict[int, int]:
         """Number of pictures by group, the largest first."""
-        names, counts = np.unique(self.groups, return_counts=True)
+        names, starts, _ = self._by_group
+        counts = np.diff(starts)
         order = np.argsort(-counts, kind="stable")
         return {int(names[place]): int(counts[place]) for place in order}
+
+    @cached_property
+    def _by_group(self) -> tuple[Ids, Ids, Ids]:
+        """The groups, rising; where each begins, and the last one ends, in all their members."""
+        order = np.argsort(self.groups, kind="stable")
+        names, starts = np.unique(self.groups[order], return_index=True)
+        return names, np.append(starts, len(order)), self.ids[order]
 
 
 def build_duplicates(

@@ -77,6 +77,9 @@ def test_groups_are_the_components_of_brute_force(open_index: Any) -> None:
     assert door["largest"] == 60
     assert groups.group_of(ids[[20, 30, 25]]).tolist() == [ids[20], ids[20], ids[25]]
     assert groups.members(int(ids[25])).tolist() == [ids[25]]
+    assert groups.copies_of(ids[[25]]).tolist() == []
+    assert groups.copies_of(ids[[20, 25]]).tolist() == [ids[30]]
+    assert groups.sizes_of(ids[[20, 25, -1]]).tolist() == [2, 1, 60]
     sizes = groups.sizes()
     assert next(iter(sizes.values())) == 60
     assert sum(sizes.values()) == door["num_pictures"]
