@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from index import beyond
 from index.artifact import CorruptArtifactError, MissingArtifactError
 from index.build import build_index
 from index.choose import IndexConfig
@@ -138,3 +139,37 @@ def test_equal_vectors_reach_the_highest_threshold(open_index: Any) -> None:
     build_duplicates(searcher, graph, [], DuplicateConfig(threshold=1.0))
     ids = searcher.ids.reshape(2, 60).T.tolist()
     assert as_sets(DuplicateGroups.open(searcher)) == {frozenset(pair) for pair in ids}
+
+
+@pytest.mark.parametrize("seed", range(8))
+@pytest.mark.parametrize("many", [0, 10**9])
+def test_groups_beyond_the_graph_are_those_of_brute_force(
+    open_index: Any, monkeypatch: pytest.MonkeyPatch, many: int, seed: int
+) -> None:
+    """Clumps and trails of clumps, larger than k; compared in one pass, and one by one."""
+    monkeypatch.setattr(beyond, "MANY", many)
+    rng = np.random.default_rng(seed)
+    parts = [random_unit(rng, 30, 12)]
+    for _ in range(3):
+        at = random_unit(rng, 1, 12)
+        for _ in range(rng.integers(1, 5)):
+            parts.append(at + rng.uniform(0.01, 0.1) * random_unit(rng, rng.integers(2, 14), 12))
+            at = at + rng.uniform(0.1, 0.3) * random_unit(rng, 1, 12)
+    searcher, graph = open_index(rng.permutation(np.concatenate(parts)), k=3)
+    vectors = searcher.vectors_of(searcher.ids)
+    cosines = np.unique(vectors @ vectors.T)
+    cosines = cosines[(cosines > 0.95) & (cosines < 0.99)]
+    widest = np.diff(cosines).argmax()  # where no rounding decides
+    threshold = float(cosines[widest : widest + 2].mean())
+    build_duplicates(searcher, graph, [], DuplicateConfig(threshold=threshold))
+    assert as_sets(DuplicateGroups.open(searcher)) == naive_groups(searcher, threshold, [])
+
+
+def test_a_large_group_of_unequal_copies_costs_a_pass_and_not_a_search_each(
+    open_index: Any,
+) -> None:
+    rng = np.random.default_rng(7)
+    copies = random_unit(rng, 1) + 0.12 * random_unit(rng, 600)
+    searcher, graph = open_index(np.concatenate([copies, random_unit(rng, 100)]), k=5)
+    door = build_duplicates(searcher, graph, [], DuplicateConfig(threshold=0.97))
+    assert (door["num_groups"], door["largest"], door["searches"]) == (1, 600, 1)
