@@ -173,3 +173,27 @@ def test_a_large_group_of_unequal_copies_costs_a_pass_and_not_a_search_each(
     searcher, graph = open_index(np.concatenate([copies, random_unit(rng, 100)]), k=5)
     door = build_duplicates(searcher, graph, [], DuplicateConfig(threshold=0.97))
     assert (door["num_groups"], door["largest"], door["searches"]) == (1, 600, 1)
+
+
+def test_a_picture_with_nothing_near_outside_its_group_is_not_asked_again(
+    open_index: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Clumps in a row, each near the next, join in several rounds."""
+    rng = np.random.default_rng(8)
+    axes = np.linalg.qr(rng.normal(size=(24, 24)))[0]
+    middles = [np.cos(angle) * axes[0] + np.sin(angle) * axes[1] for angle in 0.18 * np.arange(8)]
+    clumps = [middle + 0.02 * random_unit(rng, 30) for middle in middles]
+    searcher, graph = open_index(np.concatenate([*clumps, random_unit(rng, 20)]), k=4)
+    really, rounds, done = beyond._nearest_outside, [], set()
+
+    def watched(searcher: Any, asked: Any, *rest: Any) -> Any:
+        assert not done & set(asked.tolist())
+        others, searches = really(searcher, asked, *rest)
+        done.update(asked[others < 0].tolist())
+        rounds.append(len(asked))
+        return others, searches
+
+    monkeypatch.setattr(beyond, "_nearest_outside", watched)
+    build_duplicates(searcher, graph, [], DuplicateConfig(threshold=0.98))
+    assert as_sets(DuplicateGroups.open(searcher)) == naive_groups(searcher, 0.98, [])
+    assert len(rounds) > 8
