@@ -313,8 +313,9 @@ class Collection:
         )
         plan = Plan("exact", True, matches.num_searched, float(matches.num_searched))
 
-        def nearest(count: int) -> tuple[Ids, Floats, Plan]:
-            return matches.ids[None, :count], matches.scores[None, :count], plan
+        def nearest(count: int, copies: Ids, _: int | None) -> tuple[Ids, Floats, Plan]:
+            kept = np.flatnonzero(~np.isin(matches.ids, copies))[:count]
+            return matches.ids[None, kept], matches.scores[None, kept], plan
 
         ids, scores, _ = ranking.answer(query.k, nearest, self.vectors)
         hits = Hits(ids, scores, matches.flags, matches.num_searched, plan)

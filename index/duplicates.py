@@ -12,9 +12,9 @@ Shapes: N pictures of the index, n of a batch, K neighbours each.
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -23,16 +23,17 @@ from numpy.typing import NDArray
 
 from index.artifact import Verify, digest, library_versions, publish
 from index.beside import open_beside, writing_beside
+from index.beyond import joined_beyond, merged
 from index.graph import NeighbourGraph
+from index.id_file import NO_IDS
 from index.search import Searcher
-from index.vectors import ALIKE, Ids
+from index.vectors import ALIKE, Ids, locate, rising
 
 __all__ = ["DUPLICATES", "DuplicateConfig", "DuplicateGroups", "build_duplicates"]
 
 DUPLICATES = "duplicates"
 """Folder of the groups inside an index version, and their kind."""
 
-BATCH_ROWS = 4096
 Rows = NDArray[np.int64]
 
 
@@ -87,26 +88,40 @@ class DuplicateGroups:
             return ids
         return np.where(self.ids[places] == ids, self.groups[places], ids)
 
+    def copies_of(self, ids: Ids) -> Ids:
+        """All other pictures in the groups of some, in any order."""
+        names, starts, members = self._by_group
+        places, found = locate(names, rising(self.group_of(ids).ravel()))
+        groups = [members[starts[place] : starts[place + 1]] for place in places[found]]
+        some = np.concatenate([NO_IDS, *groups])
+        return some[~np.isin(some, ids)]
+
     def sizes_of(self, ids: Ids) -> Ids:
         """How many pictures the group of each has, itself included."""
-        names, counts = np.unique(self.groups, return_counts=True)
-        groups = self.group_of(ids)
-        places = np.minimum(np.searchsorted(names, groups), max(len(names) - 1, 0))
-        if not len(names):
-            return np.ones(len(ids), np.int64)
-        return np.where(names[places] == groups, counts[places], 1)
+        names, starts, _ = self._by_group
+        places, found = locate(names, self.group_of(ids))
+        sizes = np.ones(len(ids), np.int64)
+        sizes[found] = np.diff(starts)[places[found]]
+        return sizes
 
     def members(self, picture_id: int) -> Ids:
         """All pictures of its group, itself included, rising."""
-        group = int(self.group_of(np.array([picture_id]))[0])
-        found = self.ids[self.groups == group]
-        return found if len(found) else np.array([picture_id], np.int64)
+        one = np.array([picture_id], np.int64)
+        return rising(np.concatenate([one, self.copies_of(one)]))
 
     def sizes(self) -> dict[int, int]:
         """Number of pictures by group, the largest first."""
-        names, counts = np.unique(self.groups, return_counts=True)
+        names, starts, _ = self._by_group
+        counts = np.diff(starts)
         order = np.argsort(-counts, kind="stable")
         return {int(names[place]): int(counts[place]) for place in order}
+
+    @cached_property
+    def _by_group(self) -> tuple[Ids, Ids, Ids]:
+        """The groups, rising; where each begins, and the last one ends, in all their members."""
+        order = np.argsort(self.groups, kind="stable")
+        names, starts = np.unique(self.groups[order], return_index=True)
+        return names, np.append(starts, len(order)), self.ids[order]
 
 
 def build_duplicates(
@@ -126,7 +141,7 @@ def build_duplicates(
 
     Returns:
         The door: ``num_groups``, ``num_pictures`` in them, ``num_copies`` of files that are there
-        before, ``largest`` group, ``searches`` beyond the graph.
+        before, ``largest`` group, ``searches`` beyond the graph, of which a pass over all is one.
 
     Memory: some 50 bytes a picture. Cost: a pass over the graph, and searches for groups beyond K.
     """
@@ -135,7 +150,7 @@ def build_duplicates(
         rows, num_copies = _copies(searcher, content_hashes)
         threshold = min(config.threshold, ALIKE)
         labels, full = _joined_by_graph(searcher, graph, rows, threshold)
-        labels, searches = _joined_beyond(searcher, labels, full, threshold)
+        labels, searches = joined_beyond(searcher, labels, full, threshold)
         _, first, counts = np.unique(labels, return_index=True, return_counts=True)
         sizes = counts[labels]
         grouped = np.flatnonzero(sizes > 1)
@@ -186,83 +201,16 @@ def _copies(
     return (row[:-1][same], row[1:][same]), int(same.sum())
 
 
-def _merged(labels: Rows, left: Rows, right: Rows) -> Rows:
-    """Labels, numbered from 0, after joining the groups of two sides of pairs."""
-    from scipy.sparse import coo_array
-    from scipy.sparse.csgraph import connected_components
-
-    count = int(labels.max()) + 1
-    pairs = coo_array((np.ones(len(left), bool), (labels[left], labels[right])), (count, count))
-    return np.asarray(connected_components(pairs, directed=False)[1], np.int64)[labels]
-
-
 def _joined_by_graph(
     searcher: Searcher, graph: NeighbourGraph, copies: tuple[Rows, Rows], threshold: float
 ) -> tuple[Rows, NDArray[np.bool_]]:
     """Labels [N] after all joins that the graph knows of; rows whose K neighbours all reach it."""
-    labels = _merged(np.arange(len(searcher)), *copies)
+    labels = merged(np.arange(len(searcher)), *copies)
     full = np.zeros(len(searcher), bool)
     for ids, neighbours, scores in graph.iter_pieces():
         rows = np.searchsorted(searcher.ids, ids)
         near = scores >= threshold
         full[rows] = near.all(axis=1)
         left = np.repeat(rows, near.sum(axis=1))
-        labels = _merged(labels, left, np.searchsorted(searcher.ids, neighbours[near]))
+        labels = merged(labels, left, np.searchsorted(searcher.ids, neighbours[near]))
     return labels, full
-
-
-def _joined_beyond(
-    searcher: Searcher, labels: Rows, full: NDArray[np.bool_], threshold: float
-) -> tuple[Rows, int]:
-    """Labels after joining groups with what lies beyond their K neighbours; searches made."""
-    searches = 0
-    finished: set[tuple[int, int]] = set()
-    while True:
-        pairs = []
-        for members in _groups_with(labels, full):
-            state = (int(members[0]), len(members))
-            if state in finished or len(members) == len(labels):
-                continue
-            asked = _one_of_each(searcher, members[full[members]])
-            others, searched = _nearest_outside(searcher, asked, members, threshold)
-            searches += searched
-            if (others >= 0).any():
-                pairs.append((asked[others >= 0], others[others >= 0]))
-            else:
-                finished.add(state)
-        if not pairs:
-            return labels, searches
-        left, right = (np.concatenate(side) for side in zip(*pairs, strict=True))
-        labels = _merged(labels, left, right)
-
-
-def _groups_with(labels: Rows, wanted: NDArray[np.bool_]) -> Iterator[Rows]:
-    """The rows, rising, of each group that has one of the wanted rows."""
-    order = np.argsort(labels, kind="stable")
-    bounds = np.searchsorted(labels[order], np.arange(labels.max() + 2))
-    for label in np.unique(labels[wanted]):
-        yield order[bounds[label] : bounds[label + 1]]
-
-
-def _nearest_outside(
-    searcher: Searcher, asked: Rows, members: Rows, threshold: float
-) -> tuple[Rows, int]:
-    """For each row, the row outside its group that is nearest, or -1; and the searches made."""
-    others = np.full(len(asked), -1, np.int64)
-    for start in range(0, len(asked), BATCH_ROWS):
-        rows = asked[start : start + BATCH_ROWS]
-        vectors = searcher.vectors_of(searcher.ids[rows])
-        hits = searcher.search(vectors, 1, exclude_ids=searcher.ids[members])
-        near = np.flatnonzero(hits.scores[:, 0] >= threshold)
-        others[start + near] = np.searchsorted(searcher.ids, hits.ids[near, 0])
-    return others, len(asked)
-
-
-def _one_of_each(searcher: Searcher, rows: Rows) -> Rows:
-    """The rows without those whose vector is that of an earlier one."""
-    seen: dict[bytes, int] = {}
-    for start in range(0, len(rows), BATCH_ROWS):
-        some = rows[start : start + BATCH_ROWS]
-        for row, vector in zip(some, searcher.vectors_of(searcher.ids[some]), strict=True):
-            seen.setdefault(hashlib.sha256(vector.tobytes()).digest(), int(row))
-    return np.array(sorted(seen.values()), np.int64)

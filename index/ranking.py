@@ -7,12 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol, TypeVar
+from typing import Protocol, TypeAlias, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from index.vectors import Floats, Ids
+from index.vectors import Floats, Ids, rising
 
 __all__ = ["Grouping", "Ranking", "best_of_any", "diverse", "first_of_each"]
 
@@ -20,7 +20,16 @@ POOL = 5
 """A diverse answer is chosen from at least so many times its length; fewer would only reorder."""
 MIN_POOL = 50
 
+MOST = 4
+"""Times the results wanted that are ranked to pass over copies; where more are in the way, they are
+left out of the search, which has to be told of each of them."""
+
+NO_COPIES = np.empty(0, np.int64)
+
 T = TypeVar("T")
+
+Nearest: TypeAlias = Callable[[int, Ids, int | None], tuple[Ids, Floats, T]]
+"""What `Ranking.answer` asks for the nearest."""
 
 
 class Grouping(Protocol):
@@ -28,6 +37,9 @@ class Grouping(Protocol):
 
     def group_of(self, ids: Ids) -> Ids:
         """The group of each picture; one that is alone is its own. Of any shape."""
+
+    def copies_of(self, ids: Ids) -> Ids:
+        """All other pictures in the groups of some, in any order."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -52,17 +64,15 @@ class Ranking:
             )
 
     def answer(
-        self,
-        k: int,
-        nearest: Callable[[int], tuple[Ids, Floats, T]],
-        vectors_of: Callable[[Ids], Floats],
+        self, k: int, nearest: Nearest[T], vectors_of: Callable[[Ids], Floats]
     ) -> tuple[Ids, Floats, T]:
         """Choose k pictures a query.
 
         Args:
             k: at least 1.
-            nearest: gives ids and scores [Q, K'] of the nearest, and something more; K' is the
-                number asked for, or all there are.
+            nearest: gives ids and scores [Q, K'] of the nearest, and something more, when told how
+                many, which ids are no results, and which query alone is asked, None for all; K' is
+                the number asked for, or all there are.
             vectors_of: gives the stored vectors of ids.
 
         Returns:
@@ -70,23 +80,7 @@ class Ranking:
             K' < k when there are no more.
         """
         wanted = max(POOL * k, MIN_POOL) if self.diversity else k
-        count = wanted
-        while True:
-            ids, scores, more = nearest(count)
-            if self.any_of:
-                ids, scores = best_of_any(ids, scores, count)
-            kept = (
-                np.ones(ids.shape, bool)
-                if self.groups is None
-                else first_of_each(self.groups.group_of(ids))
-            )
-            width = int(kept.sum(axis=1).min()) if ids.size else 0
-            if width >= wanted or ids.shape[1] < count:
-                break
-            count *= 2
-        # All available pictures fall into as many groups whatever the query: rows are equally long.
-        places = np.argsort(~kept, axis=1, kind="stable")[:, : min(width, wanted)]
-        ids, scores = np.take_along_axis(ids, places, 1), np.take_along_axis(scores, places, 1)
+        ids, scores, more = self._distinct(wanted, nearest)
         if self.diversity and ids.shape[1] > 1:
             places = np.stack(
                 [
@@ -96,6 +90,72 @@ class Ranking:
             )
             ids, scores = np.take_along_axis(ids, places, 1), np.take_along_axis(scores, places, 1)
         return ids, scores, more
+
+    def _distinct(self, wanted: int, nearest: Nearest[T]) -> tuple[Ids, Floats, T]:
+        """The nearest of each group: as many as wanted, or all there are."""
+        for count in (wanted, MOST * wanted):
+            ids, scores, more = self._nearest(nearest, count, NO_COPIES, None)
+            kept = self._kept(ids)
+            short = kept.sum(axis=1) < wanted
+            if ids.shape[1] < count or not short.any():
+                break
+        answers = [
+            (row[keep], score[keep]) for row, score, keep in zip(ids, scores, kept, strict=True)
+        ]
+        if self.groups is not None and ids.shape[1] == count:
+            for number in np.flatnonzero(short).tolist():
+                asked = None if self.any_of else number
+                met = answers[number][0]
+                row, score, more = self._past_copies(
+                    self.groups, wanted, count, nearest, asked, met
+                )
+                answers[number] = row, score
+        # All available pictures fall into as many groups whatever the query: rows are equally long.
+        width = min([wanted, *(len(row) for row, _ in answers)]) if answers else 0
+        shape = len(answers), width
+        found = [np.array([side[:width] for side in both]) for both in zip(*answers, strict=True)]
+        if not found:
+            return np.empty(shape, np.int64), np.empty(shape, np.float32), more
+        return found[0], found[1], more
+
+    def _past_copies(
+        self,
+        groups: Grouping,
+        wanted: int,
+        count: int,
+        nearest: Nearest[T],
+        asked: int | None,
+        met: Ids,
+    ) -> tuple[Ids, Floats, T]:
+        """The same of one answer, by searches without the copies of what they have met.
+
+        The first that is met of a group is its nearest, so the others are in no answer. Each search
+        meets a group that the last one did not.
+        """
+        copies = NO_COPIES
+        while True:
+            known = len(copies)
+            copies = rising(np.concatenate([copies, groups.copies_of(met)]))
+            assert len(copies) > known, "who repeats has copies"
+            ids, scores, more = self._nearest(nearest, count, copies, asked)
+            kept = self._kept(ids)[0]
+            met = ids[0, kept]
+            if len(met) >= wanted or ids.shape[1] < count:
+                return met, scores[0, kept], more
+
+    def _nearest(
+        self, nearest: Nearest[T], count: int, copies: Ids, asked: int | None
+    ) -> tuple[Ids, Floats, T]:
+        ids, scores, more = nearest(count, copies, asked)
+        if self.any_of:
+            ids, scores = best_of_any(ids, scores, count)
+        return ids, scores, more
+
+    def _kept(self, ids_QP: Ids) -> NDArray[np.bool_]:
+        """Which are the first of their group."""
+        if self.groups is None:
+            return np.ones(ids_QP.shape, bool)
+        return first_of_each(self.groups.group_of(ids_QP))
 
 
 def first_of_each(groups_QP: Ids) -> NDArray[np.bool_]:

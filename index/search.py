@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -91,6 +91,26 @@ class Hits:
                 "score": self.scores.reshape(-1),
             }
         )
+
+
+def _require_count(k: int) -> None:
+    if isinstance(k, bool) or not isinstance(k, int | np.integer) or k < 1:
+        raise ValueError(f"k is {k!r}; ask for at least 1 result")
+
+
+def _hits(ids: Ids, scores: Floats, k: int, plans: Sequence[Plan]) -> Hits:
+    """The answer that came of some searches, each with more left out than the one before."""
+    plan = plans[-1]
+    if len(plans) > 1:
+        is_exact = all(plan.is_exact for plan in plans)
+        plan = replace(plan, is_exact=is_exact, num_selected=plans[0].num_selected)
+    return Hits(
+        ids=ids,
+        scores=np.minimum(np.maximum(scores, -1), 1),
+        flags=SHORT if ids.shape[1] < k else NO_FLAGS,
+        num_searched=plan.num_selected,
+        plan=plan,
+    )
 
 
 class Searcher:
@@ -197,8 +217,7 @@ class Searcher:
             ValueError: wrong shape or dimension, a query that is zero or not finite, k below 1, a
                 selection of another version.
         """
-        if isinstance(k, bool) or not isinstance(k, int | np.integer) or k < 1:
-            raise ValueError(f"k is {k!r}; ask for at least 1 result")
+        _require_count(k)
         queries = self._checked(queries_QD)
         exclude = NO_IDS if exclude_ids is None else rising(exclude_ids)
         if self._threads is not None:
@@ -206,31 +225,38 @@ class Searcher:
 
         if within is not None:
             within.require_of(self.ids)
-        # What leaves everything is no filter, and the tuned search the cheapest.
-        is_all = within is None or len(within) == len(self)
+            # What leaves everything is no filter, and the tuned search the cheapest.
+            within = None if len(within) == len(self) else within
 
-        def nearest(count: int) -> tuple[Ids, Floats, Plan]:
-            if within is not None and not is_all:
-                return self._planner.top(queries, count, within, exclude, exact=exact)
-            return self._nearest(queries, count, exclude, exact, thorough)
+        plans: list[Plan] = []
+
+        def nearest(count: int, copies: Ids, asked: int | None) -> tuple[Ids, Floats, Plan]:
+            some = queries if asked is None else queries[asked : asked + 1]
+            left_out = rising(np.concatenate([exclude, copies])) if len(copies) else exclude
+            # Lists near a query may hold nothing but its copies.
+            further = True if len(copies) and thorough is None else thorough
+            found = self._nearest(some, count, left_out, exact, further, within)
+            plans[:] = [*plans, found[2]] if len(copies) else [found[2]]
+            return found
 
         if ranking is None:
-            ids, scores, plan = nearest(int(k))
+            ids, scores, _ = nearest(int(k), NO_IDS, None)
         else:
-            ids, scores, plan = ranking.answer(int(k), nearest, self.vectors_of)
-        flags = SHORT if ids.shape[1] < k else NO_FLAGS
-        return Hits(
-            ids=ids,
-            scores=np.minimum(np.maximum(scores, -1), 1),
-            flags=flags,
-            num_searched=plan.num_selected,
-            plan=plan,
-        )
+            ids, scores, _ = ranking.answer(int(k), nearest, self.vectors_of)
+        return _hits(ids, scores, int(k), plans)
 
     def _nearest(
-        self, queries: Floats, k: int, exclude: Ids, exact: bool, thorough: bool | None
+        self,
+        queries: Floats,
+        k: int,
+        exclude: Ids,
+        exact: bool,
+        thorough: bool | None,
+        within: Selection | None,
     ) -> tuple[Ids, Floats, Plan]:
-        """Without a selection: the tuned search, a thorough one, or all of the index."""
+        """Within a selection; without one the tuned search, a thorough one, or all of the index."""
+        if within is not None:
+            return self._planner.top(queries, k, within, exclude, exact=exact)
         nprobe = self._ranker.nlist if exact else self._nprobe
         is_exact = nprobe >= self._ranker.nlist
         if not is_exact and (thorough or (thorough is None and k > self._k + 1)):

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from index import beyond
 from index.artifact import CorruptArtifactError, MissingArtifactError
 from index.build import build_index
 from index.choose import IndexConfig
@@ -77,6 +78,9 @@ def test_groups_are_the_components_of_brute_force(open_index: Any) -> None:
     assert door["largest"] == 60
     assert groups.group_of(ids[[20, 30, 25]]).tolist() == [ids[20], ids[20], ids[25]]
     assert groups.members(int(ids[25])).tolist() == [ids[25]]
+    assert groups.copies_of(ids[[25]]).tolist() == []
+    assert groups.copies_of(ids[[20, 25]]).tolist() == [ids[30]]
+    assert groups.sizes_of(ids[[20, 25, -1]]).tolist() == [2, 1, 60]
     sizes = groups.sizes()
     assert next(iter(sizes.values())) == 60
     assert sum(sizes.values()) == door["num_pictures"]
@@ -135,3 +139,61 @@ def test_equal_vectors_reach_the_highest_threshold(open_index: Any) -> None:
     build_duplicates(searcher, graph, [], DuplicateConfig(threshold=1.0))
     ids = searcher.ids.reshape(2, 60).T.tolist()
     assert as_sets(DuplicateGroups.open(searcher)) == {frozenset(pair) for pair in ids}
+
+
+@pytest.mark.parametrize("seed", range(8))
+@pytest.mark.parametrize("many", [0, 10**9])
+def test_groups_beyond_the_graph_are_those_of_brute_force(
+    open_index: Any, monkeypatch: pytest.MonkeyPatch, many: int, seed: int
+) -> None:
+    """Clumps and trails of clumps, larger than k; compared in one pass, and one by one."""
+    monkeypatch.setattr(beyond, "MANY", many)
+    rng = np.random.default_rng(seed)
+    parts = [random_unit(rng, 30, 12)]
+    for _ in range(3):
+        at = random_unit(rng, 1, 12)
+        for _ in range(rng.integers(1, 5)):
+            parts.append(at + rng.uniform(0.01, 0.1) * random_unit(rng, rng.integers(2, 14), 12))
+            at = at + rng.uniform(0.1, 0.3) * random_unit(rng, 1, 12)
+    searcher, graph = open_index(rng.permutation(np.concatenate(parts)), k=3)
+    vectors = searcher.vectors_of(searcher.ids)
+    cosines = np.unique(vectors @ vectors.T)
+    cosines = cosines[(cosines > 0.95) & (cosines < 0.99)]
+    widest = np.diff(cosines).argmax()  # where no rounding decides
+    threshold = float(cosines[widest : widest + 2].mean())
+    build_duplicates(searcher, graph, [], DuplicateConfig(threshold=threshold))
+    assert as_sets(DuplicateGroups.open(searcher)) == naive_groups(searcher, threshold, [])
+
+
+def test_a_large_group_of_unequal_copies_costs_a_pass_and_not_a_search_each(
+    open_index: Any,
+) -> None:
+    rng = np.random.default_rng(7)
+    copies = random_unit(rng, 1) + 0.12 * random_unit(rng, 600)
+    searcher, graph = open_index(np.concatenate([copies, random_unit(rng, 100)]), k=5)
+    door = build_duplicates(searcher, graph, [], DuplicateConfig(threshold=0.97))
+    assert (door["num_groups"], door["largest"], door["searches"]) == (1, 600, 1)
+
+
+def test_a_picture_with_nothing_near_outside_its_group_is_not_asked_again(
+    open_index: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Clumps in a row, each near the next, join in several rounds."""
+    rng = np.random.default_rng(8)
+    axes = np.linalg.qr(rng.normal(size=(24, 24)))[0]
+    middles = [np.cos(angle) * axes[0] + np.sin(angle) * axes[1] for angle in 0.18 * np.arange(8)]
+    clumps = [middle + 0.02 * random_unit(rng, 30) for middle in middles]
+    searcher, graph = open_index(np.concatenate([*clumps, random_unit(rng, 20)]), k=4)
+    really, rounds, done = beyond._nearest_outside, [], set()
+
+    def watched(searcher: Any, asked: Any, *rest: Any) -> Any:
+        assert not done & set(asked.tolist())
+        others, searches = really(searcher, asked, *rest)
+        done.update(asked[others < 0].tolist())
+        rounds.append(len(asked))
+        return others, searches
+
+    monkeypatch.setattr(beyond, "_nearest_outside", watched)
+    build_duplicates(searcher, graph, [], DuplicateConfig(threshold=0.98))
+    assert as_sets(DuplicateGroups.open(searcher)) == naive_groups(searcher, 0.98, [])
+    assert len(rounds) > 8

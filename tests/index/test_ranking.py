@@ -6,9 +6,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from index.examples import combine_examples
-from index.ranking import Ranking, diverse
+from index.ranking import Ranking, diverse, first_of_each
 from index.vectors import unit
 
 
@@ -18,10 +20,17 @@ class Pairs:
     def group_of(self, ids: np.ndarray) -> np.ndarray:
         return (ids - 5) // 6
 
+    def copies_of(self, ids: np.ndarray) -> np.ndarray:
+        first = 5 + 6 * self.group_of(ids)
+        return np.setdiff1d(np.concatenate([first, first + 3]), ids)
+
 
 class Same:
     def group_of(self, ids: np.ndarray) -> np.ndarray:
         return np.zeros_like(ids)
+
+    def copies_of(self, ids: np.ndarray) -> np.ndarray:
+        return np.setdiff1d(np.arange(3000), ids)
 
 
 def naive_mmr(scores: np.ndarray, vectors: np.ndarray, k: int, diversity: float) -> list[int]:
@@ -181,3 +190,71 @@ def test_one_answer_to_several_queries_ranks_by_the_best_score(
     reach = shared_searcher.range_search(queries, 0.3, any_of=True)
     assert reach.num_matching.tolist() == [(best >= 0.3).sum()]
     assert set(reach.ids.tolist()) == set(ids[best >= 0.3].tolist())
+
+
+class Told:
+    """Groups by number, of ids 5, 8, 11, ..."""
+
+    def __init__(self, groups: np.ndarray) -> None:
+        self.ids, self.groups = np.arange(len(groups)) * 3 + 5, groups
+
+    def group_of(self, ids: np.ndarray) -> np.ndarray:
+        return self.groups[(ids - 5) // 3]
+
+    def copies_of(self, ids: np.ndarray) -> np.ndarray:
+        return np.setdiff1d(self.ids[np.isin(self.groups, self.group_of(ids))], ids)
+
+
+@settings(max_examples=60, deadline=None)
+@given(data=st.data())
+def test_collapse_is_that_of_brute_force_however_large_groups_are(
+    shared_searcher: Any, data: Any
+) -> None:
+    """With variety, several queries, one answer to all, a selection and excluded pictures."""
+    rng = np.random.default_rng(data.draw(st.integers(0, 10**6)))
+    num_groups = data.draw(st.sampled_from([1, 3, 12, 100, 600]))
+    ids = shared_searcher.ids
+    groups = Told(rng.integers(0, num_groups, len(ids)) * rng.integers(0, 2, len(ids)))
+    k, any_of = data.draw(st.sampled_from([1, 4, 15])), data.draw(st.booleans())
+    diversity = data.draw(st.sampled_from([0.0, 0.4]))
+    queries = rng.normal(size=(data.draw(st.integers(1, 3)), 16))
+    exclude = rng.choice(ids, data.draw(st.sampled_from([0, 5, 100])), replace=False)
+    within = shared_searcher.select(ids[::2]) if data.draw(st.booleans()) else None
+    options = {"exact": True, "exclude_ids": exclude, "within": within}
+    ranking = Ranking(groups=groups, any_of=any_of, diversity=diversity)
+    hits = shared_searcher.search(queries, k, ranking=ranking, **options)
+    everything = shared_searcher.search(
+        queries, 600, ranking=Ranking(any_of=True) if any_of else None, **options
+    )
+    assert hits.num_searched == everything.num_searched
+    assert hits.plan.is_exact
+    for row, score, all_ids, all_scores in zip(
+        hits.ids, hits.scores, everything.ids, everything.scores, strict=True
+    ):
+        first = first_of_each(groups.group_of(all_ids)[None])[0]
+        pool = slice(max(5 * k, 50) if diversity else k)
+        expected, cosines = all_ids[first][pool], all_scores[first][pool]
+        if diversity:
+            vectors = shared_searcher.vectors_of(expected)
+            chosen = diverse(cosines, vectors, k, diversity)
+            expected, cosines = expected[chosen], cosines[chosen]
+        assert row.tolist() == expected.tolist()
+        np.testing.assert_allclose(score, cosines, atol=1e-6)
+
+
+def test_a_large_group_is_not_ranked_to_the_last_copy(shared_searcher: Any) -> None:
+    """Five hundred of six hundred pictures are one group."""
+    groups = Told(np.maximum(np.arange(600) - 499, 0))
+    asked: list[int] = []
+
+    def nearest(count: int, copies: np.ndarray, number: int | None) -> Any:
+        asked.append(count)
+        hits = shared_searcher.search(queries, count, exact=True, exclude_ids=copies)
+        return hits.ids, hits.scores, None
+
+    queries = shared_searcher.vectors_of(groups.ids[:1])
+    ids, _, _ = Ranking(groups=groups).answer(4, nearest, shared_searcher.vectors_of)
+    everything = shared_searcher.search(queries, 600, exact=True).ids[0]
+    first = first_of_each(groups.group_of(everything)[None])[0]
+    assert ids[0].tolist() == everything[first][:4].tolist()
+    assert max(asked) <= 16
