@@ -88,7 +88,7 @@ def remove(config: RemoveConfig, context: Context) -> dict[str, Any]:
         done = _restore(config, context, standing, ids)
         unknown = np.setdiff1d(ids, removed_ids(standing))
     else:
-        done = remove_pictures(folder, ids)
+        done = remove_pictures(folder, ids, fill=part_filler(context), say=context.say)
         unknown = done.unknown
     return {
         "asked_for": len(ids),

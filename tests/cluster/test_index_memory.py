@@ -224,6 +224,35 @@ def test_pictures_are_removed_and_restored_within_the_memory_of_their_index(
     assert max(each["over"] for each in found) <= 64_000_000, "the catalog alone would take more"
 
 
+@linux
+@pytest.mark.timeout(900)
+def test_an_index_that_has_no_room_for_changes_is_built_within_its_memory(tmp_path: Path) -> None:
+    write_corpus(tmp_path, "tiny", 2000, 16)
+    write_corpus(tmp_path, "big", 300_000, 16)
+    found = [
+        index_within(tmp_path, "40MB", "exact"),
+        run_verb(tmp_path, "remove", where="id < 60000"),
+        run_verb(tmp_path, "compact", retrain=True),
+        run_verb(tmp_path, "remove", restore=True),
+    ]
+    assert [each["action"] for each in found] == ["built"] * 4
+    assert [each["rows"] for each in found] == [300_000, 240_000, 240_000, 300_000]
+    assert "more than the memory that it may take, 40MB" in found[1]["why"]
+    assert max(each["over"] for each in found) <= 40_000_000, found
+
+
+@linux
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+def test_of_two_million_pictures_some_are_removed_within_128_megabytes(tmp_path: Path) -> None:
+    write_corpus(tmp_path, "tiny", 2000, 32)
+    write_corpus(tmp_path, "big", 2_000_000, 32)
+    index_within(tmp_path, "128MB", "ivf-pq")
+    found = thin_out(tmp_path, 2_000_000)
+    assert [each["rows"] for each in found[-2:]] == [2_000_000, 2_000_000]
+    assert max(each["over"] for each in found) <= 128_000_000, found
+
+
 def test_gone_pictures_are_those_that_the_newest_rows_say(tmp_path: Path) -> None:
     scan_says(tmp_path, "mine", [(np.arange(6), "ok"), (np.array([1, 4, 5]), "vanished")])
     scan_says(tmp_path, "mine", [(np.array([4]), "ok"), (np.array([2]), "replaced")])
