@@ -85,8 +85,9 @@ def remove(config: RemoveConfig, context: Context) -> dict[str, Any]:
     standing = Standing.in_service(folder)
     ids = _chosen(config, context, standing)
     if config.restore:
-        done = _restore(config, context, standing, ids)
+        # Before: where a build follows a compaction, the version of now is deleted.
         unknown = np.setdiff1d(ids, removed_ids(standing))
+        done = _restore(config, context, standing, ids)
     else:
         done = remove_pictures(folder, ids, fill=part_filler(context), say=context.say)
         unknown = done.unknown
