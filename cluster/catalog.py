@@ -37,6 +37,7 @@ __all__ = [
     "CatalogRow",
     "bad_pictures",
     "catalog_schema",
+    "file_names",
     "gone_ids",
     "newest_positions",
     "open_corpus",
@@ -128,8 +129,9 @@ class Catalog:
     def named(self) -> pa.Table:
         """``table`` with a column ``name``, each file's own unless the source has one."""
         table = self.table
-        names = pc.replace_substring_regex(table["uri"], pattern="^.*/", replacement="")
-        return table if "name" in table.column_names else table.append_column("name", names)
+        if "name" in table.column_names:
+            return table
+        return table.append_column("name", file_names(table["uri"]))
 
     @cached_property
     def _ids(self) -> np.ndarray:
@@ -181,6 +183,11 @@ class Catalog:
     def by_uri(self) -> Iterator[CatalogRow]:
         """Rows that stand for a file that was there at the last scan."""
         yield from _as_rows(self.table.filter(~pc.field("status").isin(list(GONE))))
+
+
+def file_names(uris: pa.ChunkedArray) -> pa.ChunkedArray:
+    """What files are called without their folders, by their URIs."""
+    return pc.replace_substring_regex(uris, pattern="^.*/", replacement="")
 
 
 def open_corpus(workspace: Workspace, name: str) -> Catalog:

@@ -6,9 +6,10 @@ Paths are taken from the folder of the list on; those that begin with ``/`` or a
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import posixpath
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import pyarrow as pa
@@ -19,6 +20,7 @@ from cluster.file_walk import PICTURE_SUFFIXES, File, look_at, suffix_of, walk
 from cluster.picture_bytes import column_of, open_parquet
 from cluster.picture_uri import Place, place_of, require_no_keys
 from cluster.sources import Ledger, Listed, Request
+from index.uri import shown_uri
 
 __all__ = [
     "PATH_COLUMNS",
@@ -130,11 +132,21 @@ class ListSource:
         for batch in self._batches():
             names = column_of(batch, self._path).cast(pa.string()).to_pylist()
             rows = rows_of(batch, self._request, self.fields, self._request.place.path, self._named)
-            for name, file, row in zip(
+            for name, found, row in zip(
                 names, stand_alone(names, self._request.place), rows, strict=True
             ):
                 label = folder_of(name or "") if labels == "folder" else row[0]
+                file = self._in_its_place(name, found) if isinstance(found, str) else found
                 yield file._replace(label=label, values=row[1:])
+
+    def _in_its_place(self, name: str | None, problem: str) -> Listed:
+        """What stands for a name that leads to no file: without what might be a key."""
+        if not name:
+            return Listed(f"{self._request.place.path.rpartition('/')[0]}/", None, None, problem)
+        shown = shown_uri(name).partition("#")[0]
+        # Names that differ in what was cut off are of different pictures.
+        cut = "" if shown == name else f"?{hashlib.sha256(name.encode()).hexdigest()[:12]}"
+        return Listed(f"{shown}{cut}", None, None, problem)
 
     def _batches(self) -> Iterator[pa.RecordBatch]:
         place = self._request.place
@@ -272,18 +284,25 @@ def _with_options(name: str, beside: Place) -> str:
     return f"{name}?{options}" if options and name.startswith(scheme) and "?" not in name else name
 
 
-def stand_alone(names: list[str | None], beside: Place) -> list[Listed]:
-    """The files that a list names; relative names are taken from the folder of ``beside`` on."""
+def stand_alone(names: Sequence[str | None], beside: Place) -> list[Listed | str]:
+    """The files that a list names; a text in place of one says why a name leads to none.
+
+    Args:
+        names: paths and URIs; relative ones are taken from the folder of ``beside`` on.
+        beside: the list.
+    """
     folder = beside.path.rpartition("/")[0]
-    found: list[Listed] = [Listed(f"{folder}/", None, None, "The list names no file here.")] * len(
-        names
-    )
+    found: list[Listed | str] = ["The list names no file here."] * len(names)
     asked: dict[str, tuple[Place, list[int], list[str]]] = {}
     for position, name in enumerate(names):
         if not name:
             continue
         whole = "://" in name or name.startswith("/")
-        place = place_of(_with_options(require_no_keys(name), beside)) if whole else beside
+        try:
+            place = place_of(_with_options(require_no_keys(name), beside)) if whole else beside
+        except ValueError as error:  # one row in a million must not cost the others
+            found[position] = str(error)
+            continue
         _, positions, paths = asked.setdefault(place.base, (place, [], []))
         positions.append(position)
         paths.append(place.path if whole else posixpath.normpath(f"{folder}/{name}"))

@@ -8,15 +8,12 @@ dead; it is in service at once, and servers follow. They stay out of later versi
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
 
-from cluster.catalog import Catalog, open_corpus
 from cluster.changes import report_of
+from cluster.chosen_pictures import ChosenPictures
 from cluster.context import Context
 from cluster.index_job import gone_pictures
 from cluster.part_tasks import part_filler
@@ -24,7 +21,6 @@ from cluster.relations import follow_relations
 from cluster.workspace import check_name
 from index.choose import IndexConfig
 from index.embeddings import EmbeddingStore
-from index.filters import matching
 from index.removed import removed_ids
 from index.update import Instructions, Updated, remove_pictures, update_index
 from index.vectors import Ids, rising
@@ -89,10 +85,11 @@ def remove(config: RemoveConfig, context: Context) -> dict[str, Any]:
     standing = Standing.in_service(folder)
     ids = _chosen(config, context, standing)
     if config.restore:
-        done = _restore(config, context, standing, ids)
+        # Before: where a build follows a compaction, the version of now is deleted.
         unknown = np.setdiff1d(ids, removed_ids(standing))
+        done = _restore(config, context, standing, ids)
     else:
-        done = remove_pictures(folder, ids)
+        done = remove_pictures(folder, ids, fill=part_filler(context), say=context.say)
         unknown = done.unknown
     return {
         "asked_for": len(ids),
@@ -138,25 +135,10 @@ def _chosen(config: RemoveConfig, context: Context, standing: Standing) -> Ids:
         return removed_ids(standing)
     found: list[Ids] = [np.array(config.ids, np.int64)]
     if config.files or config.where:
-        catalog = open_corpus(context.workspace, standing.door["parents"]["corpus"])
-        found += [_of_file(catalog, name) for name in config.files]
+        corpus = standing.door["parents"]["corpus"]
+        pictures = ChosenPictures.of_corpus(context.workspace, corpus)
+        if config.files:
+            found.append(pictures.of_files(config.files))
         if config.where:
-            found.append(matching(catalog.named, config.where, ["id"])["id"].to_numpy())
+            found.append(pictures.where(config.where))
     return rising(np.concatenate(found))
-
-
-def _of_file(catalog: Catalog, name: str) -> Ids:
-    """Ids of a file, those that it had before it changed too."""
-    uris, ids = catalog.table["uri"], catalog.table["id"].to_numpy()
-    is_it = pc.is_in(uris, pa.array([name, str(Path(name).expanduser().resolve())]))
-    if not pc.any(is_it).as_py():
-        is_it = pc.ends_with(uris, f"/{name.lstrip('/')}")
-    found: Ids = ids[is_it.to_numpy()]
-    places = pc.unique(uris.filter(is_it)).to_pylist()
-    if len(places) != 1:
-        what = f"could be {places[0]} or {places[1]}" if places else "is in no row"
-        raise ValueError(
-            f"file {name!r}: {what} of corpus {catalog.door['name']!r}. Give the whole path, or "
-            "the id, as lookalike search shows them."
-        )
-    return found

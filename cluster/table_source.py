@@ -99,17 +99,22 @@ class _TableSource(ABC):
             facts = rows_of(batch, self._request, self.fields, place.path, self._misfits)
             pictures = column_of(batch, name).to_pylist()
             beside = self._beside(batch, pictures, place)
-            names_files |= bool(beside)
+            names_files |= any(isinstance(found, Listed) for found in beside.values())
             for position, (data, fact) in enumerate(zip(pictures, facts, strict=True)):
                 uri = PictureUri(container.uri, self._kind, first + position, 0, name)
                 row = Listed(str(uri), len(data or b""), container.mtime_ns, data=data or b"")
-                yield beside.get(position, row)._replace(label=fact[0], values=fact[1:])
+                found = beside.get(position, row)
+                file = row._replace(problem=found) if isinstance(found, str) else found
+                yield file._replace(label=fact[0], values=fact[1:])
         return names_files
 
     def _beside(
         self, batch: pa.RecordBatch, pictures: list[bytes | None], place: Place
-    ) -> dict[int, Listed]:
-        """Pictures that are files of their own, by position: rows with a path in place of bytes."""
+    ) -> dict[int, Listed | str]:
+        """Pictures that are files of their own, by position: rows with a path in place of bytes.
+
+        A text in place of one says why a path leads to none.
+        """
         if not self._is_struct or None not in pictures:
             return {}
         if "path" not in [field.name for field in column_of(batch, self._picture).type]:

@@ -46,6 +46,14 @@ CHANGE_ROW_BYTES = 32
 """Of a row while its version is changed or compacted: ids of the base, of what is alive before and
 after, and one more list of them in passing. Measured at a million rows (`tests/cluster`)."""
 
+REMOVED_BYTES = 16
+"""Of a picture that was removed by hand: the list of them, and one more in passing. Measured with
+1.8 of 2 million, compacted."""
+
+NAMED_BYTES = 48
+"""Of a picture that is to be removed: as it was found, put in order, looked up, and on the lists of
+those that go, are dead and stay out. Measured with 1.8 of 2 million."""
+
 DELTA_NUMBER_BYTES = 14
 """Of a number of a vector that comes: as it was read, joined with others, widened, filled in."""
 
@@ -118,7 +126,7 @@ class Budget:
             raise ValueError(
                 f"memory {self.limit_bytes / 1e6:.0f}MB: to index {num_rows} vectors of "
                 f"{self.dim} dimensions takes at least {math.ceil(least / 1e6)}MB. "
-                f"Give --memory {math.ceil(least / 1e6)}MB or more."
+                f"Give lookalike index --memory {math.ceil(least / 1e6)}MB or more."
             )
 
     @property
@@ -126,14 +134,19 @@ class Budget:
         """Two batches of float16 while vectors are copied, and what is always taken."""
         return FIXED_BYTES + 6 * BATCH_ROWS * self.dim
 
-    def allows_change(self, num_rows: int, part_bytes: int) -> bool:
+    def allows_change(
+        self, num_rows: int, part_bytes: int, *, num_removed: int = 0, num_named: int = 0
+    ) -> bool:
         """Whether a version can be changed or compacted within it.
 
         Args:
             num_rows: rows of the version, dead ones included.
             part_bytes: of its largest part.
+            num_removed: pictures on its list of those that were removed by hand.
+            num_named: pictures that are to join them.
         """
-        needed = self._passing_bytes + CHANGE_ROW_BYTES * num_rows + part_bytes
+        lists = REMOVED_BYTES * num_removed + NAMED_BYTES * num_named
+        needed = self._passing_bytes + CHANGE_ROW_BYTES * num_rows + lists + part_bytes
         return self.limit_bytes is None or needed <= self.limit_bytes
 
     def delta_rows(self, most: int) -> int:

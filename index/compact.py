@@ -18,7 +18,7 @@ import numpy as np
 
 from index.artifact import digest, library_versions, publish
 from index.budget import give_back
-from index.build import Leave, require_unit
+from index.build import Build, Leave, require_unit
 from index.candidate import Candidate
 from index.card import PAGE, card_page, measured, settings_of, write_page
 from index.change import (
@@ -46,22 +46,22 @@ from index.vector_writer import VectorWriter
 from index.vectors import VECTORS, Float16s, Floats, Ids, VectorFile, locate
 from index.versions import Standing, new_version
 
-__all__ = ["LiveQueries", "LiveSet", "fold"]
+__all__ = ["LiveQueries", "LiveSet", "build_of_living", "fold", "living"]
 
 
 @dataclass(frozen=True, slots=True)
 class LiveSet:
     """What is alive in a version, to build an index of: see `index.vector_sets.VectorSet`.
 
+    Its vectors are open, and ids of its base in memory, only while they stream.
+
     Args:
         folder: the version's folder.
         door: its door.
-        vectors: what is alive of it.
     """
 
     folder: Folder
     door: Mapping[str, Any]
-    vectors: StoredVectors
 
     @property
     def id(self) -> str:
@@ -88,12 +88,12 @@ class LiveSet:
     @property
     def dim(self) -> int:
         """D."""
-        return self.vectors.dim
+        return int(self.door["dim"])
 
     @property
     def num_rows(self) -> int:
         """Vectors alive."""
-        return len(self.vectors)
+        return int(self.door["rows"])
 
     @property
     def mean(self) -> Floats:
@@ -102,7 +102,7 @@ class LiveSet:
 
     def iter_stored(self) -> Iterator[tuple[Ids, Float16s]]:
         """Stream ids, rising, and unit vectors float16 [n, D]."""
-        for ids, vectors in self.vectors.iter_batches():
+        for ids, vectors in living(self.folder, self.door).iter_batches():
             yield ids, vectors.astype(np.float16)  # as it was stored: nothing is lost
 
 
@@ -139,6 +139,35 @@ class LiveQueries:
     def iter_batches(self) -> Iterator[tuple[Ids, Floats]]:
         """All of them at once; of as many as are wanted, all are drawn again."""
         yield self.queries.ids, self.queries.vectors
+
+
+def living(folder: Folder, door: Mapping[str, Any]) -> StoredVectors:
+    """The stored vectors of what is alive in a version, opened."""
+    sparing = door["config"]["memory"] is not None
+    return open_ranker(folder, door, sparing=sparing).vectors
+
+
+def build_of_living(before: Standing, leave: Leave, fill: FillParts) -> dict[str, Any]:
+    """Build an index anew of its own vectors, and put it in service. Call as `sole_writer`.
+
+    Args:
+        before: the version that gives the vectors, and the queries from outside the corpus.
+        leave: pictures of it that are left out.
+        fill: does the jobs of parts.
+
+    Returns:
+        The door of the new version, with ``version``.
+
+    Raises:
+        ValueError: the index's memory is too little; nothing is written then.
+    """
+    door, asked = before.door, None
+    if door["queries"]["embeddings_id"] is not None:
+        queries = QuerySet.read(before.folder.local_path(QUERIES))
+        asked = LiveQueries(before.folder, door, queries)
+    give_back()
+    source, config = LiveSet(before.folder, door), IndexConfig(**door["config"])
+    return Build(source, before.index, config, asked, fill, leave).publish()
 
 
 def fold(
@@ -184,7 +213,9 @@ class _Folding:
         candidate = self._filled(vectors, fill)
         build_s = time.perf_counter() - start
         before = QuerySet.read(self._old.local_path(QUERIES))
-        trained = trained_state(self._old, self._door, self._living, before)
+        trained = trained_state(
+            self._old, self._door, lambda: living(self._old, self._door), before
+        )
         queries, trained["query_rate"] = follow_queries(
             before, vectors, moved, trained["query_rate"], self._config
         )
@@ -199,11 +230,6 @@ class _Folding:
         page = card_page(self._name, body)
         self._files[PAGE] = self._new.write_hashed(PAGE, partial(write_page, text=page))
         return self._name, publish(self._new, "index", body, self._files)
-
-    def _living(self) -> StoredVectors:
-        """What is alive in the old version."""
-        sparing = self._config.memory is not None
-        return open_ranker(self._old, self._door, sparing=sparing).vectors
 
     def _copy_vectors(self, path: str) -> None:
         leave, total = self._leave.ids, np.zeros(self._source.dim)

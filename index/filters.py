@@ -36,7 +36,7 @@ from index.filter_syntax import (
     parse_filter,
 )
 
-__all__ = ["FilterError", "compile_filter", "matching"]
+__all__ = ["FilterError", "compile_filter", "filter_columns", "matching"]
 
 COMPARE: dict[str, Callable[[pc.Expression, pc.Expression], pc.Expression]] = {
     "=": lambda left, right: left == right,
@@ -61,7 +61,7 @@ def matching(table: pa.Table, text: str, columns: Sequence[str] | None = None) -
         FilterError: see `compile_filter`.
     """
     expression = compile_filter(text, table.schema)
-    kept = set(table.schema.names if columns is None else columns) | _names(parse_filter(text))
+    kept = set(table.schema.names if columns is None else columns) | filter_columns(text)
     chosen = table.select([name for name in table.schema.names if name in kept]).filter(expression)
     return chosen if columns is None else chosen.select(list(columns))
 
@@ -74,6 +74,18 @@ def compile_filter(text: str, schema: pa.Schema) -> pc.Expression:
             value of another type than its column. All with the position in the text.
     """
     return _Compiler(text, schema).compile(parse_filter(text))
+
+
+def filter_columns(text: str) -> set[str]:
+    """The columns that a filter tests.
+
+    >>> sorted(filter_columns("width > 100 and not label = 'cat'"))
+    ['label', 'width']
+
+    Raises:
+        FilterError: no filter by its syntax.
+    """
+    return _names(parse_filter(text))
 
 
 def _names(node: Node) -> set[str]:

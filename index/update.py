@@ -23,20 +23,18 @@ from index.budget import give_back
 from index.build import Build, Leave, build_id
 from index.change import Change, change_version
 from index.choose import IndexConfig
-from index.compact import LiveQueries, LiveSet, fold
+from index.compact import LiveSet, build_of_living, fold, living
 from index.difference import Difference, Wanted, compare
 from index.drift import MAX_DEAD, MAX_GROWTH, Drift, delta_bound
 from index.embeddings import EmbeddingStore
 from index.fill import FillParts, fill_here
 from index.folder import Folder
 from index.id_file import NO_IDS
-from index.layers import open_ranker
 from index.live_queries import Moved
 from index.lock import sole_writer
-from index.queries import QUERIES, QuerySet
 from index.removed import removed_despite_damage, removed_ids
+from index.room import no_room_to
 from index.service import put_in_service
-from index.vector_sets import StoredVectors
 from index.vectors import Ids, rising
 from index.versions import CHANGING, CURRENT, Standing, finished_version, open_current
 
@@ -142,25 +140,30 @@ def update_index(
     return Updated(version=door["version"], door=door, action=action, why=str(why))
 
 
-def remove_pictures(folder: Folder, ids: Ids) -> Updated:
+def remove_pictures(
+    folder: Folder, ids: Ids, *, fill: FillParts = fill_here, say: Say = logger.info
+) -> Updated:
     """Have pictures be no results any more, from the next search on.
 
     They stay out of later versions too, whatever the embedding set holds, until they are restored
-    (``restored`` of `update_index`).
+    (``restored`` of `update_index`). What does not find room in the index's memory is built anew.
 
     Args:
         folder: the index's folder.
         ids: ids int64; those that the index does not have are passed over.
+        fill: does the jobs of parts, should it be built.
+        say: is told what is done before it takes long.
 
     Raises:
-        ValueError: no picture would be left; another process is building or changing the index.
+        ValueError: no picture would be left; the index's memory is too little for a build; another
+            process is building or changing the index.
         MissingArtifactError: no version is in service.
         CorruptArtifactError: the one in service is damaged.
     """
     with sole_writer(folder, CHANGING):
         before = Standing.in_service(folder)
         _require_changeable(before)
-        vectors = _living(before)
+        vectors = living(before.folder, before.door)
         wanted = rising(ids)
         is_here = vectors.contains(wanted)
         here, unknown = wanted[is_here], wanted[~is_here]
@@ -177,16 +180,21 @@ def remove_pictures(folder: Folder, ids: Ids) -> Updated:
                 f"{folder}: all {len(vectors):,} pictures are to be removed, and an index needs "
                 "one. To be rid of the index, delete its folder."
             )
-        change = Change(
-            gone=here,
-            ids=NO_IDS,
-            vectors=np.empty((0, vectors.dim), np.float16),
-            removed=np.union1d(removed_ids(before), here),
-        )
-        name, made = change_version(before, change)
-        put_in_service(folder, name, made)
-    why = f"{len(here):,} removed"
-    return Updated(version=name, door=made, action="changed", why=why, unknown=unknown)
+        removed, why = np.union1d(removed_ids(before), here), f"{len(here):,} removed"
+        no_room = no_room_to("change", before.door, len(wanted))
+        if not no_room:
+            empty = np.empty((0, vectors.dim), np.float16)
+            change = Change(gone=here, ids=NO_IDS, vectors=empty, removed=removed)
+            name, made = change_version(before, change)
+            put_in_service(folder, name, made)
+        else:
+            del vectors
+            why = f"{why}, and {no_room}"
+            say(f"Building the index anew: {no_room}")
+            made = build_of_living(before, Leave(removed=removed, gone=NO_IDS), fill)
+            name = made["version"]
+    action: Action = "built" if no_room else "changed"
+    return Updated(version=name, door=made, action=action, why=why, unknown=unknown)
 
 
 def compact_index(
@@ -203,7 +211,8 @@ def compact_index(
     Raises:
         MissingArtifactError: no version is in service.
         CorruptArtifactError: the one in service is damaged.
-        ValueError: another process is building or changing the index.
+        ValueError: the index's memory is too little for a build; another process is building or
+            changing the index.
 
     Cost: see `fold`, or `build_index`.
     """
@@ -212,27 +221,30 @@ def compact_index(
         before = Standing(folder, version, door)
         _require_changeable(before)
         drift = Drift.from_json(door["drift"]) if door.get("drift") else None
-        source = LiveSet(before.folder, door, _living(before))
         leave = Leave(removed=removed_ids(before), gone=NO_IDS)
-        drifted = drift is not None and drift.remedy == "retrain"
-        if not (retrain or drifted):
+        why = _why_retrain(drift, door, retrain=retrain)
+        if why is None:
             if not door.get("delta") and not door.get("dead"):
                 return Updated(
                     version=version, door=door, action="reused", why="it is compact already"
                 )
             say("Compacting: lists and codes stay as they are")
-            name, made = fold(before, source, leave, NO_MOVES, fill)
+            name, made = fold(before, LiveSet(before.folder, door), leave, NO_MOVES, fill)
             put_in_service(folder, name, made)
             return Updated(version=name, door=made, action="compacted", why=_layers_of(door))
-        why = "asked for" if retrain or drift is None else drift.why
         say(f"Training anew: {why}")
-        asked = None
-        if door["queries"]["embeddings_id"] is not None:
-            queries = QuerySet.read(before.folder.local_path(QUERIES))
-            asked = LiveQueries(before.folder, door, queries)
-        config = IndexConfig(**door["config"])
-        built = Build(source, folder, config, asked, fill, leave).publish()
+        built = build_of_living(before, leave, fill)
     return Updated(version=built["version"], door=built, action="built", why=why)
+
+
+def _why_retrain(drift: Drift | None, door: Mapping[str, Any], *, retrain: bool) -> str | None:
+    """Why lists and codes cannot stay as they are; None if they can."""
+    if retrain:
+        return "asked for"
+    if drift is not None and drift.remedy == "retrain":
+        return drift.why
+    is_layered = door.get("delta") or door.get("dead")
+    return no_room_to("compact", door) or None if is_layered else None
 
 
 def _require_changeable(before: Standing) -> None:
@@ -254,12 +266,6 @@ def _layers_of(door: Mapping[str, Any]) -> str:
         f"{delta['rows'] if delta else 0:,} rows of the delta folded in, "
         f"{dead['rows'] if dead else 0:,} dead ones dropped"
     )
-
-
-def _living(before: Standing) -> StoredVectors:
-    """The stored vectors of what is alive in a version."""
-    sparing = before.door["config"]["memory"] is not None
-    return open_ranker(before.folder, before.door, sparing=sparing).vectors
 
 
 def _in_service(folder: Folder) -> Standing | None:
@@ -320,7 +326,7 @@ def _follow(
     same_set = door["parents"]["embeddings_id"] == store.id
     config = IndexConfig(**door["config"])
     budget = config.budget(store.dim)
-    found = compare(store, wanted, _living(before), same_set=same_set, budget=budget)
+    found = compare(store, wanted, living(before.folder, door), same_set=same_set, budget=budget)
     give_back()
     same_list = np.array_equal(removed_ids(before), wanted.leave.removed)
     if found.is_nothing and same_set and same_list:
@@ -334,8 +340,8 @@ def _follow(
         return None, "nothing is left of it"
     if wanted.num_rows > MAX_GROWTH * trained:
         return None, f"it was trained for {trained:,} rows, and there are {wanted.num_rows:,}"
-    if not budget.allows_change(*_sizes(door)):
-        return None, f"to change it takes more than the memory that it may take, {config.memory}"
+    if no_room := no_room_to("change", door):
+        return None, no_room
     done = _changed(store, before, wanted, found, fill)
     give_back()
     put_in_service(before.index, done.version, done.door)
@@ -344,13 +350,6 @@ def _follow(
     if done.action == "compacted" and drift is not None and drift.remedy == "retrain":
         return None, f"{done.version} is in service, and {drift.why}"
     return done, None
-
-
-def _sizes(door: Mapping[str, Any]) -> tuple[int, int]:
-    """Rows of a version, dead ones included, and bytes of its largest part."""
-    delta = door.get("delta")
-    rows = sum(part["rows"] for part in door["parts"]) + (delta["rows"] if delta else 0)
-    return rows, max(door["files"][part["file"]]["bytes"] for part in door["parts"])
 
 
 def _changed(

@@ -136,6 +136,29 @@ def test_lists_that_cannot_be_read_say_what_to_do(
         scan_here(folder / "list.csv", **options)
 
 
+@pytest.mark.parametrize("kind", ["txt", "parquet"])
+def test_a_name_whose_scheme_is_not_read_here_costs_no_other_line(
+    folder: Path, scan_here: Any, kind: str
+) -> None:
+    site = "https://me:hunter2@example.org"
+    names = ["a/0.png", f"{site}/x.png?id=1#top", "b/1.png", f"{site}/x.png?id=2", "ftp://h/y.png"]
+    if kind == "txt":
+        (folder / "list.txt").write_text("\n".join(names))
+    else:
+        pq.write_table(pa.table({"path": names}), folder / "list.parquet")
+    report, catalog = scan_here(folder / f"list.{kind}", source_kind="list")
+    assert report["pictures"] == {"total": 5, "ok": 2, "unreadable": 3}
+    rows = catalog.rows([0, 1, 2, 3, 4])
+    assert [row.status for row in rows] == ["ok", "unreadable", "ok", "unreadable", "unreadable"]
+    assert [row.name for row in rows[1::2]] == ["x.png", "x.png"]
+    assert rows[4].uri == "ftp://h/y.png"
+    assert "Copy them to one of these." in str(rows[1].error)
+    assert "hunter2" not in str(rows)
+    report, again = scan_here(folder / f"list.{kind}", source_kind="list")
+    assert report["since_last_scan"]["unchanged"] == 5
+    assert again.door == catalog.door
+
+
 def test_a_parquet_list_that_is_damaged_is_named(folder: Path, scan_here: Any) -> None:
     (folder / "list.parquet").write_bytes(b"")
     with pytest.raises(ValueError, match=r"list\.parquet: no list that can be read"):

@@ -1,4 +1,4 @@
-"""`lookalike index` within its memory: catalog, embedding set and what is compared included."""
+"""index, remove and compact within their memory: catalog, embedding set and vectors included."""
 
 from __future__ import annotations
 
@@ -22,12 +22,14 @@ from index.folder import Folder
 
 # VmHWM counts anonymous memory and the pages of maps alike. The baseline is taken after a tiny
 # index of every kind, when all libraries are loaded and have made their pools.
-INDEX = """
+VERB = """
     import io, json, sys
     from pathlib import Path
     from rich.console import Console
+    from cluster.compact_job import CompactConfig, compact
     from cluster.context import Context
     from cluster.index_job import IndexJobConfig, index_embeddings
+    from cluster.remove_job import RemoveConfig, remove
     from cluster.workspace import Workspace
     from index.budget import give_back
     from index.choose import IndexConfig
@@ -36,23 +38,34 @@ INDEX = """
         lines = Path("/proc/self/status").read_text().splitlines()
         return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(key))
 
-    place, memory, kind = sys.argv[1:]
+    place, verb, given = sys.argv[1:]
     context = Context(Workspace.at(place), console=Console(file=io.StringIO()))
 
-    def index(corpus, name, **wanted):
-        build = IndexConfig(num_queries=200, **wanted)
-        return index_embeddings(
-            IndexJobConfig(corpus=corpus, encoder="enc", name=name, build=build), context
-        )
+    def run(verb, name, given):
+        if verb == "index":
+            build = IndexConfig(num_queries=200, **given)
+            corpus = name.partition("-")[0]
+            config = IndexJobConfig(corpus=corpus, encoder="enc", name=name, build=build)
+            return index_embeddings(config, context)
+        if verb == "compact":
+            return compact(CompactConfig(index=name, **given), context)
+        lists = {key: tuple(value) for key, value in given.items() if isinstance(value, list)}
+        return remove(RemoveConfig(index=name, **{**given, **lists}), context)
 
-    for tiny in ("exact", "ivf", "ivf-pq"):
-        index("tiny", f"tiny-{tiny}", kind=tiny, memory="100MB")
+    for kind in ("exact", "ivf", "ivf-pq"):
+        tiny = f"tiny-{kind}"
+        run("index", tiny, {"kind": kind, "memory": "100MB"})
+        if verb != "index":
+            run("remove", tiny, {"where": "id < 3", "files": ["000000009.jpg"]})
+            run("compact", tiny, {})
+            run("compact", tiny, {"retrain": True})
+            run("remove", tiny, {"restore": True})
     give_back()
     baseline = status("VmRSS")
     Path("/proc/self/clear_refs").write_text("5")  # the mark starts anew
-    report = index("big", "big", memory=memory, kind=kind)
+    report = run(verb, "big", json.loads(given))
     over = status("VmHWM") - baseline
-    print(json.dumps({"over": over, "action": report["action"], "why": report["why"]}))
+    print(json.dumps({"over": over, **{key: report[key] for key in ("action", "why", "rows")}}))
 """
 PART_ROWS = 50_000
 
@@ -92,6 +105,7 @@ def scan_says(place: Path, name: str, parts: list[tuple[np.ndarray, str]]) -> No
     body = {
         "id": digest([name, names]),
         "uid": f"uid of {name}",
+        "name": name,
         "config": {},
         "rows": {"total": total},
     }
@@ -127,16 +141,22 @@ def write_corpus(place: Path, name: str, num_rows: int, dim: int) -> None:
     publish_embeddings(folder, records, {"parents": parents, "config": {"layer": "backbone"}})
 
 
-def index_within(place: Path, memory: str, kind: str) -> dict[str, Any]:
+def run_verb(place: Path, verb: str, **given: Any) -> dict[str, Any]:
+    """What a verb says of the index ``big``, and how much memory it took beyond the program."""
     done = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(INDEX), str(place), memory, kind],
-        check=True,
+        [sys.executable, "-c", textwrap.dedent(VERB), str(place), verb, json.dumps(given)],
+        check=False,
         capture_output=True,
         text=True,
         env={**os.environ, "PYTHONPATH": str(Path.cwd())},
     )
+    assert done.returncode == 0, done.stderr
     found: dict[str, Any] = json.loads(done.stdout)
     return found
+
+
+def index_within(place: Path, memory: str, kind: str) -> dict[str, Any]:
+    return run_verb(place, "index", memory=memory, kind=kind)
 
 
 def follow_a_corpus(place: Path, num_rows: int, memory: str, kind: str) -> list[dict[str, Any]]:
@@ -172,6 +192,70 @@ def test_two_million_pictures_are_indexed_and_followed_within_128_megabytes(
     found = follow_a_corpus(tmp_path, 2_000_000, "128MB", "ivf-pq")
     assert [each["action"] for each in found] == ["built", "reused", "changed", "compacted"]
     assert max(each["over"] for each in found) <= 128_000_000
+
+
+def thin_out(place: Path, num_rows: int) -> list[dict[str, Any]]:
+    """Have an index lose pictures, a few and then a quarter of them, and be compacted each time."""
+    return [
+        run_verb(place, "remove", where=f"id < {num_rows // 50} and width = 640"),
+        run_verb(place, "compact"),
+        run_verb(place, "remove", files=[f"{num_rows - 1:09d}.jpg", f"{num_rows - 2:09d}.jpg"]),
+        run_verb(place, "remove", where=f"id < {num_rows // 4}"),
+        run_verb(place, "compact"),
+        run_verb(place, "remove", restore=True),
+        run_verb(place, "compact", retrain=True),
+    ]
+
+
+@linux
+@pytest.mark.timeout(900)
+def test_pictures_are_removed_and_restored_within_the_memory_of_their_index(
+    tmp_path: Path,
+) -> None:
+    write_corpus(tmp_path, "tiny", 2000, 16)
+    write_corpus(tmp_path, "big", 300_000, 16)
+    index_within(tmp_path, "64MB", "exact")
+    found = thin_out(tmp_path, 300_000)
+    assert [each["action"] for each in found] == [
+        *("changed", "compacted", "changed", "changed"),
+        *("compacted", "compacted", "built"),
+    ]
+    assert [each["rows"] for each in found[-2:]] == [300_000, 300_000]
+    assert max(each["over"] for each in found) <= 64_000_000, "the catalog alone would take more"
+
+
+@linux
+@pytest.mark.timeout(900)
+def test_an_index_that_has_no_room_for_changes_is_built_within_its_memory(tmp_path: Path) -> None:
+    write_corpus(tmp_path, "tiny", 2000, 16)
+    write_corpus(tmp_path, "big", 300_000, 16)
+    found = [
+        index_within(tmp_path, "40MB", "exact"),
+        run_verb(tmp_path, "remove", where="id < 60000"),
+        run_verb(tmp_path, "compact", retrain=True),
+        run_verb(tmp_path, "remove", restore=True),
+    ]
+    assert [each["action"] for each in found] == ["built"] * 4
+    assert [each["rows"] for each in found] == [300_000, 240_000, 240_000, 300_000]
+    assert "more than the memory that it may take, 40MB" in found[1]["why"]
+    assert max(each["over"] for each in found) <= 40_000_000, found
+
+
+@linux
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+def test_of_two_million_pictures_some_are_removed_within_128_megabytes(tmp_path: Path) -> None:
+    write_corpus(tmp_path, "tiny", 2000, 32)
+    write_corpus(tmp_path, "big", 2_000_000, 32)
+    index_within(tmp_path, "128MB", "ivf-pq")
+    found = [
+        run_verb(tmp_path, "remove", where="id < 40000"),
+        run_verb(tmp_path, "compact"),
+        run_verb(tmp_path, "remove", where="id < 500000"),
+        run_verb(tmp_path, "compact", retrain=True),
+    ]
+    assert [each["rows"] for each in found[1:]] == [1_960_000, 1_500_000, 1_500_000]
+    assert max(each["over"] for each in found) <= 128_000_000, found
 
 
 def test_gone_pictures_are_those_that_the_newest_rows_say(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from cluster import remove_job
 from cluster.cli import main
 from cluster.collection import Collection
 from cluster.compact_job import CompactConfig, compact
@@ -100,6 +101,22 @@ def test_removed_pictures_stay_out_until_they_are_restored(library: Any, make_ve
     assert held(library) == sorted({3} | set(before) - out)
     assert take_out(library, restore=True)["removed"] == 0
     assert held(library) == before
+
+
+def test_what_was_restored_is_told_though_its_version_was_deleted_meanwhile(
+    library: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    take_out(library, ids=(3, 4))
+    really, folder = remove_job.update_index, library.folder("indexes", library.index)
+
+    def update(*given: Any, **options: Any) -> Any:
+        done = really(*given, **options)
+        shutil.rmtree(folder.local_path("v000002"))  # as two versions one after the other do
+        return done
+
+    monkeypatch.setattr(remove_job, "update_index", update)
+    report = take_out(library, ids=(3, 5), restore=True)
+    assert (report["rows"], report["unknown_ids"]) == (29, [5])
 
 
 def test_files_that_are_none_or_several_are_refused(library: Any) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -181,6 +182,36 @@ def test_files_that_rows_name_stay_and_are_looked_at_at_each_scan(
     report, after = scan_here(path)
     assert report["since_last_scan"] == tally(unchanged=3, changed=1)
     assert contents(after)[4] == make_png(10) + b" "
+
+
+@pytest.mark.parametrize(
+    ("path", "reason"),
+    [
+        ("https://example.org/a.png?token=hunter2#top", r"https://\.\.\.: pictures are read from"),
+        ("ftp://me:hunter2@example.org/a.png", r"ftp://\.\.\.: pictures are read from"),
+        ("http://[broken/a.png", "Invalid IPv6 URL"),
+        ("s3://KEY:hunter2@bucket/a.png", "the key in this URI would be written"),
+    ],
+)
+def test_a_row_whose_uri_is_not_read_here_costs_no_other_row(
+    tmp_path: Path, scan_here: Any, make_png: Any, path: str, reason: str
+) -> None:
+    own = tmp_path / "own.png"
+    own.write_bytes(make_png(9))
+    paths = [str(own), path, None, path]
+    stored = [{"bytes": None if each else make_png(0), "path": each} for each in paths]
+    table = write_structs(tmp_path / "x.parquet", [*stored, {"bytes": make_png(1), "path": None}])
+    report, catalog = scan_here(table)
+    assert report["skipped_folders"] == []
+    rows = catalog.rows(list(range(5)))
+    assert [row.status for row in rows] == ["ok", "unreadable", "ok", "unreadable", "ok"]
+    assert [row.name for row in rows[1::2]] == ["x.parquet row 1", "x.parquet row 3"]
+    assert re.search(reason, str(rows[1].error))
+    assert "hunter2" not in str(rows)
+    assert scan_here(table)[1].door == catalog.door
+    write_structs(table, [stored[0], *[stored[1]] * 3])
+    gone = {"replaced": 1, "vanished": 1}
+    assert scan_here(table)[1].counts() == {"ok": 1, "unreadable": 3, **gone}
 
 
 def test_files_that_a_damaged_table_named_stay_as_they_are_known(

@@ -99,7 +99,7 @@ def test_sizes_are_read_as_people_write_them():
 
 def test_memory_that_cannot_do_is_refused_with_what_can(make_store, tmp_path, clustered):
     store = make_store(clustered(100, 8)[0])
-    with pytest.raises(ValueError, match=r"memory 10MB: to index 100 .*Give --memory 25MB or more"):
+    with pytest.raises(ValueError, match=r"memory 10MB: to index 100 .*--memory 25MB or more"):
         build_index(store, Folder.at(tmp_path / "ix"), IndexConfig(memory="10MB"))
     assert not (tmp_path / "ix").exists()
 
