@@ -20,6 +20,7 @@ from benchmarks.accuracy_equal_time import GRAY
 from benchmarks.pictures import fashion_mnist
 from cluster.where import num_cores
 from index.measure import exact_top_k
+from index.rounding import unit_float16
 from index.vectors import unit
 
 __all__ = ["SEED", "SOURCES", "seen_again", "write_corpus"]
@@ -48,8 +49,8 @@ def write_corpus(folder: Path, asked: argparse.Namespace) -> None:
 
 
 def rounded(vectors_ND: NDArray[np.float32]) -> NDArray[np.float32]:
-    """As float16 keeps them."""
-    return unit(vectors_ND).astype(np.float16).astype(np.float32)
+    """As an embedding set keeps them."""
+    return unit_float16(unit(vectors_ND)).astype(np.float32)
 
 
 def clustered(folder: Path, asked: argparse.Namespace) -> None:

@@ -73,5 +73,10 @@ def test_a_row_does_not_depend_on_the_others() -> None:
     np.testing.assert_array_equal(unit_float16(vectors), alone)
 
 
+def test_what_is_stored_is_stored_again_as_it_is() -> None:
+    stored = unit_float16(clustered(128, 0.3, 2000, 4))
+    np.testing.assert_array_equal(unit_float16(unit(stored)), stored)
+
+
 def test_none_are_none() -> None:
     assert unit_float16(np.empty((0, 8), np.float32)).shape == (0, 8)
