@@ -159,6 +159,12 @@ def index_within(place: Path, memory: str, kind: str) -> dict[str, Any]:
     return run_verb(place, "index", memory=memory, kind=kind)
 
 
+def write_corpora(place: Path, num_rows: int, dim: int) -> None:
+    """The one that is measured, and a tiny one for what a process takes whatever it indexes."""
+    write_corpus(place, "tiny", 2000, dim)
+    write_corpus(place, "big", num_rows, dim)
+
+
 def follow_a_corpus(place: Path, num_rows: int, memory: str, kind: str) -> list[dict[str, Any]]:
     """Index it, again, after a few pictures went, and after many did."""
     found = [index_within(place, memory, kind) for _ in range(2)]
@@ -172,8 +178,7 @@ def follow_a_corpus(place: Path, num_rows: int, memory: str, kind: str) -> list[
 @linux
 @pytest.mark.timeout(900)
 def test_an_index_is_made_and_followed_within_its_memory(tmp_path: Path) -> None:
-    write_corpus(tmp_path, "tiny", 2000, 16)
-    write_corpus(tmp_path, "big", 300_000, 16)
+    write_corpora(tmp_path, 300_000, 16)
     found = follow_a_corpus(tmp_path, 300_000, "64MB", "exact")
     assert [each["action"] for each in found] == ["built", "reused", "changed", "compacted"]
     over = [each["over"] for each in found]
@@ -187,8 +192,7 @@ def test_an_index_is_made_and_followed_within_its_memory(tmp_path: Path) -> None
 def test_two_million_pictures_are_indexed_and_followed_within_128_megabytes(
     tmp_path: Path,
 ) -> None:
-    write_corpus(tmp_path, "tiny", 2000, 32)
-    write_corpus(tmp_path, "big", 2_000_000, 32)
+    write_corpora(tmp_path, 2_000_000, 32)
     found = follow_a_corpus(tmp_path, 2_000_000, "128MB", "ivf-pq")
     assert [each["action"] for each in found] == ["built", "reused", "changed", "compacted"]
     assert max(each["over"] for each in found) <= 128_000_000
@@ -212,8 +216,7 @@ def thin_out(place: Path, num_rows: int) -> list[dict[str, Any]]:
 def test_pictures_are_removed_and_restored_within_the_memory_of_their_index(
     tmp_path: Path,
 ) -> None:
-    write_corpus(tmp_path, "tiny", 2000, 16)
-    write_corpus(tmp_path, "big", 300_000, 16)
+    write_corpora(tmp_path, 300_000, 16)
     index_within(tmp_path, "64MB", "exact")
     found = thin_out(tmp_path, 300_000)
     assert [each["action"] for each in found] == [
@@ -227,8 +230,7 @@ def test_pictures_are_removed_and_restored_within_the_memory_of_their_index(
 @linux
 @pytest.mark.timeout(900)
 def test_an_index_that_has_no_room_for_changes_is_built_within_its_memory(tmp_path: Path) -> None:
-    write_corpus(tmp_path, "tiny", 2000, 16)
-    write_corpus(tmp_path, "big", 300_000, 16)
+    write_corpora(tmp_path, 300_000, 16)
     found = [
         index_within(tmp_path, "40MB", "exact"),
         run_verb(tmp_path, "remove", where="id < 60000"),
@@ -245,8 +247,7 @@ def test_an_index_that_has_no_room_for_changes_is_built_within_its_memory(tmp_pa
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
 def test_of_two_million_pictures_some_are_removed_within_128_megabytes(tmp_path: Path) -> None:
-    write_corpus(tmp_path, "tiny", 2000, 32)
-    write_corpus(tmp_path, "big", 2_000_000, 32)
+    write_corpora(tmp_path, 2_000_000, 32)
     index_within(tmp_path, "128MB", "ivf-pq")
     found = [
         run_verb(tmp_path, "remove", where="id < 40000"),
