@@ -74,10 +74,12 @@ def serve(kind: str, folder: Path, k: int) -> Served:
         ranker = rankers[refine]
         return lambda query: ranker.top(query, k, nprobe=effort)[0][0]
 
+    # A graph keeps no less than k in sight.
+    least = k if kind == "hnsw" else 1
     return [
         {
             f"{effort}, refined {refine}x": lambda e=effort, r=refine: at(e, r)
-            for effort in [step for step in EFFORTS if step < rankers[refine].nlist] or [1]
+            for effort in [step for step in EFFORTS if least <= step < rankers[refine].nlist] or [1]
         }
         for refine in refines
     ]

@@ -19,10 +19,10 @@ import pyarrow as pa
 
 from index.artifact import digest, open_door, publish
 from index.beside import parents_of, writing_beside
+from index.best import best_first
 from index.folder import Folder
 from index.graph import GRAPH, GraphConfig, NeighbourGraph, build_graph, other_pictures
 from index.projection import MAP, open_map, places_table, write_places
-from index.rank import best_first
 from index.search import Searcher
 from index.vectors import VECTORS, Floats, Ids, locate, unit
 from index.versions import version_names

@@ -8,7 +8,8 @@ Recipes:
 * ivf      inverted lists of float16 codes: only what lies in the lists not visited is missed
 * pq       4-bit product quantisation scanned in registers, the best re-ranked on stored vectors
 * ivf-pq   the same in inverted lists: the least memory in service
-* hnsw     a graph over float16 codes: fast, large, and slow to build
+* hnsw     a graph over float16 codes: large, slow to build, the fastest where vectors have few
+           dimensions of their own
 
 Shapes: N rows, D embedding.
 """
@@ -33,7 +34,8 @@ LARGE_FROM = 300_000
 
 MAX_LISTS = 65_536
 ROWS_PER_LIST = 64
-HNSW_LINKS = 32
+HNSW_LINKS = 16
+"""Of a row, twice as many in the lowest layer; as other libraries have."""
 MIN_CODE_ROWS = 32
 """Vectors that 4-bit codes need: three quarters of them train 16 values a piece."""
 
@@ -118,7 +120,7 @@ class Recipe:
     @property
     def lossy(self) -> bool:
         """Whether visiting all there is in the index may still miss a neighbour."""
-        return self.kind in ("pq", "ivf-pq", "hnsw")
+        return self.kind in ("pq", "ivf-pq")
 
     def factory(self, dim: int) -> str:
         """Its name in the language of ``faiss.index_factory``.

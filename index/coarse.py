@@ -122,6 +122,8 @@ def search_faiss(
 ) -> tuple[Floats, Ids]:
     """FAISS's search; its wrapper for arrays takes as long as a few hundred comparisons.
 
+    SWIG takes twice as long to find what is behind its proxies as to be told.
+
     Args:
         faiss_index: of any kind.
         queries_QD: float32, C-contiguous.
@@ -135,8 +137,14 @@ def search_faiss(
     scores = np.empty((num_queries, count), np.float32)
     ids = np.empty((num_queries, count), np.int64)
     pointer = faiss.swig_ptr
-    faiss_index.search_c(
-        num_queries, pointer(queries_QD), count, pointer(scores), pointer(ids), parameters
+    type(faiss_index).search_c(
+        faiss_index.this,
+        num_queries,
+        pointer(queries_QD),
+        count,
+        pointer(scores),
+        pointer(ids),
+        None if parameters is None else parameters.this,
     )
     return scores, ids
 

@@ -28,9 +28,10 @@ from index.candidate import Candidate, Tuned
 from index.choose import Field, IndexConfig, LeftOut, Recipe, exact_recipe
 from index.fill import FillParts, plan_parts, save_template
 from index.folder import FileRecord, Folder
+from index.hnsw import hnsw_seconds
 from index.judge import Judgement, judge
 from index.kmeans import train_centroids
-from index.part import hnsw_seconds, train_template
+from index.part import train_template
 from index.queries import QuerySet, Samples
 from index.shelf import shelve_parts
 from index.tune import tune

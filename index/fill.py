@@ -13,11 +13,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from index.budget import Budget, give_back
 from index.choose import Recipe
 from index.faiss_file import read_faiss, write_faiss
 from index.folder import FileRecord, Folder
+from index.nearness import rows_by_nearness
 from index.part import Part
+from index.vector_sets import iter_rows
 from index.vectors import VECTORS, VectorFile
 
 __all__ = ["FillParts", "PartJob", "fill_here", "fill_part", "plan_parts", "save_template"]
@@ -34,6 +38,7 @@ class PartJob:
         start: first row.
         stop: row before which it ends.
         block_rows: rows to add at once.
+        is_graph: whether it is a graph that is to be filled.
         mapped: see `VectorFile`.
     """
 
@@ -43,6 +48,7 @@ class PartJob:
     start: int
     stop: int
     block_rows: int
+    is_graph: bool
     mapped: bool
 
 
@@ -64,6 +70,7 @@ def plan_parts(
             start=start,
             stop=min(start + rows, num_rows),
             block_rows=budget.block_rows,
+            is_graph=recipe.kind == "hnsw",
             mapped=budget.mapped,
         )
         for number, start in enumerate(range(0, num_rows, rows))
@@ -85,8 +92,26 @@ def fill_part(job: PartJob) -> FileRecord:
     folder = Folder.at(job.folder)
     template = read_faiss(folder.local_path(job.template))
     vectors = VectorFile(Path(job.folder) / VECTORS, mapped=job.mapped)
-    part = Part.fill(template, vectors.iter_batches(job.block_rows, start=job.start, stop=job.stop))
+    if job.is_graph:
+        part = _fill_graph(template, vectors, job)
+    else:
+        batches = vectors.iter_batches(job.block_rows, start=job.start, stop=job.stop)
+        part = Part.fill(template, batches)
     return folder.write_hashed(job.name, part.write)
+
+
+def _fill_graph(template: Any, vectors: VectorFile, job: PartJob) -> Part:
+    """Rows join in an order by chance, since a region that comes late is badly linked to others.
+
+    Then they are laid out so that near ones lie together.
+    """
+    drawn = np.random.default_rng(0).permutation(job.stop - job.start)
+    part = Part.fill(template, iter_rows(vectors, job.start + drawn, job.block_rows))
+    places = np.empty(len(drawn), np.int64)
+    places[drawn] = np.arange(len(drawn))
+    by_nearness = rows_by_nearness(vectors, job.start, job.stop, job.block_rows)
+    part.lay_out(places[by_nearness - job.start])
+    return part
 
 
 def fill_here(jobs: Sequence[PartJob]) -> list[FileRecord]:

@@ -18,11 +18,12 @@ from weakref import WeakKeyDictionary
 
 import numpy as np
 
+from index.best import best_first
 from index.folder import Folder
 from index.id_file import NO_IDS, read_ids
 from index.live import LiveVectors
 from index.planner import Plan, Planner
-from index.rank import Ranker, best_first
+from index.rank import Ranker
 from index.selection import Living, Selection
 from index.shelf import AnyPart, open_parts, shelve_parts
 from index.vector_sets import StoredVectors

@@ -1,8 +1,8 @@
 """One FAISS file: trained, filled, written, memory-mapped, searched.
 
 Codes are the float16 vectors themselves (no residuals), so that visiting all lists is exact
-search; or 4-bit codes or a graph, which only propose, and whose exact search is a scan of the
-stored vectors (`index.rank`).
+search; or 4-bit codes, which only propose, and whose exact search is a scan of the stored vectors
+(`index.rank`). A graph links float16 vectors, and its exact search is a scan of them.
 
 Shapes: Q queries, N rows, D embedding, K results a query.
 """
@@ -10,8 +10,6 @@ Shapes: Q queries, N rows, D embedding, K results a query.
 from __future__ import annotations
 
 import contextlib
-import math
-import time
 from collections.abc import Iterable, Iterator
 from functools import cached_property
 from pathlib import Path
@@ -21,14 +19,14 @@ import faiss as faiss_library
 import numpy as np
 from numpy.typing import NDArray
 
-from index.choose import HNSW_LINKS, Recipe
+from index.choose import Recipe
 from index.coarse import Coarse, search_faiss
 from index.faiss_file import read_faiss, write_faiss
+from index.hnsw import Graph, empty_graph
 from index.vectors import Floats, Ids
 
 __all__ = [
     "Part",
-    "hnsw_seconds",
     "one_thread",
     "set_threads",
     "train_template",
@@ -37,11 +35,6 @@ __all__ = [
 faiss: Any = faiss_library  # its type stubs know neither index attributes nor search parameters
 
 NO_IDS = np.empty(0, np.int64)
-
-MAX_EFFORT = 512
-"""Most of a graph that a search looks at (efSearch); what more would take is left to a scan."""
-
-HNSW_TRIAL_ROWS = 2000
 
 
 def set_threads(count: int) -> None:
@@ -88,9 +81,7 @@ def train_template(
 def _flat_template(recipe: Recipe, dim: int) -> Any:
     codes, inner = faiss.ScalarQuantizer.QT_fp16, faiss.METRIC_INNER_PRODUCT
     if recipe.kind == "hnsw":
-        graph = faiss.IndexHNSWSQ(dim, codes, HNSW_LINKS, inner)
-        graph.is_trained = True
-        return faiss.IndexIDMap(graph)
+        return empty_graph(dim)
     if recipe.kind == "ivf":
         template = faiss.index_factory(dim, "IVF1,SQfp16", inner)
         template.by_residual = False
@@ -106,7 +97,8 @@ class Part:
         num_rows: vectors in it.
         nlist: the most effort a search can make: inverted lists; 1 for an exact scan, the
             entries that a graph looks at.
-        lossy: whether the most effort may still miss a neighbour.
+        lossy: whether codes are short, so that the most effort may still miss a neighbour.
+        is_graph: whether effort is what a graph keeps in sight, and the most a scan.
         coarse: finds the lists; None if there are none.
 
     Args:
@@ -118,18 +110,19 @@ class Part:
         self._faiss = faiss_index
         self._is_ivf = isinstance(faiss_index, faiss.IndexIVF)
         self._is_fp16 = isinstance(faiss_index, faiss.IndexIVFScalarQuantizer)
-        self._is_graph = not self._is_ivf and isinstance(
-            faiss.downcast_index(faiss_index.index), faiss.IndexHNSW
-        )
         self._kept: dict[int, Any] = {}
         self.num_rows = int(faiss_index.ntotal)
         self.nlist = int(faiss_index.nlist) if self._is_ivf else 1
         self.coarse = coarse
         if coarse is None and self._is_ivf:
             self.coarse = Coarse(faiss_index.quantizer, owner=faiss_index)
-        if self._is_graph:
-            self.nlist = MAX_EFFORT
-        self.lossy = self._is_graph or isinstance(faiss_index, faiss.IndexIVFPQFastScan)
+        self.is_graph = not self._is_ivf and isinstance(
+            faiss.downcast_index(faiss_index.index), faiss.IndexHNSW
+        )
+        self._graph = Graph(faiss_index) if self.is_graph else None
+        if self._graph is not None:
+            self.nlist = self._graph.most
+        self.lossy = isinstance(faiss_index, faiss.IndexIVFPQFastScan)
 
     @classmethod
     def fill(cls, template: Any, batches: Iterable[tuple[Ids, Floats]]) -> Part:
@@ -143,6 +136,11 @@ class Part:
         # FAISS drops rows that are not finite without a word; the store has refused them before.
         assert part._num_stored() == part.num_rows == expected, "FAISS dropped rows"
         return part
+
+    def lay_out(self, places_N: Ids) -> None:
+        """Put the row that lies at ``places_N[r]`` of a graph at place r; [N], each place once."""
+        assert self._graph is not None, "only the rows of a graph may lie in any order"
+        self._graph.lay_out(places_N)
 
     @classmethod
     def open(cls, path: Path, coarse: Coarse | None = None) -> Part:
@@ -170,12 +168,14 @@ class Part:
         Args:
             queries_QD: unit vectors float32, C-contiguous.
             k: results a query, fewer if there are fewer rows.
-            nprobe: lists to visit.
+            nprobe: lists to visit, or what a graph keeps in sight, at least k.
             selector: FAISS's selector of the ids that may be results; None for all.
             nearest: those lists, if they are known, as from `Coarse.proposed`.
         """
         effort, k = min(nprobe, self.nlist), min(k, self.num_rows)
-        parameters = self._parameters(effort, k, selector)
+        if self._graph is not None:
+            return self._graph.search(queries_QD, k, effort, selector)
+        parameters = self._parameters(effort, selector)
         if nearest is None and self.coarse is not None and self.coarse.is_coded(effort):
             if self._is_fp16:
                 return search_faiss(self._through_codes, queries_QD, k, parameters)
@@ -197,10 +197,8 @@ class Part:
         through.is_trained, through.ntotal = True, own.ntotal
         return through
 
-    def _parameters(self, effort: int, k: int, selector: Any) -> Any:
+    def _parameters(self, effort: int, selector: Any) -> Any:
         """FAISS's parameters. FAISS only reads them, so that threads may share them."""
-        if self._is_graph:
-            return faiss.SearchParametersHNSW(sel=selector, efSearch=max(effort, 2 * k))
         # Making them takes longer than some searches.
         kept = self._kept.get(effort) if selector is None else None
         if kept is not None:
@@ -287,13 +285,3 @@ class Part:
             return int(self._faiss.id_map.size())
         lists = self._faiss.invlists
         return sum(int(lists.list_size(number)) for number in range(self.nlist))
-
-
-def hnsw_seconds(sample_ND: Floats, num_rows: int) -> float:
-    """About how long a graph over so many rows takes to build, by a small one of the sample."""
-    rows = sample_ND[:HNSW_TRIAL_ROWS]
-    graph = faiss.IndexHNSWFlat(rows.shape[1], HNSW_LINKS, faiss.METRIC_INNER_PRODUCT)
-    start = time.perf_counter()
-    graph.add(np.ascontiguousarray(rows))
-    each = (time.perf_counter() - start) / len(rows)
-    return each * num_rows * math.log(num_rows) / math.log(len(rows))

@@ -30,9 +30,10 @@ from weakref import WeakKeyDictionary
 import numpy as np
 from numpy.typing import NDArray
 
+from index.best import NONE
 from index.lists import Lists
 from index.part import Part
-from index.rank import MAX_CANDIDATE_BYTES, MAX_DROPPED, NONE, Ranker
+from index.rank import MAX_CANDIDATE_BYTES, MAX_DROPPED, Ranker
 from index.selection import Selection
 from index.subset import Subsets
 from index.vectors import Floats, Ids

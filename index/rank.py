@@ -1,8 +1,8 @@
 """The one way from queries to ranked ids, used by search and by the tuning that vouches for it.
 
-Where FAISS's codes are the stored vectors, its scores are their cosines. Short codes and graphs
-only propose, and cosines with the stored vectors decide. Where the lists visited cannot fill a
-query's answer, more are visited until they do.
+Where FAISS's codes are the stored vectors, its scores are their cosines. Short codes only propose,
+and cosines with the stored vectors decide. Where the lists visited, or what a graph looked at,
+cannot fill a query's answer, more are visited until they do.
 
 Shapes: Q queries, D embedding, K results, M candidates.
 """
@@ -18,12 +18,13 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from index.best import FEW, NONE, beside, best_first, falls, first_of, has_none, most_promising
 from index.measure import exact_top_k
 from index.selection import Living, not_any_of
 from index.shelf import AnyPart
 from index.vectors import Floats, Ids, VectorFile
 
-__all__ = ["MAX_CANDIDATE_BYTES", "MAX_DROPPED", "NONE", "SPARE", "Ranker", "best_first"]
+__all__ = ["MAX_CANDIDATE_BYTES", "MAX_DROPPED", "SPARE", "Ranker"]
 
 SPARE = 8
 """Candidates beyond k: which of equal ones FAISS keeps is chance, and with short codes which of
@@ -36,12 +37,6 @@ MAX_CANDIDATE_BYTES = 1 << 23
 """Candidates proposed at once, and vectors of candidates compared at once; bounds memory."""
 
 SCAN_ROWS = 4096
-
-NONE = np.int64(-1)
-
-FEW = 128
-"""Candidates of one query that are looked at as Python's numbers. After FAISS has gone through its
-lists, each of numpy's functions has to be fetched anew: some 8 us, a sixth of a search."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,8 +51,8 @@ class Ranker:
 
     Attributes:
         lossy: whether FAISS's codes only propose: visiting all may miss a neighbour.
-        nlist: lists of a part; visiting as many is exact search. Where codes are lossy no number of
-            lists is: one more than there are then stands for a scan of the stored vectors.
+        nlist: the most effort of a part, which is exact search. Where codes are lossy no effort is:
+            one more than the most then stands for a scan of the stored vectors.
     """
 
     parts: Sequence[AnyPart]
@@ -66,10 +61,17 @@ class Ranker:
     live: Living | None = None
     lossy: bool = field(init=False)
     nlist: int = field(init=False)
-    _asks: dict[int, _Ask] = field(init=False, default_factory=dict, repr=False, compare=False)
+    _alone: AnyPart | None = field(init=False, repr=False, compare=False)
+    _is_graph: bool = field(init=False, repr=False, compare=False)
+    _asks: dict[tuple[int, int], _Ask] = field(
+        init=False, default_factory=dict, repr=False, compare=False
+    )
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "lossy", any(part.lossy for part in self.parts))
+        alone = self.parts[0] if len(self.parts) == 1 and not self.lossy else None
+        object.__setattr__(self, "_alone", alone)
+        object.__setattr__(self, "_is_graph", any(part.is_graph for part in self.parts))
         most = max((part.nlist for part in self.parts), default=1)
         object.__setattr__(self, "nlist", most + self.lossy)
 
@@ -88,7 +90,8 @@ class Ranker:
         Args:
             queries_QD: unit vectors float32, C-contiguous.
             k: at least 1.
-            nprobe: lists to visit in every part at first.
+            nprobe: lists to visit in every part at first; what a graph is to keep in sight, which
+                is at least the results.
             exclude: ids that are no results, rising, without repetition.
 
         Returns:
@@ -96,7 +99,15 @@ class Ranker:
             products with the stored vectors, which rounding may take a hair over 1.
             K' = min(k, number of rows that are not excluded). Never an id of -1.
         """
-        ask = self._ask(k, exclude if exclude is not None and len(exclude) else None)
+        exclude = exclude if exclude is not None and len(exclude) else None
+        ask = self._ask(k, self._spare(k, nprobe), exclude)
+        if self._alone is not None and exclude is None and ask.k and len(queries_QD) == 1:
+            # As below, in as few steps as can be: every one takes as long as many comparisons.
+            found = self._alone.search(queries_QD, ask.width, nprobe=nprobe, selector=ask.selector)
+            row = found[0][0].tolist()
+            if len(row) > ask.k and all(map(gt, row, row[1:])):
+                return found[1][:, : ask.k], found[0][:, : ask.k]
+            return self._ranked(queries_QD, found, ask, nprobe)
         if not ask.k or not len(queries_QD):
             shape = len(queries_QD), ask.k
             return np.empty(shape, np.int64), np.empty(shape, np.float32)
@@ -109,14 +120,18 @@ class Ranker:
         ]
         return np.concatenate([b[0] for b in blocks]), np.concatenate([b[1] for b in blocks])
 
-    def _ask(self, k: int, exclude: Ids | None) -> _Ask:
+    def _spare(self, k: int, nprobe: int) -> int:
+        """Candidates beyond k; a graph has in sight what it gives, and would look farther."""
+        return max(0, min(SPARE, nprobe - k)) if self._is_graph else SPARE
+
+    def _ask(self, k: int, spare: int, exclude: Ids | None) -> _Ask:
         """What to ask of the parts, so that k results are left."""
-        kept = self._asks.get(k) if exclude is None else None
+        kept = self._asks.get((k, spare)) if exclude is None else None
         if kept is not None:
             return kept
         live = None if self.live is None else self.live.selector
         k_left = min(k, self.num_available(exclude))
-        width = self.num_wanted(k_left)
+        width = k_left * self.refine + spare
         if exclude is not None and len(exclude) <= MAX_DROPPED:
             width += len(exclude)
         elif exclude is not None:
@@ -124,14 +139,20 @@ class Ranker:
         query_bytes = 12 * width * max(1, len(self.parts))  # of their scores and ids
         ask = _Ask(k_left, width, live, exclude, max(1, MAX_CANDIDATE_BYTES // query_bytes))
         if exclude is None and k <= FEW:
-            self._asks[k] = ask
+            self._asks[k, spare] = ask
         return ask
 
     def _top_block(self, queries: Floats, ask: _Ask, nprobe: int) -> tuple[Ids, Floats]:
-        scores, ids = self._candidates(queries, ask, nprobe)
-        if not self.lossy and len(self.parts) == 1 and ids.shape[1] > ask.k and _falls(scores):
-            return _first(ids, scores, ask.k)  # of equal scores of none, one is there at most
-        while _has_none(ids) and (short := (ids != NONE).sum(axis=1) < ask.k).any():
+        return self._ranked(queries, self._candidates(queries, ask, nprobe), ask, nprobe)
+
+    def _ranked(
+        self, queries: Floats, found: tuple[Floats, Ids], ask: _Ask, nprobe: int
+    ) -> tuple[Ids, Floats]:
+        """The best of what was found, and of what more effort finds where that is too little."""
+        scores, ids = found
+        if not self.lossy and len(self.parts) == 1 and ids.shape[1] > ask.k and falls(scores):
+            return first_of(ids, scores, ask.k)  # of equal scores of none, one is there at most
+        while has_none(ids) and (short := (ids != NONE).sum(axis=1) < ask.k).any():
             assert nprobe < self.nlist, "visiting all lists must fill every answer"
             nprobe = min(4 * nprobe, self.nlist)
             scores[short], ids[short] = self._candidates(queries[short], ask, nprobe)
@@ -155,12 +176,14 @@ class Ranker:
 
     def propose(self, queries_QD: Floats, k: int, *, nprobe: int) -> tuple[Floats, Ids]:
         """The first half of `top`: FAISS's scores and ids [Q, M] of candidates, -1 for none."""
-        return self._candidates(queries_QD, self._ask(k, None), nprobe)
+        return self._candidates(queries_QD, self._ask(k, self._spare(k, nprobe), None), nprobe)
 
     def joined(self, found: Sequence[tuple[Floats, Ids]], k: int) -> tuple[Floats, Ids]:
         """What parts of one kind proposed for k results, as one of them would have."""
-        scores, ids = _beside(found)
-        return _best(scores, ids, self._ask(k, None).width) if self.lossy else (scores, ids)
+        scores, ids = beside(found)
+        if not self.lossy:
+            return scores, ids
+        return most_promising(scores, ids, self._ask(k, SPARE, None).width)
 
     def num_wanted(self, k: int) -> int:
         """Candidates that each part proposes for k results."""
@@ -178,12 +201,14 @@ class Ranker:
 
     def _together(self, found: Sequence[tuple[Floats, Ids]], width: int) -> tuple[Floats, Ids]:
         """What the parts propose, side by side."""
+        if len(found) == 1:
+            return found[0]
         proposed = [one for one, part in zip(found, self.parts, strict=True) if part.lossy]
         if len(proposed) > 1:
             # Of what codes propose, as many are compared as if they all lay in one part.
             known = [one for one, part in zip(found, self.parts, strict=True) if not part.lossy]
-            found = [*known, _best(*_beside(proposed), width)]
-        return found[0] if len(found) == 1 else _beside(found)
+            found = [*known, most_promising(*beside(proposed), width)]
+        return beside(found)
 
     def _search_parts(self, queries: Floats, ask: _Ask, nprobe: int) -> list[tuple[Floats, Ids]]:
         """What each part proposes; those of the same centroids visit lists that are found once."""
@@ -252,54 +277,6 @@ class _Ask(NamedTuple):
     selector: Any
     exclude: Ids | None
     block: int
-
-
-def _beside(found: Sequence[tuple[Floats, Ids]]) -> tuple[Floats, Ids]:
-    """What several parts found, as if one had."""
-    scores, ids = zip(*found, strict=True)
-    return np.concatenate(scores, axis=1), np.concatenate(ids, axis=1)
-
-
-def _best(scores_QM: Floats, ids_QM: Ids, width: int) -> tuple[Floats, Ids]:
-    """The best of them by score, in no order."""
-    if scores_QM.shape[1] <= width:
-        return scores_QM, ids_QM
-    places = np.argpartition(-scores_QM, width, axis=1)[:, :width]
-    return np.take_along_axis(scores_QM, places, 1), np.take_along_axis(ids_QM, places, 1)
-
-
-def best_first(ids_QM: Ids, scores_QM: Floats, k: int) -> tuple[Ids, Floats]:
-    """The k best of each row, equal scores by id.
-
-    >>> ids, scores = np.array([[7, -1, 4, 9]]), np.array([[0.5, -np.inf, 0.5, 0.6]], np.float32)
-    >>> best_first(ids, scores, 3)[0].tolist()
-    [[9, 4, 7]]
-    """
-    if _falls(scores_QM):  # as FAISS leaves a part without equal scores
-        return _first(ids_QM, scores_QM, k)
-    order = np.lexsort((ids_QM, -scores_QM), axis=-1)[:, :k]
-    return np.take_along_axis(ids_QM, order, 1), np.take_along_axis(scores_QM, order, 1)
-
-
-def _first(ids_QM: Ids, scores_QM: Floats, k: int) -> tuple[Ids, Floats]:
-    """The first k of each row, in one piece."""
-    ids, scores = ids_QM[:, :k], scores_QM[:, :k]
-    return (ids, scores) if len(ids) == 1 else (ids.copy(), scores.copy())
-
-
-def _falls(scores_QM: Floats) -> bool:
-    """Whether the scores of every row fall strictly."""
-    if scores_QM.size <= FEW and len(scores_QM) == 1:
-        row = scores_QM[0].tolist()
-        return all(map(gt, row, row[1:]))
-    return bool((scores_QM[:, 1:] < scores_QM[:, :-1]).all())
-
-
-def _has_none(ids_QM: Ids) -> bool:
-    """Whether any id stands for none."""
-    if ids_QM.size <= FEW and len(ids_QM) == 1:
-        return -1 in ids_QM[0].tolist()
-    return bool((ids_QM == NONE).any())
 
 
 def _is_any_of(ids: Ids, some: Ids) -> NDArray[np.bool_]:

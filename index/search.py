@@ -278,9 +278,14 @@ class Searcher:
         """Without a selection, until nothing new comes; a graph, without lists, looks wider."""
         if self.door["recipe"]["kind"] != "hnsw":
             return self._planner.top(queries, k, self._everything, exclude)
-        nprobe = min(WIDER * self._nprobe, self._ranker.nlist)
-        ids, scores = self._ranker.top(queries, k, nprobe=nprobe, exclude=exclude)
-        return ids, scores, Plan("tuned", False, self._ranker.num_available(exclude), None)
+        nprobe, num_searched = WIDER * self._nprobe, self._ranker.num_available(exclude)
+        if nprobe >= self._ranker.nlist:
+            ids, scores = self._ranker.top(queries, k, nprobe=self._ranker.nlist, exclude=exclude)
+            return ids, scores, Plan("exact", True, num_searched, float(len(self)))
+        # Asked for twice as many, it keeps twice as many in sight.
+        ids, scores = self._ranker.top(queries, 2 * k, nprobe=nprobe, exclude=exclude)
+        ids, scores = np.ascontiguousarray(ids[:, :k]), np.ascontiguousarray(scores[:, :k])
+        return ids, scores, Plan("tuned", False, num_searched, None)
 
     def range_search(
         self,

@@ -29,7 +29,8 @@ class ShelvedPart:
     def __init__(self, path: Path) -> None:
         opened = Part.open(path)
         self.path = path
-        self.num_rows, self.nlist, self.lossy = opened.num_rows, opened.nlist, opened.lossy
+        self.num_rows, self.nlist = opened.num_rows, opened.nlist
+        self.lossy, self.is_graph = opened.lossy, opened.is_graph
         self.coarse: Coarse | None = None
         if opened.coarse is not None and opened.coarse.may_code:
             self.coarse = opened.coarse.apart()

@@ -14,8 +14,8 @@ from itertools import accumulate
 
 import numpy as np
 
+from index.best import NONE
 from index.lists import Held, Lists
-from index.rank import NONE
 from index.selection import Selection
 from index.vectors import Floats, Ids
 

@@ -24,7 +24,10 @@ import numpy as np
 
 __all__ = ["EFFORTS", "Search", "Served", "curve", "kilobytes", "point", "run"]
 
-EFFORTS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512)
+EFFORTS = (
+    *(1, 2, 3, 4, 6, 8, 10, 12, 14, 16, 20, 24, 28, 32, 40, 48, 56, 64),
+    *(80, 96, 112, 128, 160, 192, 224, 256, 320, 384, 448, 512),
+)  # fmt: skip
 WARM_UP = 50
 ENOUGH = 0.995
 """Recall from which on more effort is only slower; no table asks for more than 0.99."""

@@ -9,8 +9,8 @@ from index.choose import Recipe
 
 
 def candidate(kind, nlist, num_rows):
-    lossy = kind in ("pq", "ivf-pq", "hnsw")
-    part = SimpleNamespace(nlist=nlist, lossy=lossy, num_rows=num_rows)
+    lossy, is_graph = kind in ("pq", "ivf-pq"), kind == "hnsw"
+    part = SimpleNamespace(nlist=nlist, lossy=lossy, is_graph=is_graph, num_rows=num_rows)
     return Candidate(Recipe(kind=kind, nlist=nlist, why=""), [part], range(num_rows))
 
 
@@ -20,9 +20,7 @@ def test_without_codes_effort_alone_is_raised(kind):
     assert made.refines == [1]
     steps = made.steps(24, 1)
     assert [refine for _, refine in steps] == [1] * len(steps)
-    assert [nprobe for nprobe, _ in steps] == (
-        [24, 32, 48, 64] if made.recipe.lossy else [24, 32, 48]
-    )
+    assert [nprobe for nprobe, _ in steps] == [24, 32, 48]
 
 
 def test_with_codes_candidates_are_raised_together_with_lists():

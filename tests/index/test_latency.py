@@ -3,12 +3,13 @@
 import numpy as np
 import pytest
 
+from index.best import NONE
 from index.build import build_index
 from index.choose import IndexConfig
 from index.folder import Folder
 from index.latency import latency_in_parts, latency_of
 from index.queries import QuerySet
-from index.rank import NONE, Ranker
+from index.rank import Ranker
 from index.search import Searcher
 from index.shelf import ShelvedPart
 from index.vectors import VECTORS, VectorFile

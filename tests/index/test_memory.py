@@ -28,9 +28,9 @@ BUILD = """
         lines = Path("/proc/self/status").read_text().splitlines()
         return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(key))
 
-    tiny, store, folder, memory, num_queries = sys.argv[1:]
-    wanted = IndexConfig(memory=memory, num_queries=int(num_queries))
-    for kind in ("exact", "ivf", "ivf-pq"):
+    tiny, store, folder, memory, num_queries, kind = sys.argv[1:]
+    wanted = IndexConfig(memory=memory, num_queries=int(num_queries), kind=kind)
+    for kind in ("exact", "ivf", "ivf-pq", "hnsw"):
         with tempfile.TemporaryDirectory() as scratch:
             config = IndexConfig(kind=kind, memory="100MB")
             build_index(EmbeddingStore.open(Folder.at(tiny)), Folder.at(scratch), config)
@@ -62,13 +62,13 @@ def write_corpus(folder, num_rows, dim, shard_rows=4096):
     publish_embeddings(folder, records, {"parents": parents, "config": {"layer": "backbone"}})
 
 
-def build_within(tmp_path, num_rows, memory, num_queries):
+def build_within(tmp_path, num_rows, memory, num_queries, kind="auto"):
     write_corpus(Folder.at(tmp_path / "tiny"), 2000, 128)
     write_corpus(Folder.at(tmp_path / "store"), num_rows, 128)
     done = subprocess.run(
         [sys.executable, "-c", textwrap.dedent(BUILD)]
         + [str(tmp_path / name) for name in ("tiny", "store", "ix")]
-        + [memory, str(num_queries)],
+        + [memory, str(num_queries), kind],
         check=True,
         capture_output=True,
         text=True,
@@ -90,6 +90,15 @@ def test_a_build_keeps_to_its_memory(tmp_path):
     assert built["door"]["recall"]["low"] >= 0.95
     assert built["door"]["recipe"]["kind"] == "ivf-pq"
     assert "more than the 64 MB allowed" in built["door"]["left_out"][0]["why"]
+
+
+@linux
+@pytest.mark.timeout(900)
+def test_a_graph_that_does_not_fit_is_built_in_parts_within_its_memory(tmp_path):
+    built = build_within(tmp_path, 100_000, "48MB", 300, kind="hnsw")
+    assert built["over"] <= 48_000_000
+    assert built["door"]["recall"]["low"] >= 0.95
+    assert len(built["door"]["parts"]) > 1
 
 
 @linux

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from index.best import best_first
 from index.build import build_index
 from index.choose import IndexConfig, exact_recipe
 from index.folder import Folder
@@ -16,7 +17,7 @@ from index.layers import refine_of
 from index.measure import TIE
 from index.part import Part, train_template
 from index.planner import Planner
-from index.rank import MAX_DROPPED, Ranker, best_first
+from index.rank import MAX_DROPPED, Ranker
 from index.search import Searcher
 from index.selection import Living, Selection
 from index.vector_writer import VectorWriter
