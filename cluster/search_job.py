@@ -32,7 +32,8 @@ class SearchConfig(SearchOptions):
     """Find the pictures most like one, or like some and unlike others."""
 
     query: Annotated[str | None, tyro.conf.Positional, tyro.conf.arg(metavar="PICTURE")] = None
-    """Picture file to search with; --like and --unlike do without one."""
+    """Picture file to search with, or the id of a picture in the index; --like and --unlike do
+    without one."""
     index: str
     """Name of the index."""
     like: tuple[str, ...] = ()
@@ -40,7 +41,7 @@ class SearchConfig(SearchOptions):
     unlike: tuple[str, ...] = ()
     """The same for what results should not be like."""
     crop: Box | None = None
-    """Left, top, right and bottom in pixels: the part of PICTURE to search with."""
+    """Left, top, right and bottom in pixels: the part of the file PICTURE to search with."""
 
     def __post_init__(self) -> None:
         """Check the index name; `Searcher` checks k, and `SearchQuery` the rest."""
@@ -95,7 +96,7 @@ def search(config: SearchConfig, context: Context) -> dict[str, Any]:
 def _query_of(config: SearchConfig) -> SearchQuery:
     like = [_example(text, "like") for text in config.like]
     if config.query is not None:
-        like.insert(0, Example(picture=_read(config.query), box=config.crop))
+        like.insert(0, _first(config.query, config.crop))
     return SearchQuery(
         like=tuple(like),
         unlike=tuple(_example(text, "unlike") for text in config.unlike),
@@ -103,22 +104,39 @@ def _query_of(config: SearchConfig) -> SearchQuery:
     )
 
 
+def _first(text: str, crop: Box | None) -> Example:
+    """A file, or an id if there is no such file."""
+    if Path(text).expanduser().is_file() or not _is_id(text):
+        return Example(picture=_read(text), box=crop)
+    if crop is not None:
+        raise ValueError(
+            f"crop {crop}: {text} is the id of a picture in the index, and only a file can be "
+            "cropped. Name its file, or leave --crop out."
+        )
+    return Example(id=int(text))
+
+
 def _example(text: str, option: str) -> Example:
     """An id or a file, and its weight behind a colon; a file may have a colon in its name."""
     weight = 1.0
     if not Path(text).expanduser().is_file() and (match := WEIGHTED.fullmatch(text)):
         text, weight = match["what"], float(match["weight"])
-    if text.isascii() and text.isdigit():
+    if _is_id(text):
         return Example(id=int(text), weight=weight)
     return Example(picture=_read(text, option), weight=weight)
+
+
+def _is_id(text: str) -> bool:
+    return text.isascii() and text.isdigit()
 
 
 def _read(name: str, option: str | None = None) -> bytes:
     path = Path(name).expanduser()
     if not path.is_file():
-        what = "a picture file" if option is None else "an id or a picture file"
         where = "" if option is None else f"--{option} "
-        raise FileNotFoundError(f"{where}{name}: no such file. Give {what} to search with.")
+        raise FileNotFoundError(
+            f"{where}{name}: no such file. Give an id or a picture file to search with."
+        )
     return path.read_bytes()
 
 

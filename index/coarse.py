@@ -16,9 +16,10 @@ from typing import Any
 import faiss as faiss_library
 import numpy as np
 
+from index.faiss_search import search_faiss
 from index.vectors import Floats, Ids
 
-__all__ = ["Coarse", "search_faiss"]
+__all__ = ["Coarse"]
 
 faiss: Any = faiss_library  # its type stubs do not know what is behind its wrappers
 
@@ -84,7 +85,7 @@ class Coarse:
         """
         if self.is_coded(count):
             return search_faiss(self.coded, queries_QD, count, self.parameters(count))
-        return search_faiss(self._quantizer, queries_QD, count, None)
+        return search_faiss(self._quantizer, queries_QD, count)
 
     def lists_of(self, vectors_ND: Floats) -> Ids:
         """The list that each vector belongs to, int64 [N]: the nearest, by a comparison with all.
@@ -92,7 +93,7 @@ class Coarse:
         Args:
             vectors_ND: float32, C-contiguous.
         """
-        return search_faiss(self._quantizer, vectors_ND, 1, None)[1][:, 0]
+        return search_faiss(self._quantizer, vectors_ND, 1)[1][:, 0]
 
     def is_coded(self, count: int) -> bool:
         """Whether codes propose the nearest so many."""
@@ -115,38 +116,6 @@ class Coarse:
             made = faiss.IndexRefineSearchParameters(k_factor=_proposed(count) / count)
             kept = self._kept.setdefault(count, made)  # the same for all threads
         return kept
-
-
-def search_faiss(
-    faiss_index: Any, queries_QD: Floats, count: int, parameters: Any
-) -> tuple[Floats, Ids]:
-    """FAISS's search; its wrapper for arrays takes as long as a few hundred comparisons.
-
-    SWIG takes twice as long to find what is behind its proxies as to be told.
-
-    Args:
-        faiss_index: of any kind.
-        queries_QD: float32, C-contiguous.
-        count: results a query.
-        parameters: FAISS's; None for none.
-
-    Returns:
-        scores float32 and ids int64, [Q, count], best first; an id of -1 is none.
-    """
-    num_queries = len(queries_QD)
-    scores = np.empty((num_queries, count), np.float32)
-    ids = np.empty((num_queries, count), np.int64)
-    pointer = faiss.swig_ptr
-    type(faiss_index).search_c(
-        faiss_index.this,
-        num_queries,
-        pointer(queries_QD),
-        count,
-        pointer(scores),
-        pointer(ids),
-        None if parameters is None else parameters.this,
-    )
-    return scores, ids
 
 
 def _proposed(count: int) -> int:

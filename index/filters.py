@@ -126,7 +126,7 @@ class _Compiler:
     def _type(self, column: Word) -> pa.DataType:
         if self._schema.get_field_index(column.text) < 0:
             names = self._schema.names
-            near = difflib.get_close_matches(column.text, names, n=3, cutoff=0.5)
+            near = difflib.get_close_matches(column.text, names, n=3)
             hint = f" Did you mean {' or '.join(near)}?" if near else ""
             raise self._error(column, f"no such column.{hint} Columns are {', '.join(names)}.")
         kind = self._schema.field(column.text).type

@@ -3,7 +3,7 @@
 Source: Malkov and Yashunin 2018, "Efficient and robust approximate nearest neighbor search using
 Hierarchical Navigable Small World graphs"; FAISS's, over float16 vectors.
 
-Shapes: Q queries, N rows, D embedding, K results a query.
+Shapes: N rows, D embedding.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import faiss as faiss_library
 import numpy as np
 
 from index.choose import HNSW_LINKS
-from index.coarse import search_faiss
+from index.faiss_search import FaissSearch
 from index.vectors import Floats, Ids
 
 __all__ = ["Graph", "empty_graph", "hnsw_seconds"]
@@ -77,7 +77,6 @@ class Graph:
         self._rows = faiss.downcast_index(graph.storage)
         self._exact = faiss.IndexRefine(graph, self._rows)
         self._ids: Ids = faiss.rev_swig_ptr(faiss_index.id_map.data(), faiss_index.id_map.size())
-        self._kept: dict[int, Any] = {}
 
     def lay_out(self, places_N: Ids) -> None:
         """As `Part.lay_out`."""
@@ -85,32 +84,12 @@ class Graph:
         self._walked.permute_entries(places_N)
         faiss.copy_array_to_vector(ids, self._owner.id_map)
 
-    def search(
-        self, queries_QD: Floats, k: int, effort: int, selector: Any = None
-    ) -> tuple[Floats, Ids]:
-        """As `Part.search`; ``effort`` is what it keeps in sight (efSearch), at least k."""
-        if effort < self.most:
-            parameters = self._parameters(max(effort, k), selector)
-            scores, rows = search_faiss(self._exact, queries_QD, k, parameters)
-        else:
-            selected = selector and faiss.SearchParameters(sel=self._of_rows(selector))
-            scores, rows = search_faiss(self._rows, queries_QD, k, selected)
-        ids = self._ids[rows]
-        if len(rows) > 1 or rows[0, -1] < 0:  # of one answer, what there is none of comes last
-            ids[rows < 0] = -1
-        return scores, ids
-
-    def _parameters(self, effort: int, selector: Any) -> Any:
-        """FAISS's parameters. FAISS only reads them, so that threads may share them."""
-        kept = self._kept.get(effort) if selector is None else None
-        if kept is not None:
-            return kept
-        of_rows = selector and self._of_rows(selector)
-        walk = faiss.SearchParametersHNSW(sel=of_rows, efSearch=effort)
-        made = faiss.IndexRefineSearchParameters(k_factor=1.0, base_index_params=walk)
-        if selector is None:
-            self._kept[effort] = made
-        return made
-
-    def _of_rows(self, selector: Any) -> Any:
-        return faiss.IDSelectorTranslated(self._owner.id_map, selector)
+    def prepared(self, k: int, effort: int, selector: Any = None) -> FaissSearch:
+        """As `Part.prepared`; ``effort`` is what it keeps in sight (efSearch), at least k."""
+        selected = selector and faiss.IDSelectorTranslated(self._owner.id_map, selector)
+        if effort >= self.most:
+            whole = selected and faiss.SearchParameters(sel=selected)
+            return FaissSearch(self._rows, k, whole, self._ids)
+        walk = faiss.SearchParametersHNSW(sel=selected, efSearch=max(effort, k))
+        exact = faiss.IndexRefineSearchParameters(k_factor=1.0, base_index_params=walk)
+        return FaissSearch(self._exact, k, exact, self._ids)

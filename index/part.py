@@ -10,7 +10,7 @@ Shapes: Q queries, N rows, D embedding, K results a query.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -20,8 +20,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from index.choose import Recipe
-from index.coarse import Coarse, search_faiss
+from index.coarse import Coarse
 from index.faiss_file import read_faiss, write_faiss
+from index.faiss_search import FaissSearch
 from index.hnsw import Graph, empty_graph
 from index.vectors import Floats, Ids
 
@@ -35,6 +36,9 @@ __all__ = [
 faiss: Any = faiss_library  # its type stubs know neither index attributes nor search parameters
 
 NO_IDS = np.empty(0, np.int64)
+
+MOST_KEPT = 256
+"""Prepared searches that a part keeps: to prepare one takes longer than some searches."""
 
 
 def set_threads(count: int) -> None:
@@ -110,7 +114,8 @@ class Part:
         self._faiss = faiss_index
         self._is_ivf = isinstance(faiss_index, faiss.IndexIVF)
         self._is_fp16 = isinstance(faiss_index, faiss.IndexIVFScalarQuantizer)
-        self._kept: dict[int, Any] = {}
+        self._kept: dict[tuple[int, int], Callable[[Floats], tuple[Floats, Ids]]] = {}
+        self._visiting: dict[int, Any] = {}
         self.num_rows = int(faiss_index.ntotal)
         self.nlist = int(faiss_index.nlist) if self._is_ivf else 1
         self.coarse = coarse
@@ -172,17 +177,36 @@ class Part:
             selector: FAISS's selector of the ids that may be results; None for all.
             nearest: those lists, if they are known, as from `Coarse.proposed`.
         """
+        if nearest is None:
+            return self.prepared(k, nprobe=nprobe, selector=selector)(queries_QD)
         effort, k = min(nprobe, self.nlist), min(k, self.num_rows)
+        return self._search_lists(queries_QD, k, *nearest, self._parameters(effort, selector))
+
+    def prepared(
+        self, k: int, *, nprobe: int, selector: Any = None
+    ) -> Callable[[Floats], tuple[Floats, Ids]]:
+        """`search` of which all but the queries is settled; kept where all rows may be results."""
+        kept = self._kept.get((k, nprobe)) if selector is None else None
+        if kept is None:
+            effort = min(nprobe, self.nlist)
+            kept = self._prepared(min(k, self.num_rows), effort, selector)
+            if selector is None and len(self._kept) < MOST_KEPT:
+                self._kept[k, nprobe] = kept
+        return kept
+
+    def _prepared(
+        self, k: int, effort: int, selector: Any
+    ) -> Callable[[Floats], tuple[Floats, Ids]]:
         if self._graph is not None:
-            return self._graph.search(queries_QD, k, effort, selector)
-        parameters = self._parameters(effort, selector)
-        if nearest is None and self.coarse is not None and self.coarse.is_coded(effort):
-            if self._is_fp16:
-                return search_faiss(self._through_codes, queries_QD, k, parameters)
-            nearest = self.coarse.nearest(queries_QD, effort)
-        if nearest is not None:
-            return self._search_lists(queries_QD, k, *nearest, parameters)
-        return search_faiss(self._faiss, queries_QD, k, parameters)
+            return self._graph.prepared(k, effort, selector)
+        coarse, parameters = self.coarse, self._parameters(effort, selector)
+        if coarse is None or not coarse.is_coded(effort):
+            return FaissSearch(self._faiss, k, parameters)
+        if self._is_fp16:
+            return FaissSearch(self._through_codes, k, parameters)
+        return lambda queries_QD: self._search_lists(
+            queries_QD, k, *coarse.nearest(queries_QD, effort), parameters
+        )
 
     @cached_property
     def _through_codes(self) -> Any:
@@ -199,17 +223,14 @@ class Part:
 
     def _parameters(self, effort: int, selector: Any) -> Any:
         """FAISS's parameters. FAISS only reads them, so that threads may share them."""
-        # Making them takes longer than some searches.
-        kept = self._kept.get(effort) if selector is None else None
-        if kept is not None:
-            return kept
-        if self._is_ivf:
+        if not self._is_ivf:
+            return selector and faiss.SearchParameters(sel=selector)
+        made = self._visiting.get(effort) if selector is None else None
+        if made is None:
             of_codes = None if self.coarse is None else self.coarse.parameters(effort)
             made = faiss.SearchParametersIVF(sel=selector, nprobe=effort, quantizer_params=of_codes)
-        else:
-            made = faiss.SearchParameters(sel=selector)
-        if selector is None:
-            self._kept[effort] = made
+            if selector is None:
+                self._visiting[effort] = made
         return made
 
     def search_lists(

@@ -9,10 +9,9 @@ Shapes: Q queries, D embedding, K results, M candidates.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import product
-from operator import gt
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -20,6 +19,7 @@ from numpy.typing import NDArray
 
 from index.best import FEW, NONE, beside, best_first, falls, first_of, has_none, most_promising
 from index.measure import exact_top_k
+from index.part import Part
 from index.selection import Living, not_any_of
 from index.shelf import AnyPart
 from index.vectors import Floats, Ids, VectorFile
@@ -61,7 +61,10 @@ class Ranker:
     live: Living | None = None
     lossy: bool = field(init=False)
     nlist: int = field(init=False)
-    _alone: AnyPart | None = field(init=False, repr=False, compare=False)
+    _ready: dict[tuple[int, int], tuple[Callable[[Floats], tuple[Floats, Ids]], _Ask]] = field(
+        init=False, default_factory=dict, repr=False, compare=False
+    )
+    _alone: Part | None = field(init=False, repr=False, compare=False)
     _is_graph: bool = field(init=False, repr=False, compare=False)
     _asks: dict[tuple[int, int], _Ask] = field(
         init=False, default_factory=dict, repr=False, compare=False
@@ -70,7 +73,7 @@ class Ranker:
     def __post_init__(self) -> None:
         object.__setattr__(self, "lossy", any(part.lossy for part in self.parts))
         alone = self.parts[0] if len(self.parts) == 1 and not self.lossy else None
-        object.__setattr__(self, "_alone", alone)
+        object.__setattr__(self, "_alone", alone if isinstance(alone, Part) else None)
         object.__setattr__(self, "_is_graph", any(part.is_graph for part in self.parts))
         most = max((part.nlist for part in self.parts), default=1)
         object.__setattr__(self, "nlist", most + self.lossy)
@@ -100,14 +103,9 @@ class Ranker:
             K' = min(k, number of rows that are not excluded). Never an id of -1.
         """
         exclude = exclude if exclude is not None and len(exclude) else None
+        if self._alone is not None and exclude is None and len(queries_QD) == 1 and k <= FEW:
+            return self._top_alone(queries_QD, k, nprobe)
         ask = self._ask(k, self._spare(k, nprobe), exclude)
-        if self._alone is not None and exclude is None and ask.k and len(queries_QD) == 1:
-            # As below, in as few steps as can be: every one takes as long as many comparisons.
-            found = self._alone.search(queries_QD, ask.width, nprobe=nprobe, selector=ask.selector)
-            row = found[0][0].tolist()
-            if len(row) > ask.k and all(map(gt, row, row[1:])):
-                return found[1][:, : ask.k], found[0][:, : ask.k]
-            return self._ranked(queries_QD, found, ask, nprobe)
         if not ask.k or not len(queries_QD):
             shape = len(queries_QD), ask.k
             return np.empty(shape, np.int64), np.empty(shape, np.float32)
@@ -119,6 +117,21 @@ class Ranker:
             for start in range(0, len(queries_QD), step)
         ]
         return np.concatenate([b[0] for b in blocks]), np.concatenate([b[1] for b in blocks])
+
+    def _top_alone(self, query_1D: Floats, k: int, nprobe: int) -> tuple[Ids, Floats]:
+        """A single query of a single part, in few steps: each takes as long as some comparisons."""
+        assert self._alone is not None, "there is more than one part"
+        ready = self._ready.get((k, nprobe))
+        if ready is None:
+            ask = self._ask(k, self._spare(k, nprobe), None)
+            search = self._alone.prepared(ask.width, nprobe=nprobe, selector=ask.selector)
+            self._ready[k, nprobe] = ready = search, ask
+        search, ask = ready
+        scores, ids = search(query_1D)
+        row = scores[0, : ask.k + 1].tolist()
+        if ask.k < len({*row}) == len(row):  # they fall, and so none of them is equal to another
+            return ids[:, : ask.k], scores[:, : ask.k]
+        return self._ranked(query_1D, (scores, ids), ask, nprobe)
 
     def _spare(self, k: int, nprobe: int) -> int:
         """Candidates beyond k; a graph has in sight what it gives, and would look farther."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
 from pathlib import Path
@@ -70,7 +71,7 @@ def test_a_short_answer_says_so(library: Any) -> None:
 
 
 def test_what_cannot_be_searched_with_is_named(library: Any, tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match=r"gone\.png: no such file\. Give a picture file"):
+    with pytest.raises(FileNotFoundError, match=r"gone\.png: no such file\. Give an id or"):
         find(library, str(tmp_path / "gone.png"))
     text = tmp_path / "text.png"
     text.write_text("no picture")
@@ -123,6 +124,19 @@ def test_a_filter_that_cannot_be_used_is_an_error_with_its_position(
     said = capsys.readouterr().err
     assert "position 1 (" in said
     assert "Did you mean label" in said
+
+
+def test_a_picture_of_the_corpus_can_be_named_by_its_id(library: Any, tmp_path: Path) -> None:
+    by_id = asked(library, query="3", k=5)
+    assert by_id["hits"] == asked(library, like=("3",), k=5)["hits"]
+    assert 3 not in [hit["id"] for hit in by_id["hits"]], "it is the question"
+    with pytest.raises(ValueError, match="only a file can be cropped"):
+        asked(library, query="3", crop=(0, 0, 5, 5))
+    with contextlib.chdir(tmp_path):
+        Path("3").write_bytes(Path(query(library, 8)).read_bytes())
+        assert asked(library, query="3", k=1)["hits"][0]["id"] == 8, (
+            "a file of that name comes first"
+        )
 
 
 def test_ids_and_files_are_examples_with_weights(library: Any) -> None:
@@ -192,6 +206,7 @@ def test_near_duplicates_are_collapsed_once_they_were_found(
     [
         ({}, "no example"),
         ({"like": ("99",)}, "picture 99"),
+        ({"query": "99"}, "picture 99"),
         ({"like": ("99999999999999999999999",)}, "ids go from 0"),
         ({"like": ("1",), "unlike": ("1",)}, "cancel"),
         ({"like": ("1:0",)}, "weight is 0"),
