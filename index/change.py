@@ -27,10 +27,11 @@ from index.folder import FileRecord, Folder
 from index.id_file import NO_IDS, read_ids, write_ids
 from index.layers import LayeredRanker, open_ranker
 from index.live_queries import InService, Moved, follow_queries, judge_again, query_rate
-from index.part import Part, train_template
+from index.part import Part
 from index.queries import QUERIES, QuerySet
 from index.rank import Ranker
 from index.removed import REMOVED
+from index.template import train_template
 from index.vector_sets import StoredVectors, iter_rows
 from index.vector_writer import VectorWriter
 from index.vectors import VECTORS, Float16s, Floats, Ids, VectorFile

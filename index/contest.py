@@ -31,9 +31,9 @@ from index.folder import FileRecord, Folder
 from index.hnsw import hnsw_seconds
 from index.judge import Judgement, judge
 from index.kmeans import train_centroids
-from index.part import train_template
 from index.queries import QuerySet, Samples
 from index.shelf import shelve_parts
+from index.template import train_template
 from index.tune import tune
 from index.vectors import Floats, VectorFile
 

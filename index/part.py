@@ -1,4 +1,4 @@
-"""One FAISS file: trained, filled, written, memory-mapped, searched.
+"""One FAISS file: filled, written, memory-mapped, searched.
 
 Codes are the float16 vectors themselves (no residuals), so that visiting all lists is exact
 search; or 4-bit codes, which only propose, and whose exact search is a scan of the stored vectors
@@ -19,18 +19,16 @@ import faiss as faiss_library
 import numpy as np
 from numpy.typing import NDArray
 
-from index.choose import Recipe
 from index.coarse import Coarse
 from index.faiss_file import read_faiss, write_faiss
 from index.faiss_search import FaissSearch
-from index.hnsw import Graph, empty_graph
+from index.hnsw import Graph
 from index.vectors import Floats, Ids
 
 __all__ = [
     "Part",
     "one_thread",
     "set_threads",
-    "train_template",
 ]
 
 faiss: Any = faiss_library  # its type stubs know neither index attributes nor search parameters
@@ -55,43 +53,6 @@ def one_thread() -> Iterator[None]:
         yield
     finally:
         faiss.omp_set_num_threads(threads)
-
-
-def train_template(
-    recipe: Recipe, dim: int, sample_ND: Floats, centroids_KD: Floats | None = None
-) -> Any:
-    """An empty FAISS index, trained on a random sample of unit vectors; parts are copies of it.
-
-    Args:
-        recipe: what to build.
-        dim: D.
-        sample_ND: float32; what codes learn from.
-        centroids_KD: float32, of the inverted lists of a recipe with several.
-    """
-    if recipe.nlist == 1 and recipe.kind in ("exact", "ivf", "hnsw"):
-        return _flat_template(recipe, dim)
-    template = faiss.index_factory(dim, recipe.factory(dim), faiss.METRIC_INNER_PRODUCT)
-    template.by_residual = False
-    if centroids_KD is None:
-        centroids_KD = sample_ND[:1]  # of a single list, which all visit
-    template.quantizer.add(np.ascontiguousarray(centroids_KD))
-    if recipe.lossy:
-        template.pq.cp.min_points_per_centroid = 1
-    with one_thread():  # many small k-means: threads would mostly wait for each other
-        template.train(np.ascontiguousarray(sample_ND))
-    return template
-
-
-def _flat_template(recipe: Recipe, dim: int) -> Any:
-    codes, inner = faiss.ScalarQuantizer.QT_fp16, faiss.METRIC_INNER_PRODUCT
-    if recipe.kind == "hnsw":
-        return empty_graph(dim)
-    if recipe.kind == "ivf":
-        template = faiss.index_factory(dim, "IVF1,SQfp16", inner)
-        template.by_residual = False
-        template.train(np.eye(1, dim, dtype=np.float32))
-        return template
-    return faiss.IndexIDMap(faiss.IndexScalarQuantizer(dim, codes, inner))
 
 
 class Part:

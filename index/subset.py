@@ -13,9 +13,10 @@ import numpy as np
 from index.best import best_first
 from index.choose import exact_recipe
 from index.measure import exact_top_k
-from index.part import Part, train_template
+from index.part import Part
 from index.rank import SPARE
 from index.selection import Selection
+from index.template import train_template
 from index.vector_sets import iter_rows
 from index.vectors import Floats, Ids, VectorFile
 

@@ -15,10 +15,11 @@ from scipy.stats import norm
 
 from index.choose import Recipe
 from index.coarse import LEVELS, Coarse
-from index.part import Part, train_template
+from index.part import Part
 from index.rank import Ranker
 from index.selection import Selection
 from index.shelf import open_parts, shelve_parts
+from index.template import train_template
 from index.vector_writer import VectorWriter
 from index.vectors import VectorFile, unit
 

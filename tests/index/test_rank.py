@@ -15,11 +15,12 @@ from index.choose import IndexConfig, exact_recipe
 from index.folder import Folder
 from index.layers import refine_of
 from index.measure import TIE
-from index.part import Part, train_template
+from index.part import Part
 from index.planner import Planner
 from index.rank import MAX_DROPPED, Ranker
 from index.search import Searcher
 from index.selection import Living, Selection
+from index.template import train_template
 from index.vector_writer import VectorWriter
 from index.vectors import VectorFile, unit
 
