@@ -33,6 +33,10 @@ BUILD_EFFORT = 64
 MAX_EFFORT = 512
 """Most that a search keeps in sight (efSearch); instead of more, all rows are compared."""
 
+LINKS_BEFORE, SPARE_BEFORE = 32, 8
+"""Graphs of before have so many links. They kept twice as much in sight as was asked for, and eight
+more were asked for than wanted; what their cards state is of that."""
+
 TRIAL_ROWS = 2000
 
 
@@ -76,6 +80,7 @@ class Graph:
         # has scores that differ in their last bit. What is found is compared again, one by one.
         self._rows = faiss.downcast_index(graph.storage)
         self._exact = faiss.IndexRefine(graph, self._rows)
+        self._is_old = graph.hnsw.nb_neighbors(0) == 2 * LINKS_BEFORE
         self._ids: Ids = faiss.rev_swig_ptr(faiss_index.id_map.data(), faiss_index.id_map.size())
 
     def lay_out(self, places_N: Ids) -> None:
@@ -90,6 +95,7 @@ class Graph:
         if effort >= self.most:
             whole = selected and faiss.SearchParameters(sel=selected)
             return FaissSearch(self._rows, k, whole, self._ids)
-        walk = faiss.SearchParametersHNSW(sel=selected, efSearch=max(effort, k))
+        least = 2 * (k + SPARE_BEFORE) if self._is_old else k
+        walk = faiss.SearchParametersHNSW(sel=selected, efSearch=max(effort, least))
         exact = faiss.IndexRefineSearchParameters(k_factor=1.0, base_index_params=walk)
         return FaissSearch(self._exact, k, exact, self._ids)

@@ -1,5 +1,6 @@
 """A graph: how its rows join and lie, and that its scores are those of the pair alone."""
 
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import faiss
@@ -14,6 +15,7 @@ from index.hnsw import MAX_EFFORT, empty_graph
 from index.measure import TIE
 from index.nearness import CELL_ROWS, rows_by_nearness
 from index.part import Part
+from index.rank import Ranker
 from index.search import Searcher
 from index.selection import Selection
 from index.vectors import VECTORS, VectorFile
@@ -144,3 +146,33 @@ def test_what_is_not_selected_is_never_found_nor_missed_without_a_word(built, qu
         assert (np.diff((ids < 0).astype(int), axis=1) >= 0).all(), "none comes last"
         assert (scores[ids < 0] < -1).all()
     np.testing.assert_array_equal(ids[:, : min(count, 20)], truth_of(searcher, queries, 20, chosen))
+
+
+def test_threads_do_not_disturb_each_other(built, queries):
+    searcher = built[0]
+    ranker = Ranker([built[1]], VectorFile(searcher.folder.local_path(VECTORS)))
+    asked = [(row, k, effort) for row in range(len(queries)) for k, effort in ((10, 12), (3, 40))]
+
+    def top(question):
+        row, k, effort = question
+        return ranker.top(queries[row : row + 1], k, nprobe=effort)
+
+    alone = [top(question) for question in asked]
+    with ThreadPoolExecutor(8) as threads:
+        together = list(threads.map(top, asked))
+    for (ids, scores), (others, theirs) in zip(alone, together, strict=True):
+        np.testing.assert_array_equal(ids, others)
+        np.testing.assert_array_equal(scores, theirs)
+
+
+def test_a_graph_from_before_keeps_as_much_in_sight_as_its_card_speaks_of(built, queries):
+    searcher = built[0]
+    codes, inner = faiss.ScalarQuantizer.QT_fp16, faiss.METRIC_INNER_PRODUCT
+    old = faiss.IndexHNSWSQ(DIM, codes, 32, inner)
+    old.is_trained = True
+    old = faiss.IndexIDMap(old)
+    old.add_with_ids(searcher.vectors_of(searcher.ids), searcher.ids)
+    wide = faiss.SearchParametersHNSW(efSearch=2 * (10 + 8))
+    before = old.search(queries, 10, params=wide)[1]
+    now = Part(old).search(queries, 10, nprobe=16)[1]
+    assert (now == before).mean() > 0.99, "but for equal scores"
