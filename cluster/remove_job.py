@@ -23,7 +23,7 @@ from index.choose import IndexConfig
 from index.embeddings import EmbeddingStore
 from index.removed import removed_ids
 from index.update import Instructions, Updated, remove_pictures, update_index
-from index.vectors import Ids, rising
+from index.vectors import Ids, rising, without
 from index.versions import Standing
 
 __all__ = ["RemoveConfig", "remove"]
@@ -86,7 +86,7 @@ def remove(config: RemoveConfig, context: Context) -> dict[str, Any]:
     ids = _chosen(config, context, standing)
     if config.restore:
         # Before: where a build follows a compaction, the version of now is deleted.
-        unknown = np.setdiff1d(ids, removed_ids(standing))
+        unknown = without(ids, removed_ids(standing))
         done = _restore(config, context, standing, ids)
     else:
         done = remove_pictures(folder, ids, fill=part_filler(context), say=context.say)
@@ -141,4 +141,4 @@ def _chosen(config: RemoveConfig, context: Context, standing: Standing) -> Ids:
             found.append(pictures.of_files(config.files))
         if config.where:
             found.append(pictures.where(config.where))
-    return rising(np.concatenate(found))
+    return rising(*found)

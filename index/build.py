@@ -10,7 +10,7 @@ import hashlib
 import logging
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -72,7 +72,9 @@ class Leave:
     @property
     def ids(self) -> Ids:
         """All of them, rising."""
-        return rising(np.concatenate([self.removed, self.gone]))
+        if not len(self.gone):
+            return self.removed
+        return rising(self.removed, self.gone)
 
     @property
     def digest(self) -> str | None:
@@ -122,10 +124,8 @@ def build_index(
         return build.find() or build.publish()
 
 
-def _require_enough(
-    store: VectorSet, config: IndexConfig, queries: Askable | None, leave: Leave
-) -> None:
-    """Check that there is something to index and to ask, and the least memory that it takes."""
+def _require_some(store: VectorSet, queries: Askable | None) -> None:
+    """Check that there is something to index and to ask."""
     sizes = [(store.num_rows, store.folder)]
     if queries is not None:
         sizes.append((queries.num_rows, queries.folder))
@@ -135,8 +135,6 @@ def _require_enough(
                 f"{place}: no picture could be embedded, so there is nothing to index. "
                 "Look at the report of the embed job for the reasons."
             )
-    num_left_out = len(leave.removed) + len(leave.gone)
-    config.budget(store.dim).require_enough(store.num_rows, num_left_out)
 
 
 def build_id(store: VectorSet, config: IndexConfig, queries: Askable | None, leave: Leave) -> str:
@@ -164,7 +162,7 @@ class Build:
         fill: FillParts,
         leave: Leave,
     ) -> None:
-        _require_enough(store, config, asked, leave)
+        _require_some(store, asked)
         self._store = store
         self._folder = folder
         self._config = config
@@ -172,7 +170,9 @@ class Build:
         self._fill = fill
         self._leave = leave
         self._mean: Any = store.mean
-        self._budget = config.budget(store.dim)
+        num_left_out = len(leave.removed) + len(leave.gone)
+        self._budget = replace(config.budget(store.dim), num_left_out=num_left_out)
+        self._budget.require_enough(store.num_rows)
 
     @property
     def id(self) -> str:

@@ -34,7 +34,7 @@ from index.removed import REMOVED
 from index.template import train_template
 from index.vector_sets import StoredVectors, iter_rows
 from index.vector_writer import VectorWriter
-from index.vectors import VECTORS, Float16s, Floats, Ids, VectorFile
+from index.vectors import VECTORS, Float16s, Floats, Ids, VectorFile, rising, without
 from index.versions import Standing, new_version
 
 __all__ = [
@@ -111,7 +111,7 @@ class _Changing:
         self._before = self._opened(self._old, door).vectors
         self._files: dict[str, FileRecord] = {}
         here = self._before.contains(change.ids)
-        self._departed = np.union1d(change.gone, change.ids[here])
+        self._departed = rising(change.gone, change.ids[here])
 
     def run(self) -> tuple[str, dict[str, Any]]:
         """Write all files of the version, and last its door."""
@@ -143,8 +143,8 @@ class _Changing:
         """Write delta, dead and removed ids; what the door says of them."""
         change = self._change
         again = self._as_in_base()
-        dead = np.union1d(self._dead_before(), self._departed[self._base.contains(self._departed)])
-        dead = np.setdiff1d(dead, change.ids[again], assume_unique=True)
+        dead = rising(self._dead_before(), self._departed[self._base.contains(self._departed)])
+        dead = without(dead, change.ids[again])
         ids, vectors = self._delta(change.ids[~again], change.vectors[~again])
         found: dict[str, Any] = {"delta": None, "dead": None, "removed": None}
         if len(ids):

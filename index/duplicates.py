@@ -107,7 +107,7 @@ class DuplicateGroups:
     def members(self, picture_id: int) -> Ids:
         """All pictures of its group, itself included, rising."""
         one = np.array([picture_id], np.int64)
-        return rising(np.concatenate([one, self.copies_of(one)]))
+        return rising(one, self.copies_of(one))
 
     def sizes(self) -> dict[int, int]:
         """Number of pictures by group, the largest first."""

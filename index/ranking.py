@@ -135,7 +135,7 @@ class Ranking:
         copies = NO_COPIES
         while True:
             known = len(copies)
-            copies = rising(np.concatenate([copies, groups.copies_of(met)]))
+            copies = rising(copies, groups.copies_of(met))
             assert len(copies) > known, "who repeats has copies"
             ids, scores, more = self._nearest(nearest, count, copies, asked)
             kept = self._kept(ids)[0]

@@ -232,7 +232,7 @@ class Searcher:
 
         def nearest(count: int, copies: Ids, asked: int | None) -> tuple[Ids, Floats, Plan]:
             some = queries if asked is None else queries[asked : asked + 1]
-            left_out = rising(np.concatenate([exclude, copies])) if len(copies) else exclude
+            left_out = rising(exclude, copies) if len(copies) else exclude
             # Lists near a query may hold nothing but its copies.
             further = True if len(copies) and thorough is None else thorough
             found = self._nearest(some, count, left_out, exact, further, within)

@@ -35,7 +35,7 @@ from index.lock import sole_writer
 from index.removed import removed_despite_damage, removed_ids
 from index.room import no_room_to
 from index.service import put_in_service
-from index.vectors import Ids, rising
+from index.vectors import Ids, rising, without
 from index.versions import CHANGING, CURRENT, Standing, finished_version, open_current
 
 __all__ = ["Instructions", "Updated", "compact_index", "remove_pictures", "update_index"]
@@ -120,8 +120,7 @@ def update_index(
     """
     with sole_writer(folder, CHANGING):
         before = _in_service(folder)
-        removed = removed_despite_damage(folder) if before is None else removed_ids(before)
-        wanted = Wanted.of(store, np.setdiff1d(removed, told.restored), told.gone)
+        wanted = Wanted.of(store, _to_stay_out(folder, before, told.restored), told.gone)
         is_first = not folder.exists(CURRENT)
         why = "asked for" if told.rebuild else _why_anew(store, config, queries, before)
         if before is not None and why is None:
@@ -180,7 +179,7 @@ def remove_pictures(
                 f"{folder}: all {len(vectors):,} pictures are to be removed, and an index needs "
                 "one. To be rid of the index, delete its folder."
             )
-        removed, why = np.union1d(removed_ids(before), here), f"{len(here):,} removed"
+        removed, why = rising(removed_ids(before), here), f"{len(here):,} removed"
         no_room = no_room_to("change", before.door, len(wanted))
         if not no_room:
             empty = np.empty((0, vectors.dim), np.float16)
@@ -188,7 +187,7 @@ def remove_pictures(
             name, made = change_version(before, change)
             put_in_service(folder, name, made)
         else:
-            del vectors
+            del vectors, wanted, is_here, here
             why = f"{why}, and {no_room}"
             say(f"Building the index anew: {no_room}")
             made = build_of_living(before, Leave(removed=removed, gone=NO_IDS), fill)
@@ -266,6 +265,12 @@ def _layers_of(door: Mapping[str, Any]) -> str:
         f"{delta['rows'] if delta else 0:,} rows of the delta folded in, "
         f"{dead['rows'] if dead else 0:,} dead ones dropped"
     )
+
+
+def _to_stay_out(folder: Folder, before: Standing | None, restored: Ids) -> Ids:
+    """What was removed by hand but for what is to be back, rising."""
+    removed = removed_despite_damage(folder) if before is None else removed_ids(before)
+    return without(removed, restored)
 
 
 def _in_service(folder: Folder) -> Standing | None:
@@ -365,7 +370,7 @@ def _changed(
     base_rows = sum(part["rows"] for part in before.door["parts"])
     delta = before.door.get("delta")
     num_delta = (delta["rows"] if delta else 0) + len(found.added) + len(found.replaced)
-    arrived = np.union1d(found.added, found.replaced)
+    arrived = rising(found.added, found.replaced)
     budget = IndexConfig(**before.door["config"]).budget(store.dim)
     too_long = found.vectors is None or num_delta > budget.delta_rows(delta_bound(base_rows))
     if found.vectors is None or too_long or num_dead > MAX_DEAD * base_rows:
@@ -374,7 +379,7 @@ def _changed(
             if too_long
             else f"{num_dead:,} of {base_rows:,} rows would be dead"
         )
-        moved = Moved(departed=np.union1d(found.gone, found.replaced), arrived=arrived)
+        moved = Moved(departed=rising(found.gone, found.replaced), arrived=arrived)
         name, door = fold(before, store, wanted.leave, moved, fill)
         return Updated(version=name, door=door, action="compacted", why=why)
     change = Change(
