@@ -87,6 +87,18 @@ class Coarse:
             return search_faiss(self.coded, queries_QD, count, self.parameters(count))
         return search_faiss(self._quantizer, queries_QD, count)
 
+    def closeness(self, queries_QD: Floats, lists_QP: Ids) -> Floats:
+        """Inner products float32 [Q, P] with the centroids of some lists; any for a list of -1.
+
+        Args:
+            queries_QD: float32.
+            lists_QP: int64 numbers of lists.
+        """
+        found, stored_KD = np.empty(lists_QP.shape, np.float32), self._stored
+        for query_D, lists_P, found_P in zip(queries_QD, lists_QP, found, strict=True):
+            np.matmul(stored_KD[lists_P], query_D, out=found_P)
+        return found
+
     def lists_of(self, vectors_ND: Floats) -> Ids:
         """The list that each vector belongs to, int64 [N]: the nearest, by a comparison with all.
 
@@ -102,9 +114,14 @@ class Coarse:
     @cached_property
     def coded(self) -> Any:
         """FAISS's search by codes, refined by the centroids themselves."""
+        return faiss.IndexRefine(_codes(self._stored), self._quantizer)
+
+    @property
+    def _stored(self) -> Floats:
+        """The centroids where FAISS has them, float32 [K, D]."""
         flat = self._quantizer
-        stored = faiss.rev_swig_ptr(flat.get_xb(), flat.ntotal * flat.d)
-        return faiss.IndexRefine(_codes(stored.reshape(flat.ntotal, flat.d)), flat)
+        stored: Floats = faiss.rev_swig_ptr(flat.get_xb(), flat.ntotal * flat.d)
+        return stored.reshape(flat.ntotal, flat.d)
 
     def parameters(self, count: int) -> Any:
         """What `coded` is to be told to find the nearest so many; None where codes do not propose.

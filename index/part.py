@@ -1,8 +1,9 @@
 """One FAISS file: filled, written, memory-mapped, searched.
 
-Codes are the float16 vectors themselves (no residuals), so that visiting all lists is exact
-search; or 4-bit codes, which only propose, and whose exact search is a scan of the stored vectors
-(`index.rank`). A graph links float16 vectors, and its exact search is a scan of them.
+Codes are the float16 vectors themselves, so that visiting all lists is exact search; or 4-bit
+codes, of a vector or of what is left of it without the centroid of its list, which only propose,
+and whose exact search is a scan of the stored vectors (`index.rank`). A graph links float16
+vectors, and its exact search is a scan of them.
 
 Shapes: Q queries, N rows, D embedding, K results a query.
 """
@@ -89,6 +90,7 @@ class Part:
         if self._graph is not None:
             self.nlist = self._graph.most
         self.lossy = isinstance(faiss_index, faiss.IndexIVFPQFastScan)
+        self._of_residuals = self.lossy and bool(faiss_index.by_residual)
 
     @classmethod
     def fill(cls, template: Any, batches: Iterable[tuple[Ids, Floats]]) -> Part:
@@ -205,8 +207,10 @@ class Part:
             lists_QP: int64 numbers of lists, C-contiguous.
             parameters: FAISS's, with the selector of ids and as many lists as there are columns.
         """
-        # Codes are no residuals, so FAISS does not look at how near a list's centroid is.
-        closeness_QP = np.zeros(lists_QP.shape, np.float32)
+        if self._of_residuals and self.coarse is not None:
+            closeness_QP = self.coarse.closeness(queries_QD, lists_QP)
+        else:  # FAISS does not look at it
+            closeness_QP = np.zeros(lists_QP.shape, np.float32)
         return self._search_lists(queries_QD, k, closeness_QP, lists_QP, parameters)
 
     def _search_lists(
@@ -252,14 +256,15 @@ class Part:
 
         To the centroid of their list, if there are several, and to what short codes say.
         """
-        found = []
+        found, coded_ND = [], vectors_ND
         if self.coarse is not None and self.has_lists:
-            nearest = self.coarse.centroids()[self.lists_of(vectors_ND)]
-            found.append(((vectors_ND - nearest) ** 2).sum(axis=1))
-        if isinstance(self._faiss, faiss.IndexIVFPQFastScan):
+            residuals_ND = vectors_ND - self.coarse.centroids()[self.lists_of(vectors_ND)]
+            found.append((residuals_ND**2).sum(axis=1))
+            coded_ND = residuals_ND if self._of_residuals else vectors_ND
+        if self.lossy:
             codec = self._faiss.pq
-            said = codec.decode(codec.compute_codes(np.ascontiguousarray(vectors_ND)))
-            found.append(((vectors_ND - said) ** 2).sum(axis=1))
+            said_ND = codec.decode(codec.compute_codes(np.ascontiguousarray(coded_ND)))
+            found.append(((coded_ND - said_ND) ** 2).sum(axis=1))
         return found
 
     def _num_stored(self) -> int:

@@ -34,7 +34,8 @@ def train_template(
     if recipe.nlist == 1 and recipe.kind in ("exact", "ivf", "hnsw"):
         return _flat_template(recipe, dim)
     template = faiss.index_factory(dim, recipe.factory(dim), faiss.METRIC_INNER_PRODUCT)
-    template.by_residual = False
+    # Of float16 vectors nothing is gained, and all lists visited would not be exact search.
+    template.by_residual = recipe.lossy and centroids_KD is not None
     if centroids_KD is None:
         centroids_KD = sample_ND[:1]  # of a single list, which all visit
     template.quantizer.add(np.ascontiguousarray(centroids_KD))

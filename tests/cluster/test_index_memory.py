@@ -43,7 +43,7 @@ VERB = """
 
     def run(verb, name, given):
         if verb == "index":
-            build = IndexConfig(num_queries=200, **given)
+            build = IndexConfig(num_queries=400, **given)
             corpus = name.partition("-")[0]
             config = IndexJobConfig(corpus=corpus, encoder="enc", name=name, build=build)
             return index_embeddings(config, context)

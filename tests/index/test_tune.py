@@ -89,8 +89,11 @@ def test_stated_intervals_cover_the_true_recall_in_95_percent_of_200_trials(
 def test_more_candidates_are_compared_where_codes_cannot_tell_a_cluster_apart(
     make_store, clustered, tmp_path
 ):
-    vectors, _ = clustered(40_000, 16, classes=40, noise=0.25)
-    config = IndexConfig(kind="ivf-pq", num_queries=200)
+    # Codes are learnt from what lies wide apart, and say little of what lies close together.
+    wide, tight = (clustered(40_000, 16, classes=10, noise=noise)[0] for noise in (0.5, 0.02))
+    is_tight = np.random.default_rng(0).random(40_000) < 0.5
+    vectors = np.where(is_tight[:, None], tight, wide)
+    config = IndexConfig(kind="ivf-pq", num_queries=400)
     door = build_index(make_store(vectors), Folder.at(tmp_path / "ix"), config)
     assert max(step["recall"] for step in door["tried"] if step["refine"] == REFINES[-1]) < 0.95
     assert door["parameters"]["refine"] in MORE_REFINES
