@@ -15,6 +15,8 @@ import json
 import logging
 import os
 import re
+import select
+import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -48,6 +50,18 @@ class Options:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one verb; returns the exit status: 0 done, 1 failed, 2 wrong usage."""
+    try:
+        status = _status_of(arguments)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        if not _nobody_reads():
+            raise
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what is still to come
+        return 128 + signal.SIGPIPE
+    return status
+
+
+def _status_of(arguments: Sequence[str] | None) -> int:
     given = list(sys.argv[1:] if arguments is None else arguments)
     if not given or given[0] in ("-h", "--help", "help"):
         sys.stdout.write(overview())
@@ -72,7 +86,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stderr.write(f"{stop or usual}\n")
         return 130
     except (ValueError, OSError) as error:
-        if debug:
+        if debug or (isinstance(error, BrokenPipeError) and _nobody_reads()):
             raise
         sys.stderr.write(f"error: {_sentences(error)}\n")
         return 1
@@ -85,6 +99,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         said = lost(error) or unexpected
         sys.stderr.write(f"error: {said} Run again with --debug for the traceback.\n")
         return 1
+
+
+def _nobody_reads() -> bool:
+    """Whether what read stdout, such as ``head``, has ended."""
+    poll = select.poll()
+    poll.register(sys.stdout, 0)
+    return any(found & (select.POLLERR | select.POLLHUP) for _, found in poll.poll(0))
 
 
 def _sentences(error: Exception) -> str:

@@ -6,6 +6,7 @@ that holds many; one that is as the last scan left it is not read again.
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -21,6 +22,9 @@ from cluster.picture_uri import Place
 __all__ = [
     "ALLOWED",
     "LIST_SUFFIXES",
+    "PACKED",
+    "PACKED_SUFFIXES",
+    "PACKED_TAR",
     "TITLES",
     "Container",
     "Ledger",
@@ -38,6 +42,12 @@ KIND_OF_SUFFIX: dict[str, SourceKind] = {
     ".parquet": "parquet",
     ".tar": "tar",
 }
+PACKED_TAR = re.compile(r"\.(tgz|tbz2?|txz|tzst|tar\.(gz|bz2|xz|zst))$", re.IGNORECASE)
+PACKED_SUFFIXES = frozenset(
+    [".tgz", ".tbz", ".tbz2", ".txz", ".tzst", ".gz", ".bz2", ".xz", ".zst"]
+)
+"""Suffixes of all that `PACKED_TAR` matches."""
+PACKED = "a compressed tar: to reach one picture, all before it would be read. Unpack it to a .tar"
 TITLES: dict[SourceKind, str] = {
     "folder": "picture files",
     "list": "a list of files",
@@ -133,6 +143,8 @@ def recognise(place: Place) -> tuple[SourceKind, str]:
     """
     info = place.fs.get_file_info(place.path)
     if info.is_file:
+        if PACKED_TAR.search(place.path):
+            raise ValueError(f"{place.path}: {PACKED}, and scan that.")
         suffix = suffix_of(place.path)
         kind: SourceKind | None = "list" if suffix in LIST_SUFFIXES else KIND_OF_SUFFIX.get(suffix)
         if kind is None or kind == "folder":
@@ -155,8 +167,9 @@ def _kind_of_folder(place: Place) -> SourceKind:
     if several or (described and stated):
         return "huggingface"
     counted: Counter[SourceKind] = Counter()
-    for number, file in enumerate(walk(place, frozenset(KIND_OF_SUFFIX), {})):
-        counted[KIND_OF_SUFFIX[suffix_of(file.path)]] += 1
+    for number, file in enumerate(walk(place, frozenset(KIND_OF_SUFFIX) | PACKED_SUFFIXES, {})):
+        kind = "tar" if PACKED_TAR.search(file.path) else KIND_OF_SUFFIX.get(suffix_of(file.path))
+        counted.update([kind] if kind else [])
         if number >= LOOKED_AT:
             break
     return counted.most_common(1)[0][0] if counted else "folder"

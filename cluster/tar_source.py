@@ -2,7 +2,7 @@
 
 ``x/0001.jpg``, ``x/0001.cls`` and ``x/0001.json`` are one sample: a picture, its class, and its
 metadata. A tar of pictures in folders is one as well, of samples that have nothing but a picture.
-Compressed tars cannot be read in pieces, and are left out.
+Compressed tars cannot be read in pieces, and are named as skipped.
 """
 
 from __future__ import annotations
@@ -22,7 +22,15 @@ from cluster.file_source import folder_of
 from cluster.file_walk import PICTURE_SUFFIXES, File, printable, suffix_of, walk
 from cluster.picture_bytes import MAX_BYTES
 from cluster.picture_uri import PictureUri
-from cluster.sources import Container, Ledger, Listed, Request
+from cluster.sources import (
+    PACKED,
+    PACKED_SUFFIXES,
+    PACKED_TAR,
+    Container,
+    Ledger,
+    Listed,
+    Request,
+)
 
 __all__ = ["TarSource"]
 
@@ -180,7 +188,13 @@ class TarSource:
         return facts
 
     def _tars(self) -> Iterator[File]:
-        return walk(self._request.place, frozenset([".tar"]), self.skipped)
+        for file in walk(self._request.place, PACKED_SUFFIXES | {".tar"}, self.skipped):
+            if PACKED_TAR.search(file.path):
+                if file.path not in self.skipped:
+                    logger.warning("%s: not read (%s)", file.path, PACKED)
+                self.skipped[file.path] = PACKED
+            elif suffix_of(file.path) not in PACKED_SUFFIXES:
+                yield file
 
     def _samples(self, file: File, asked: Collection[str] | None) -> Iterator[_Sample]:
         """Samples of a tar; one read through, and no more of it in memory than a sample.

@@ -25,6 +25,18 @@ from cluster.run_end import PretrainingCancelled
 from cluster.where import CHECKOUT
 
 
+@pytest.mark.parametrize("verb", [[], ["search"]], ids=["overview", "search"])
+def test_who_stops_reading_help_gets_no_error(verb: list[str]) -> None:
+    command = [sys.executable, "-m", "cluster", *verb, "--help"]
+    read, write = os.pipe()
+    os.close(read)  # as head does, before anything was written
+    ended = subprocess.run(
+        command, cwd=CHECKOUT, stdout=write, stderr=subprocess.PIPE, text=True, check=False
+    )
+    os.close(write)
+    assert ended.stderr == ""
+
+
 def test_help_lists_every_verb_without_importing_anything_heavy() -> None:
     heavy = "torch ray faiss gradio pyarrow tyro rich"
     code = (

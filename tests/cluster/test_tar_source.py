@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import io
 import os
 import tarfile
@@ -300,3 +301,33 @@ def test_a_member_of_more_bytes_than_a_picture_has_is_not_read(
     assert rows[1].bytes == huge.size
     assert peak < 100 << 20
     assert scan_here(path)[0]["since_last_scan"] == tally(unchanged=2)
+
+
+@pytest.mark.parametrize("name", ["1.tgz", "1.tar.gz", "1.TAR.ZST"])
+def test_compressed_tars_are_named_and_what_to_do(
+    name: str, tmp_path: Path, scan_here: Any, members: dict[str, bytes | str]
+) -> None:
+    packed = tmp_path / "in" / name
+    packed.parent.mkdir()
+    packed.write_bytes(gzip.compress(write_tar(tmp_path / "1.tar", members).read_bytes()))
+    for source in (packed, packed.parent):
+        with pytest.raises(ValueError, match=rf"{name}.*compressed tar.*Unpack it"):
+            scan_here(source)
+    write_tar(packed.parent / "0.tar", members)
+    (packed.parent / "notes.gz").write_bytes(b"")
+    report, _ = scan_here(packed.parent)
+    assert report["pictures"] == {"total": 5, "ok": 5}
+    assert report["skipped_folders"] == [str(packed)]
+
+
+def test_a_folder_of_pictures_stays_one_with_a_compressed_tar_in_it(
+    tmp_path: Path, scan_here: Any, make_png: Any
+) -> None:
+    for number in range(3):
+        (tmp_path / "in").mkdir(exist_ok=True)
+        (tmp_path / "in" / f"{number}.png").write_bytes(make_png(number))
+    (tmp_path / "in" / "backup.tar.gz").write_bytes(b"")
+    (tmp_path / "in" / "notes.gz").write_bytes(b"")
+    report, _ = scan_here(tmp_path / "in")
+    assert report["source_kind"] == "folder"
+    assert report["pictures"]["total"] == 3
