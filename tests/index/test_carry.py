@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -173,10 +173,15 @@ def test_a_version_whose_files_cannot_be_read_is_not_gone_on_from(
     assert find_earlier(searcher, K) is None
 
 
-def test_a_carried_map_keeps_places_and_puts_what_came_amid_its_neighbours(corpus: Corpus) -> None:
+@pytest.mark.parametrize("method", ["pca", "umap"])
+def test_a_carried_map_keeps_places_and_puts_what_came_amid_its_neighbours(
+    corpus: Corpus, method: Literal["pca", "umap"]
+) -> None:
+    if method == "umap":
+        pytest.importorskip("umap", reason="the extra map is large, and not among the dev tools")
     first = corpus.open()
     build_graph(first, K)
-    build_map(first, MapConfig(method="pca"))
+    build_map(first, MapConfig(method=method))
     before = open_map(first)
     corpus.vectors[400] = corpus.vectors[5]
     del corpus.vectors[17]
