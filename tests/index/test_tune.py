@@ -30,6 +30,7 @@ def drifted(rng):
     return np.concatenate([early, 3 + rng.normal(size=(400, 8))])
 
 
+KINDS = ("ivf", "ivf-pq", "hnsw")
 CORPORA = {"class-sorted": class_sorted, "duplicated": duplicated, "drifted": drifted}
 
 
@@ -50,8 +51,7 @@ def covered(make_store, tmp_path, corpus, trials):
     asked = make_store(rng.normal(size=(1500, 8)), name="asked") if outside else None
     inside = reached = 0
     for seed in range(trials):
-        target = (0.8, 0.9, 0.97)[seed % 3]
-        kind = ("ivf", "ivf-pq")[seed % 2]
+        kind, target = KINDS[seed % 3], (0.8, 0.9, 0.97)[seed // 3 % 3]
         config = IndexConfig(kind=kind, num_queries=240, target_recall=target, seed=seed)
         folder = Folder.at(tmp_path / f"{corpus}-{seed}")
         recall = build_index(store, folder, config, queries=asked)["recall"]
