@@ -143,7 +143,8 @@ class Part:
         if nearest is None:
             return self.prepared(k, nprobe=nprobe, selector=selector)(queries_QD)
         effort, k = min(nprobe, self.nlist), min(k, self.num_rows)
-        return self._search_lists(queries_QD, k, *nearest, self._parameters(effort, selector))
+        parameters = self._parameters(effort, selector)
+        return _search_lists(self._faiss, queries_QD, k, *nearest, parameters)
 
     def prepared(
         self, k: int, *, nprobe: int, selector: Any = None
@@ -167,8 +168,9 @@ class Part:
             return FaissSearch(self._faiss, k, parameters)
         if self._is_fp16:
             return FaissSearch(self._through_codes, k, parameters)
-        return lambda queries_QD: self._search_lists(
-            queries_QD, k, *coarse.nearest(queries_QD, effort), parameters
+        own = self._faiss  # and not the part: one that kept itself would outlive its last user
+        return lambda queries_QD: _search_lists(
+            own, queries_QD, k, *coarse.nearest(queries_QD, effort), parameters
         )
 
     @cached_property
@@ -211,20 +213,7 @@ class Part:
             closeness_QP = self.coarse.closeness(queries_QD, lists_QP)
         else:  # FAISS does not look at it
             closeness_QP = np.zeros(lists_QP.shape, np.float32)
-        return self._search_lists(queries_QD, k, closeness_QP, lists_QP, parameters)
-
-    def _search_lists(
-        self, queries_QD: Floats, k: int, closeness_QP: Floats, lists_QP: Ids, parameters: Any
-    ) -> tuple[Floats, Ids]:
-        num_queries = len(queries_QD)
-        scores = np.empty((num_queries, k), np.float32)
-        ids = np.empty((num_queries, k), np.int64)
-        # FAISS's wrapper for arrays takes nprobe from the shared index, and no parameters.
-        arrays = (faiss.swig_ptr(a) for a in (lists_QP, closeness_QP, scores, ids))
-        self._faiss.search_preassigned_c(
-            num_queries, faiss.swig_ptr(queries_QD), k, *arrays, False, parameters
-        )
-        return scores, ids
+        return _search_lists(self._faiss, queries_QD, k, closeness_QP, lists_QP, parameters)
 
     def ids_by_list(self) -> Iterator[Ids]:
         """The ids in every inverted list."""
@@ -272,3 +261,22 @@ class Part:
             return int(self._faiss.id_map.size())
         lists = self._faiss.invlists
         return sum(int(lists.list_size(number)) for number in range(self.nlist))
+
+
+def _search_lists(
+    faiss_index: Any,
+    queries_QD: Floats,
+    k: int,
+    closeness_QP: Floats,
+    lists_QP: Ids,
+    parameters: Any,
+) -> tuple[Floats, Ids]:
+    num_queries = len(queries_QD)
+    scores = np.empty((num_queries, k), np.float32)
+    ids = np.empty((num_queries, k), np.int64)
+    # FAISS's wrapper for arrays takes nprobe from the shared index, and no parameters.
+    arrays = (faiss.swig_ptr(a) for a in (lists_QP, closeness_QP, scores, ids))
+    faiss_index.search_preassigned_c(
+        num_queries, faiss.swig_ptr(queries_QD), k, *arrays, False, parameters
+    )
+    return scores, ids

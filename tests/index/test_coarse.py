@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import threading
+import weakref
 from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 from pathlib import Path
@@ -183,6 +185,22 @@ def test_parts_of_the_same_centroids_visit_lists_that_are_found_once(
     for found, same in zip(shared.top(queries, 5, nprobe=3), expected, strict=True):
         np.testing.assert_array_equal(found, same)
     assert calls == [together[0].coarse]
+
+
+@pytest.mark.parametrize("kind", ["ivf", "ivf-pq"])
+def test_a_part_of_many_lists_goes_with_its_last_user(kind: str) -> None:
+    rows, queries = directions(4000), directions(8, seed=1)
+    recipe = Recipe(kind=kind, nlist=1100, why="")  # type: ignore[arg-type]
+    template = train_template(recipe, 64, rows, np.ascontiguousarray(rows[:1100]))
+    part = Part.fill(template, [(np.arange(4000), rows)])
+    kept = weakref.ref(part)
+    gc.disable()  # a reference to itself would keep the memory until the collector comes by
+    try:
+        part.search(queries, 5, nprobe=4)
+        del part
+        assert kept() is None
+    finally:
+        gc.enable()
 
 
 def test_threads_get_what_one_gets() -> None:

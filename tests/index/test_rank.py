@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -9,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from index import rank
 from index.best import best_first
 from index.build import build_index
 from index.choose import IndexConfig, exact_recipe
@@ -110,6 +113,44 @@ def test_equal_scores_come_by_id_in_one_query_and_in_many(searcher: Searcher) ->
     scores, ids = together.scores[7], together.ids[7]
     assert np.unique(scores).tolist() == [scores[0]], "all of them copies"
     assert (np.diff(ids) > 0).all()
+
+
+def test_a_part_goes_with_its_last_user_and_waits_for_no_collector(searcher: Searcher) -> None:
+    ranker, queries = ranker_of(searcher), queries_near(searcher, 3)
+    parts = [*ranker.parts]
+    kept = [weakref.ref(part) for part in parts]
+    for some in (queries, queries[:1]):
+        ranker.top(some, 5, nprobe=1)
+        for part in parts:
+            assert isinstance(part, Part)
+            part.search(some, 5, nprobe=1)
+            part.misfits(some)
+    gc.disable()
+    try:
+        del ranker, parts, part
+        assert [each() for each in kept] == [None] * len(kept)
+    finally:
+        gc.enable()
+
+
+def test_as_many_queries_visit_many_lists_at_once_as_memory_allows(
+    searcher: Searcher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ranker, queries, excluded = ranker_of(searcher), queries_near(searcher, 30), searcher.ids[:3]
+    expected = [ranker.top(queries, 7, nprobe=1, exclude=each) for each in (None, excluded)]
+    pairs, search = [], Part.search
+
+    def counted(self: Part, queries_QD: np.ndarray, k: int, **how: Any) -> Any:
+        pairs.append(len(queries_QD) * how["nprobe"])
+        return search(self, queries_QD, k, **how)
+
+    monkeypatch.setattr(Part, "search", counted)
+    monkeypatch.setattr(rank, "PAIR_BYTES", rank.MAX_CANDIDATE_BYTES // 7)
+    for each, (ids, scores) in zip((None, excluded), expected, strict=True):
+        found = ranker.top(queries, 7, nprobe=1, exclude=each)
+        np.testing.assert_array_equal(found[0], ids)
+        np.testing.assert_array_equal(found[1], scores)
+    assert max(pairs) == 7
 
 
 def test_one_query_alone_and_among_others_is_answered_alike_and_in_one_piece(
