@@ -47,6 +47,12 @@ def share_found(lists: np.ndarray, truth: np.ndarray) -> float:
     return float(np.mean([len(np.intersect1d(one, other)) / len(other) for one, other in pairs]))
 
 
+def of_many_lists(kind: str, rows: np.ndarray) -> Any:
+    """A template of 1,100 lists, whose centroids are the first rows."""
+    recipe = Recipe(kind=kind, nlist=1100, why="")  # type: ignore[arg-type]
+    return train_template(recipe, 64, rows, np.ascontiguousarray(rows[:1100]))
+
+
 @pytest.mark.parametrize("wanted", [1, 3, 8, 15])
 @pytest.mark.parametrize("dim", [64, 128, 512])
 def test_what_codes_propose_holds_the_nearest_lists(wanted: int, dim: int) -> None:
@@ -98,8 +104,7 @@ def test_centroids_that_are_equal_or_flat_in_a_dimension_are_lists_all_the_same(
 @pytest.mark.parametrize("kind", ["ivf", "ivf-pq"])
 def test_a_part_of_many_lists_visits_the_nearest_and_all_lists_are_exact(kind: str) -> None:
     rows, queries = directions(6000), directions(40, seed=1)
-    recipe = Recipe(kind=kind, nlist=1100, why="")  # type: ignore[arg-type]
-    template = train_template(recipe, 64, rows, np.ascontiguousarray(rows[:1100]))
+    template = of_many_lists(kind, rows)
     part = Part.fill(template, [(np.arange(6000), rows)])
     assert part.coarse is not None
     assert part.coarse.proposed(queries, 4) is not None
@@ -122,8 +127,7 @@ def test_a_part_of_many_lists_visits_the_nearest_and_all_lists_are_exact(kind: s
 
 def test_lists_behind_codes_give_to_the_bit_what_lists_named_one_by_one_do(tmp_path: Path) -> None:
     rows, queries = directions(6000), directions(40, seed=1)
-    recipe = Recipe(kind="ivf", nlist=1100, why="")
-    template = train_template(recipe, 64, rows, np.ascontiguousarray(rows[:1100]))
+    template = of_many_lists("ivf", rows)
     filled = Part.fill(template, [(np.arange(6000), rows)])
     few = Selection(np.arange(6000), np.arange(0, 6000, 3)).selector
     filled.search(queries, 5, nprobe=4)  # a part that was searched is written as before
@@ -161,8 +165,7 @@ def test_parts_of_the_same_centroids_visit_lists_that_are_found_once(
     kind: str, opened_by: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rows, queries = directions(5000), directions(30, seed=1)
-    recipe = Recipe(kind=kind, nlist=1100, why="")  # type: ignore[arg-type]
-    template = train_template(recipe, 64, rows, np.ascontiguousarray(rows[:1100]))
+    template = of_many_lists(kind, rows)
     paths = []
     for number, ids in enumerate(np.array_split(np.arange(5000), 3)):
         paths.append(tmp_path / f"{number}.faiss")
@@ -190,8 +193,7 @@ def test_parts_of_the_same_centroids_visit_lists_that_are_found_once(
 @pytest.mark.parametrize("kind", ["ivf", "ivf-pq"])
 def test_a_part_of_many_lists_goes_with_its_last_user(kind: str) -> None:
     rows, queries = directions(4000), directions(8, seed=1)
-    recipe = Recipe(kind=kind, nlist=1100, why="")  # type: ignore[arg-type]
-    template = train_template(recipe, 64, rows, np.ascontiguousarray(rows[:1100]))
+    template = of_many_lists(kind, rows)
     part = Part.fill(template, [(np.arange(4000), rows)])
     kept = weakref.ref(part)
     gc.disable()  # a reference to itself would keep the memory until the collector comes by
@@ -222,8 +224,7 @@ def test_threads_get_what_one_gets() -> None:
 
 def test_threads_that_ask_a_fresh_part_at_once_get_what_one_gets() -> None:
     rows, queries = directions(4000), directions(8, seed=1)
-    recipe = Recipe(kind="ivf", nlist=1100, why="")
-    template = train_template(recipe, 64, rows, np.ascontiguousarray(rows[:1100]))
+    template = of_many_lists("ivf", rows)
     part = Part.fill(template, [(np.arange(4000), rows)])
     alone = {count: part.search(queries, 6, nprobe=count)[1] for count in (1, 3, 9)}
     for _ in range(5):
