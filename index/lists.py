@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from index.part import Part
 from index.selection import Selection
-from index.vectors import Floats, Ids
+from index.vectors import Floats, Ids, locate
 
 __all__ = ["Held", "Lists"]
 
@@ -70,10 +70,8 @@ class Lists:
         self.of_row = np.full(len(ids_N), self.num_lists, np.int32)
         for part in parts:
             for number, ids in enumerate(part.ids_by_list()):
-                self.of_row[np.searchsorted(ids_N, ids)] = number
+                self.of_row[locate(ids_N, ids)[0]] = number
         self._ids = ids_N
-        has_gaps = len(ids_N) == 0 or int(ids_N[-1] - ids_N[0]) >= len(ids_N)
-        self._first = None if has_gaps else ids_N[0]
         self._held: WeakKeyDictionary[Selection, Held] = WeakKeyDictionary()
 
     @classmethod
@@ -113,7 +111,4 @@ class Lists:
 
     def of_ids(self, ids: Ids) -> NDArray[np.int32]:
         """The list that each picture lies in; ids of the index, in any shape."""
-        if self._first is not None:
-            return np.asarray(self.of_row[ids - self._first], np.int32)
-        rows = np.searchsorted(self._ids, ids)
-        return np.asarray(self.of_row[rows], np.int32)
+        return np.asarray(self.of_row[locate(self._ids, ids)[0]], np.int32)

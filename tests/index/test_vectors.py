@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from index import vectors as vectors_module
 from index.vector_writer import VectorWriter
-from index.vectors import VectorFile, require_ids, unit, widen
+from index.vectors import VectorFile, locate, require_ids, unit, widen
 
 
 def write(path, ids, rows, piece, *, mapped=True):
@@ -120,3 +120,15 @@ def test_ids_without_gaps_are_found_as_others_are(tmp_path, first):
     assert file.rows_of(ids[::-1]).tolist() == list(range(49, -1, -1))
     with pytest.raises(KeyError, match=f"picture {first + 50} "):
         file.rows_of(asked[:3])
+
+
+@given(
+    first=st.integers(0, 9),
+    sizes=st.lists(st.booleans(), max_size=12),
+    wanted=st.lists(st.integers(-3, 30), max_size=9),
+)
+def test_places_are_those_of_a_search_by_halves(first, sizes, wanted):
+    rising = first + np.cumsum([1 + is_gap for is_gap in sizes], dtype=np.int64)
+    places, found = locate(rising, np.array(wanted, np.int64))
+    assert places.tolist() == np.searchsorted(rising, wanted).tolist()
+    assert found.tolist() == np.isin(wanted, rising).tolist()
