@@ -5,7 +5,7 @@ makes of pictures. Each index is built with all cores and searched one query at 
 by a process of its own. Needs Linux.
 
 With ``--only`` some of them are measured, and kept beside what was measured of the others with the
-same settings.
+same settings, in fewer or more rounds.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import tempfile
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -60,17 +61,19 @@ def contestants() -> dict[str, list[str]]:
 def beside_others(
     name: str, settings: dict[str, Any], rounds: list[dict[str, Any]], hardware: dict[str, Any]
 ) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    """Rounds, and what they ran on, with what is kept of the others in the order of the table."""
+    """Rounds, and what they ran on, with what is kept of the others in the order of the table.
+
+    Who was measured in fewer rounds is in the first ones.
+    """
     file = measuring.RESULTS / f"{name}.json"
     kept = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
     others = {each for both in kept.get("rounds", []) for each in both} - {*rounds[0]}
     if kept.get("settings") != settings or not others:
         return rounds, hardware
     load = max(hardware["load"], kept["machine"]["load"])
-    whole = [
-        {each: both[each] for each in contestants() if each in both}
-        for both in (old | new for old, new in zip(kept["rounds"], rounds, strict=True))
-    ]
+    of_others = [{each: old[each] for each in old if each in others} for old in kept["rounds"]]
+    both = [old | new for old, new in zip_longest(of_others, rounds, fillvalue={}) if old or new]
+    whole = [{each: one[each] for each in contestants() if each in one} for one in both]
     return whole, {**hardware, "load": load}
 
 
@@ -99,7 +102,8 @@ def main() -> None:
         shared = ["--folder", name, "--k", str(asked.k), "--build-threads", str(num_cores())]
         commands = {name: [*programs[name], *shared] for name in only}
         rounds = measuring.in_turn(measuring.programs(commands, TIMEOUT_S), asked.rounds)
-    settings = {**vars(asked), "seed": SEED}
+    settings = {name: value for name, value in vars(asked).items() if name != "rounds"}
+    settings["seed"] = SEED
     name = "index_curves"
     for what in ("source", "vectors"):
         if (given := getattr(asked, what)) != parser.get_default(what):

@@ -69,7 +69,7 @@ def curves_section(result: Result) -> list[str]:
     settings, rounds = result["settings"], result["rounds"]
     rows = []
     for name in rounds[0]:
-        cells = [spread([_speed_at(one[name], recall) for one in rounds]) for recall in RECALLS]
+        cells = [spread(_speeds(rounds, name, recall)) for recall in RECALLS]
         size = spread(values(rounds, name, "disk_bytes_per_vector"))
         rows.append(
             [
@@ -88,7 +88,7 @@ def curves_section(result: Result) -> list[str]:
         "others with their own defaults for building. Memory is what a fresh process grew by, "
         "mapped pages too; bytes on disk a vector hold everything. Building uses all cores; "
         "its peak has the pages of the vectors' file in it, and lookalike's seconds the search for "
-        "settings and their check.\n",
+        "settings and their check. What has no range was measured in one round.\n",
         table(
             ["", *(f"at {r}" for r in RECALLS), "memory MB", "bytes on disk", "build s", "peak MB"],
             rows,
@@ -117,20 +117,16 @@ def _corpus(settings: dict[str, Any]) -> str:
 
 def _verdicts(rounds: Rounds, recall: float) -> list[str]:
     """Goals at one recall."""
-    speeds = {
-        name: spread([_speed_at(one[name], recall) for one in rounds]).median for name in rounds[0]
-    }
+    speeds = {name: spread(_speeds(rounds, name, recall)).median for name in rounds[0]}
     peers = [name for name in speeds if not name.startswith(OWN)]
     best = max(peers, key=speeds.__getitem__, default="")
     graphs = [name for name in peers if name.startswith(GRAPHS)]
     if not speeds.get(best) or not graphs or len(peers) == len(speeds):
         return []
     ours = _judged_kind(rounds, speeds, best)
-    faster = [
-        _speed_at(one[ours], recall) / _speed_at(one[best], recall)
-        for one in rounds
-        if _speed_at(one[best], recall)
-    ]
+    paired = [one for one in rounds if ours in one and best in one]
+    pairs = zip(_speeds(paired, ours, recall), _speeds(paired, best, recall), strict=True)
+    faster = [mine / theirs for mine, theirs in pairs if theirs]
     quickest = min(graphs, key=lambda name: spread(values(rounds, name, "build_s")).median)
     at = f"at {recall:g}, {ours}"
     return [
@@ -157,6 +153,11 @@ def _judged_kind(rounds: Rounds, speeds: dict[str, float], best: str) -> str:
     if as_fast:
         return min(as_fast, key=memory.__getitem__)
     return max(own, key=speeds.__getitem__)
+
+
+def _speeds(rounds: Rounds, name: str, recall: float) -> list[float]:
+    """As `_speed_at`, of every round that a contestant was in."""
+    return [_speed_at(one[name], recall) for one in rounds if name in one]
 
 
 def _speed_at(measured: dict[str, Any], recall: float) -> float:

@@ -39,12 +39,12 @@ def spread(numbers: Sequence[float]) -> Spread:
 
 
 def values(rounds: Sequence[Mapping[str, Any]], name: str, key: str) -> list[float]:
-    """One contestant's figure of every round."""
-    return [float(measured[name][key]) for measured in rounds]
+    """One contestant's figure of every round that it was in."""
+    return [float(measured[name][key]) for measured in rounds if name in measured]
 
 
 def ratio(rounds: Sequence[Mapping[str, Any]], over: str, under: str, key: str) -> Spread:
-    """How many times one contestant's figure is another's, in each round by itself.
+    """How many times one contestant's figure is another's, in each round that has both.
 
     What slows the machine for a while slows both of a round, so that this moves less than two
     medians do.
@@ -52,5 +52,5 @@ def ratio(rounds: Sequence[Mapping[str, Any]], over: str, under: str, key: str) 
     >>> ratio([{"a": {"x": 4}, "b": {"x": 2}}, {"a": {"x": 9}, "b": {"x": 3}}], "a", "b", "x").low
     2.0
     """
-    pairs = zip(values(rounds, over, key), values(rounds, under, key), strict=True)
-    return spread([above / below for above, below in pairs])
+    both = [measured for measured in rounds if over in measured and under in measured]
+    return spread([measured[over][key] / measured[under][key] for measured in both])

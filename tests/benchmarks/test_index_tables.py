@@ -90,3 +90,26 @@ def test_pieces_with_the_same_settings_are_kept_together(
     other = {**SETTINGS, "vectors": 1}
     assert index_curves.beside_others("curves", other, new, hardware) == (new, hardware)
     assert index_curves.beside_others("none", SETTINGS, new, hardware) == (new, hardware)
+
+
+def test_who_was_measured_in_fewer_rounds_is_in_the_first_ones(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(measuring, "RESULTS", tmp_path)
+    names = ["lookalike ivf", "hnswlib", "chroma"]
+    monkeypatch.setattr(index_curves, "contestants", lambda: dict.fromkeys(names))
+
+    def measured(*names: str, rate: float) -> dict[str, Any]:
+        return {name: index({0.99: rate}, 10, 1) for name in names}
+
+    three = [measured("hnswlib", "lookalike ivf", rate=rate) for rate in (100, 200, 300)]
+    kept = {"settings": SETTINGS, "machine": {"load": 0.0}, "rounds": three}
+    (tmp_path / "curves.json").write_text(json.dumps(kept), encoding="utf-8")
+    hardware = {"cpu": "x", "load": 1.0}
+    new = [measured("chroma", "lookalike ivf", rate=50)]
+    rounds, _ = index_curves.beside_others("curves", SETTINGS, new, hardware)
+    assert [[*one] for one in rounds] == [names, ["hnswlib"], ["hnswlib"]]
+    lines = curves_section({"settings": SETTINGS, "rounds": rounds})
+    assert any("| hnswlib | 200 (100 to 300) |" in line for line in lines)
+    assert any("| chroma | 50 |" in line for line in lines)
+    assert "times hnswlib's: 0.5, n = 1; goal at least 1: **missed**" in lines[-4]
