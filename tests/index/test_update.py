@@ -9,6 +9,7 @@ from index import artifact, drift
 from index.artifact import NewerSchemaError, open_door
 from index.build import build_index
 from index.choose import IndexConfig
+from index.difference import Wanted
 from index.embeddings import EmbeddingStore
 from index.lock import in_use
 from index.queries import FOREIGN, QuerySet
@@ -98,6 +99,12 @@ def test_what_is_restored_while_its_file_is_gone_comes_back_with_it(folder, grow
     assert grow(600, gone=out, restored=out).door["removed"] is None
     grow(600)
     assert np.isin(out, Searcher.open(folder).ids).all()
+
+
+def test_what_was_removed_and_is_gone_too_is_left_out_once(make_store):
+    store = make_store(np.eye(3, dtype=np.float32), ids=np.array([5, 6, 7]))
+    assert Wanted.of(store, np.array([5, 7]), np.array([5])).num_rows == 1
+    assert Wanted.of(store, np.array([5, 7]), np.array([5, 6, 7])).num_rows == 0
 
 
 def test_what_is_removed_stays_out_though_a_version_without_its_file_is_there(folder, grow):
