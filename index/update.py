@@ -35,7 +35,7 @@ from index.lock import sole_writer
 from index.removed import removed_despite_damage, removed_ids
 from index.room import no_room_to
 from index.service import put_in_service
-from index.vectors import Ids, rising, without
+from index.vectors import VECTORS, Ids, rising, without
 from index.versions import CHANGING, CURRENT, Standing, finished_version, open_current
 
 __all__ = ["Instructions", "Updated", "compact_index", "remove_pictures", "update_index"]
@@ -190,6 +190,7 @@ def remove_pictures(
             del vectors, wanted, is_here, here
             why = f"{why}, and {no_room}"
             say(f"Building the index anew: {no_room}")
+            before.require_whole(VECTORS)  # what is built of them vouches for them
             made = build_of_living(before, Leave(removed=removed, gone=NO_IDS), fill)
             name = made["version"]
     action: Action = "built" if no_room else "changed"
