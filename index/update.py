@@ -11,8 +11,9 @@ Shapes: N rows, D embedding.
 
 from __future__ import annotations
 
+import contextlib
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
@@ -159,7 +160,7 @@ def remove_pictures(
         MissingArtifactError: no version is in service.
         CorruptArtifactError: the one in service is damaged.
     """
-    with sole_writer(folder, CHANGING):
+    with sole_writer(folder, CHANGING), _damage_told(folder):
         before = Standing.in_service(folder)
         _require_changeable(before)
         vectors = living(before.folder, before.door)
@@ -195,6 +196,19 @@ def remove_pictures(
             name = made["version"]
     action: Action = "built" if no_room else "changed"
     return Updated(version=name, door=made, action=action, why=why, unknown=unknown)
+
+
+@contextlib.contextmanager
+def _damage_told(folder: Folder) -> Iterator[None]:
+    """Say of what fails over the version in service that it is damaged, if it is.
+
+    A removal does not read in full what it leaves as it is.
+    """
+    try:
+        yield
+    except Exception:
+        open_current(folder)
+        raise
 
 
 def compact_index(
