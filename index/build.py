@@ -79,7 +79,11 @@ class Leave:
     @property
     def digest(self) -> str | None:
         """What tells them apart; None for none."""
-        return hashlib.sha256(self.ids.tobytes()).hexdigest() if len(self.ids) else None
+        return _digest_of(self.ids) if len(self.ids) else None
+
+
+def _digest_of(ids: Ids) -> str:
+    return hashlib.sha256(ids.tobytes()).hexdigest()
 
 
 NOTHING_LEFT_OUT = Leave(removed=NO_IDS, gone=NO_IDS)
@@ -147,6 +151,8 @@ def build_id(store: VectorSet, config: IndexConfig, queries: Askable | None, lea
     }
     if leave.digest is not None:
         identity["left_out"] = leave.digest
+    if len(leave.removed):  # the version keeps the list, of whatever else it has no picture
+        identity["removed"] = _digest_of(leave.removed)
     return digest(identity)
 
 

@@ -40,7 +40,7 @@ class Wanted:
         """
         absent, num_rows = rising(gone), 0
         is_embedded = np.zeros(len(absent), bool)
-        left_out = np.sort(np.concatenate([removed, absent]))
+        left_out = rising(removed, absent)
         for ids in store.iter_ids():
             first, end = np.searchsorted(absent, [ids[0], ids[-1] + 1])
             is_embedded[first:end] |= locate(ids, absent[first:end])[1]

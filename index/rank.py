@@ -148,7 +148,7 @@ class Ranker:
             return kept
         live = None if self.live is None else self.live.selector
         k_left = min(k, self.num_available(exclude))
-        width = k_left * self.refine + spare
+        width = max(1, k_left * self.refine + spare)  # FAISS is asked for one at least
         if exclude is not None and len(exclude) <= MAX_DROPPED:
             width += len(exclude)
         elif exclude is not None:

@@ -11,8 +11,9 @@ Shapes: N rows, D embedding.
 
 from __future__ import annotations
 
+import contextlib
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
@@ -35,7 +36,7 @@ from index.lock import sole_writer
 from index.removed import removed_despite_damage, removed_ids
 from index.room import no_room_to
 from index.service import put_in_service
-from index.vectors import Ids, rising, without
+from index.vectors import VECTORS, Ids, rising, without
 from index.versions import CHANGING, CURRENT, Standing, finished_version, open_current
 
 __all__ = ["Instructions", "Updated", "compact_index", "remove_pictures", "update_index"]
@@ -159,7 +160,7 @@ def remove_pictures(
         MissingArtifactError: no version is in service.
         CorruptArtifactError: the one in service is damaged.
     """
-    with sole_writer(folder, CHANGING):
+    with sole_writer(folder, CHANGING), _damage_told(folder):
         before = Standing.in_service(folder)
         _require_changeable(before)
         vectors = living(before.folder, before.door)
@@ -190,10 +191,24 @@ def remove_pictures(
             del vectors, wanted, is_here, here
             why = f"{why}, and {no_room}"
             say(f"Building the index anew: {no_room}")
+            before.require_whole(VECTORS)  # what is built of them vouches for them
             made = build_of_living(before, Leave(removed=removed, gone=NO_IDS), fill)
             name = made["version"]
     action: Action = "built" if no_room else "changed"
     return Updated(version=name, door=made, action=action, why=why, unknown=unknown)
+
+
+@contextlib.contextmanager
+def _damage_told(folder: Folder) -> Iterator[None]:
+    """Say of what fails over the version in service that it is damaged, if it is.
+
+    A removal does not read in full what it leaves as it is.
+    """
+    try:
+        yield
+    except Exception:
+        open_current(folder)
+        raise
 
 
 def compact_index(

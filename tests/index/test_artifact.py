@@ -127,7 +127,17 @@ def test_every_truncation_of_the_door_is_noticed():
             open_door(folder, "corpus")
 
 
-@pytest.mark.parametrize("door", [b"[]", b"null", b"{}", b"\xff\xfe", b'{"schema_version": NaN}'])
+@pytest.mark.parametrize(
+    "door",
+    [
+        b"[]",
+        b"null",
+        b"{}",
+        b"\xff\xfe",
+        b'{"schema_version": NaN}',
+        b'{"schema_version": 1, "mean": [0.01e345], "door_sha256": ""}',
+    ],
+)
 def test_a_door_that_is_no_door_is_corrupt(folder, door):
     published(folder).write_atomic("corpus.json", door)
     with pytest.raises(CorruptArtifactError, match="not a readable corpus"):

@@ -22,7 +22,7 @@ from index.search import Searcher
 from index.service import ProbeError
 from index.update import Instructions, compact_index, remove_pictures, update_index
 from index.vectors import unit
-from index.versions import collect, list_versions, version_names
+from index.versions import collect, list_versions, open_current, version_names
 
 CONFIG = {"kind": "ivf", "num_queries": 20, "part_rows": 60}
 
@@ -176,6 +176,26 @@ def test_every_damaged_file_of_a_changed_version_is_noticed_and_a_rebuild_repair
     assert (done.action, done.why) == ("built", "the version in service is damaged")
     assert len(held(folder)) == 128
     assert not {14, 17} & set(held(folder)), "what was removed by hand stays out"
+
+
+@pytest.mark.parametrize(
+    ("name", "where"),
+    [
+        ("part-ivf-00000.faiss", slice(4)),  # what FAISS refuses
+        ("part-ivf-00000.faiss", slice(1000, 5000)),  # what it reads, and finds little in
+        ("vectors.arrow", slice(-6, None)),
+    ],
+)
+def test_a_removal_that_fails_over_damage_tells_of_it(layered, tmp_path, name, where):
+    folder, _ = layered
+    version = Searcher.open(folder).version
+    path = tmp_path / "ix" / version / name
+    data = bytearray(path.read_bytes())
+    data[where] = bytes(len(data[where]))
+    path.write_bytes(data)
+    with pytest.raises(CorruptArtifactError, match=name):
+        remove_pictures(folder, np.array([20]))
+    assert open_current(folder, verify="sizes")[0] == version
 
 
 def test_a_full_disk_leaves_the_version_in_service(layered):

@@ -90,6 +90,21 @@ def test_dead_and_excluded_rows_are_never_results(
     assert ranker.num_available(exclude) == len(rows)
 
 
+@pytest.mark.parametrize("num_queries", [1, 2])
+@pytest.mark.parametrize("k", [10, 100, 200])
+def test_where_no_row_may_be_a_result_the_answer_is_empty(
+    searcher: Searcher, k: int, num_queries: int
+) -> None:
+    queries = queries_near(searcher, num_queries)
+    alone = Part.open(searcher.folder.local_path(searcher.door["parts"][0]["file"]))
+    dead = Living(searcher.ids, searcher.ids)
+    for ranker in (ranker_of(searcher, dead), replace(ranker_of(searcher, dead), parts=[alone])):
+        ids, scores = ranker.top(queries, k, nprobe=1)
+        assert ids.shape == scores.shape == (num_queries, 0)
+    ids, _ = ranker_of(searcher).top(queries, k, nprobe=1, exclude=searcher.ids)
+    assert ids.shape == (num_queries, 0)
+
+
 def test_a_selection_never_brings_dead_rows_back(searcher: Searcher) -> None:
     live = Living(searcher.ids, searcher.ids[1::2])
     planner = Planner(ranker_of(searcher, live), parts_of(searcher), 2)

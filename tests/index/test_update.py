@@ -9,7 +9,9 @@ from index import artifact, drift
 from index.artifact import NewerSchemaError, open_door
 from index.build import build_index
 from index.choose import IndexConfig
+from index.difference import Wanted
 from index.embeddings import EmbeddingStore
+from index.lock import in_use
 from index.queries import FOREIGN, QuerySet
 from index.search import Searcher
 from index.update import compact_index, remove_pictures, update_index
@@ -87,6 +89,33 @@ def test_what_is_gone_stays_out_of_a_build_and_comes_back(folder, grow):
     streamed = np.concatenate([rows for _, rows in found.iter_batches()])
     np.testing.assert_allclose(found.mean, streamed.mean(axis=0), atol=1e-6)
     assert grow(600).why == "v000001 was built of the same" or len(Searcher.open(folder)) == 600
+
+
+def test_what_is_restored_while_its_file_is_gone_comes_back_with_it(folder, grow):
+    grow(600)
+    out = np.array([5, 11])
+    remove_pictures(folder, out)
+    assert grow(600, rebuild=True).door["removed"]["rows"] == 2
+    assert grow(600, gone=out, restored=out).door["removed"] is None
+    grow(600)
+    assert np.isin(out, Searcher.open(folder).ids).all()
+
+
+def test_what_was_removed_and_is_gone_too_is_left_out_once(make_store):
+    store = make_store(np.eye(3, dtype=np.float32), ids=np.array([5, 6, 7]))
+    assert Wanted.of(store, np.array([5, 7]), np.array([5])).num_rows == 1
+    assert Wanted.of(store, np.array([5, 7]), np.array([5, 6, 7])).num_rows == 0
+
+
+def test_what_is_removed_stays_out_though_a_version_without_its_file_is_there(folder, grow):
+    out = np.array([5, 11])
+    grow(600, gone=out)
+    grow(600)
+    with in_use(folder / "v000001"):  # as while its graph is made
+        remove_pictures(folder, np.array([5, 8, 11]))
+    assert grow(600, restored=np.array([8])).door["removed"]["rows"] == 2
+    grow(600)
+    assert not np.isin(out, Searcher.open(folder).ids).any()
 
 
 def test_training_anew_of_what_is_left_is_not_taken_for_a_build_of_all(folder, grow):

@@ -7,12 +7,13 @@ import numpy as np
 import pytest
 
 from index import budget
+from index.artifact import CorruptArtifactError
 from index.budget import FIXED_BYTES, Budget
 from index.choose import IndexConfig
 from index.part import Part
 from index.search import Searcher
 from index.update import compact_index, remove_pictures
-from index.vectors import BATCH_ROWS
+from index.vectors import BATCH_ROWS, VECTORS
 from index.versions import version_names
 
 IVF = IndexConfig(kind="ivf", num_queries=60)
@@ -49,6 +50,20 @@ def test_pictures_whose_removal_finds_no_room_are_left_out_of_a_build(folder, gr
     assert remove_pictures(folder, np.array([14])).door["removed"]["rows"] == 4
     assert grow(600, config).action == "reused"
     assert not np.isin([5, 8, 11, 14], Searcher.open(folder).ids).any()
+
+
+def test_a_removal_builds_nothing_of_damaged_vectors(folder, grow):
+    limit = FIXED_BYTES + 6 * BATCH_ROWS * 8 + 700 * 8
+    grow(600, dataclasses.replace(IVF, memory=f"{limit}B"))
+    searcher = Searcher.open(folder)
+    path = searcher.folder.local_path(VECTORS)
+    data = bytearray(path.read_bytes())
+    stored = searcher.vectors_of(searcher.ids[300:301]).astype(np.float16)
+    data[data.index(stored.tobytes())] ^= 1  # no norm, nor order of ids, tells of it
+    path.write_bytes(data)
+    with pytest.raises(CorruptArtifactError, match="sha256 differs"):
+        remove_pictures(folder, np.array([5]))
+    assert version_names(folder) == [searcher.version]
 
 
 def test_what_cannot_be_compacted_within_its_memory_is_built_anew(folder, grow, monkeypatch):
