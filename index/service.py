@@ -1,26 +1,28 @@
 """Put a version in service once it has shown that it answers: the last step of builds and changes.
 
-It is opened as a reader opens it, its files verified but for those that the version in service has
-too, and asked some of the queries that it was judged by. Until it has answered them as its card
-says, the version before stays in service.
+It is opened as a reader opens it, and asked some of the queries that it was judged by. Its files are
+verified, but for those that the version in service has too; these as well where a version would be
+deleted that could still answer without them. Until it has answered as its card says, the version
+before stays in service.
 
 Shapes: Q queries, K results.
 """
 
 from __future__ import annotations
 
+import contextlib
 import logging
-from collections.abc import Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 import numpy as np
 
-from index.artifact import Proven, open_door, proven_files
+from index.artifact import ArtifactError, Proven, open_door, proven_files, read_door
 from index.folder import Folder
 from index.layers import open_ranker
 from index.measure import recall_at_k
 from index.queries import QuerySet
-from index.versions import open_current, remove_others, set_current
+from index.versions import open_current, remove_others, set_current, version_names
 
 __all__ = ["ProbeError", "put_in_service", "require_answers"]
 
@@ -61,10 +63,13 @@ def put_in_service(
     before, shared = _in_service(folder)
     if before == version:
         return
+    keep = {version} if before is None else {version, before}
+    if any(not shared & files for files in _files_of_others(folder, keep)):
+        shared = frozenset()
     require_answers(folder, version, proven=proven | shared)
     set_current(folder, version, door)
     if before is not None:
-        remove_others(folder, keep={version, before})
+        remove_others(folder, keep=keep)
 
 
 def _in_service(folder: Folder) -> tuple[str | None, frozenset[Proven]]:
@@ -75,6 +80,14 @@ def _in_service(folder: Folder) -> tuple[str | None, frozenset[Proven]]:
         logger.info("no usable index in service: %s", error)
         return None, frozenset()
     return name, proven_files(folder / name, door)
+
+
+def _files_of_others(folder: Folder, keep: Collection[str]) -> Iterator[frozenset[Proven]]:
+    """The files of each version but for some."""
+    for name in version_names(folder):
+        if name not in keep:
+            with contextlib.suppress(ArtifactError):
+                yield proven_files(folder / name, read_door(folder / name, "index"))
 
 
 def require_answers(

@@ -10,6 +10,7 @@ from index.choose import IndexConfig
 from index.folder import Folder
 from index.lock import sole_writer
 from index.search import Searcher
+from index.update import remove_pictures
 from index.versions import (
     check_version,
     collect,
@@ -135,6 +136,14 @@ def test_nothing_is_collected_while_the_version_in_service_is_damaged(folder):
     with pytest.raises(CorruptArtifactError):
         collect(folder, keep=1)
     assert len(version_names(folder)) == 3
+
+
+def test_no_removal_deletes_the_last_version_that_is_whole(folder):
+    flip(folder, "v000002")
+    with pytest.raises(CorruptArtifactError, match=r"vectors\.arrow"):
+        remove_pictures(folder, Searcher.open(folder, verify="sizes").ids[:1])
+    roll_back(folder, "v000001")
+    assert len(Searcher.open(folder)) == 60
 
 
 def test_whoever_has_a_version_open_reads_on_after_it_was_collected(folder):
