@@ -216,7 +216,7 @@ class _Compiler:
             if isinstance(value, str):
                 return pa.scalar(value, kind)
             raise self._error(given, wrong + "expected text in quotes.")
-        if pa.types.is_temporal(kind) and not pa.types.is_duration(kind):
+        if pa.types.is_timestamp(kind) or pa.types.is_date(kind):
             return self._moment(given, kind, wrong)
         raise self._error(column, wrong + "such columns can only be tested with is null.")
 

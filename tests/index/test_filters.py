@@ -330,3 +330,11 @@ def test_a_backslash_in_like_is_itself_but_before_a_wildcard_or_another(
 ) -> None:
     table = table_of([{column: text} for text in BACKSLASHED])
     assert matching(table, f"{column} like '{pattern}'")[column].to_pylist() == expected
+
+
+@pytest.mark.parametrize("kind", [pa.time32("s"), pa.time64("us"), pa.duration("s")], ids=str)
+def test_a_column_of_times_of_day_is_compared_with_nothing(kind: pa.DataType) -> None:
+    table = pa.table({"id": [0, 1], "at": pa.array([60, None], kind)})
+    with pytest.raises(FilterError, match="can only be tested with is null"):
+        matching(table, "at > '18:30:00'")
+    assert matching(table, "at is null")["id"].to_pylist() == [1]
