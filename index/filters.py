@@ -14,6 +14,7 @@ from __future__ import annotations
 import contextlib
 import difflib
 import math
+import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -47,6 +48,8 @@ COMPARE: dict[str, Callable[[pc.Expression, pc.Expression], pc.Expression]] = {
     ">=": lambda left, right: left >= right,
 }
 MAX_INT = 2**63 - 1
+LIKE_SIGN = re.compile(r"\\[%_\\]|.", re.DOTALL)
+WILDCARDS = {"%": ".*", "_": "."}
 
 
 def matching(table: pa.Table, text: str, columns: Sequence[str] | None = None) -> pa.Table:
@@ -175,7 +178,11 @@ class _Compiler:
         pattern = node.pattern.value
         if not isinstance(pattern, str):
             raise self._error(node.pattern, "expected a pattern in quotes, such as '%beach%'.")
-        return pc.match_like(self._plain(node.column, kind), pattern=pattern)
+        column = self._plain(node.column, kind)
+        if "\\" not in pattern:
+            return pc.match_like(column, pattern=pattern)
+        # There, what a backslash is depends on the rest of the pattern: itself, or no sign at all.
+        return pc.match_substring_regex(column, pattern=_regex(pattern))
 
     def _plain(self, column: Word, kind: pa.DataType) -> pc.Expression:
         """The column, out of a dictionary if it is in one."""
@@ -209,7 +216,7 @@ class _Compiler:
             if isinstance(value, str):
                 return pa.scalar(value, kind)
             raise self._error(given, wrong + "expected text in quotes.")
-        if pa.types.is_temporal(kind) and not pa.types.is_duration(kind):
+        if pa.types.is_timestamp(kind) or pa.types.is_date(kind):
             return self._moment(given, kind, wrong)
         raise self._error(column, wrong + "such columns can only be tested with is null.")
 
@@ -235,6 +242,16 @@ class _Compiler:
             wrong + "expected a time in quotes, such as '2026-11-23' or "
             "'2026-11-23T18:30:00+01:00'.",
         )
+
+
+def _regex(pattern: str) -> str:
+    r"""What a pattern of ``like`` says of all of a text, as a regular expression of RE2's.
+
+    >>> print(_regex(r"50\%%"))
+    (?s)\A50%.*\z
+    """
+    signs = LIKE_SIGN.findall(pattern)
+    return rf"(?s)\A{''.join(WILDCARDS.get(sign) or re.escape(sign[-1]) for sign in signs)}\z"
 
 
 def _is_text(kind: pa.DataType) -> Any:

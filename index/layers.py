@@ -221,7 +221,8 @@ def _open(
     live = None
     if len(dead_ids):
         live = Living(file.ids, dead_ids)
-    rankers = [Ranker(parts[0], file, refine=refine_of(door), live=live)]
+    least = door["recall"]["k"] + 1  # a query of the corpus, which is dropped, is a result too
+    rankers = [Ranker(parts[0], file, refine=refine_of(door), least=least, live=live)]
     if added is not None:
         rankers.append(Ranker(parts[1], added))
     elif live is None:

@@ -51,6 +51,8 @@ class Ranker:
         parts: the FAISS files.
         vectors: the stored vectors of the same rows.
         refine: candidates a result that parts propose; more make up for codes that are short.
+        least: results for which short codes propose, where fewer are wanted: those that recall was
+            measured with. Fewer candidates would find less of the nearest than the card says.
         live: the rows that may be results at all; None for all of them, which costs nothing.
 
     Attributes:
@@ -62,6 +64,7 @@ class Ranker:
     parts: Sequence[AnyPart]
     vectors: VectorFile
     refine: int = 1
+    least: int = 1
     live: Living | None = None
     lossy: bool = field(init=False)
     nlist: int = field(init=False)
@@ -148,7 +151,7 @@ class Ranker:
             return kept
         live = None if self.live is None else self.live.selector
         k_left = min(k, self.num_available(exclude))
-        width = max(1, k_left * self.refine + spare)  # FAISS is asked for one at least
+        width = max(1, self._num_proposed(k_left) + spare)  # FAISS is asked for one at least
         if exclude is not None and len(exclude) <= MAX_DROPPED:
             width += len(exclude)
         elif exclude is not None:
@@ -204,7 +207,11 @@ class Ranker:
 
     def num_wanted(self, k: int) -> int:
         """Candidates that each part proposes for k results."""
-        return k * self.refine + SPARE
+        return self._num_proposed(k) + SPARE
+
+    def _num_proposed(self, k: int) -> int:
+        """The same without those to spare."""
+        return self.refine * (max(k, self.least) if self.lossy else k)
 
     def _candidates(self, queries: Floats, ask: _Ask, nprobe: int) -> tuple[Floats, Ids]:
         """FAISS's scores and ids [Q, M]; what is excluded, or missing, is -1."""

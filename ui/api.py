@@ -181,7 +181,7 @@ def _add_search(router: APIRouter, services: Services) -> None:
 
     @router.post("/search")
     async def search(request: Request) -> SearchAnswer:
-        if request.headers.get("content-type", "").startswith("multipart/form-data"):
+        if request.headers.get("content-type", "").lower().startswith("multipart/form-data"):
             async with request.form(max_files=1, max_fields=8) as form:
                 upload = form.get("picture")
                 if not isinstance(upload, UploadFile):

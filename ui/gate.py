@@ -99,7 +99,10 @@ class Guard:
         """Whether another site's page sends this request; following a link to us is fine."""
         origin = headers.get("origin")
         if origin is not None:
-            return urlsplit(origin).netloc != headers.get("host")
+            try:
+                return urlsplit(origin).netloc != headers.get("host")
+            except ValueError:  # no address, and so not ours
+                return True
         is_link = headers.get("sec-fetch-mode") == "navigate" and scope.get("method") == "GET"
         return headers.get("sec-fetch-site") in {"cross-site", "same-site"} and not is_link
 

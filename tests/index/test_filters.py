@@ -300,3 +300,41 @@ def test_hundreds_of_tests_are_fine_and_thousands_refused() -> None:
         matching(table, " or ".join(["width = 1"] * 501))
     with pytest.raises(FilterError, match="10000"):
         matching(table, "x" * 10_001)
+
+
+BACKSLASHED = ["\\", "a", "a\\", "\\a", "x\\a", "x\\ay", "50%", "50\\", "C:\\new_1", "C:\\newx1"]
+
+
+@pytest.mark.parametrize(
+    ("pattern", "expected"),
+    [
+        ("\\", ["\\"]),
+        ("\\\\", ["\\"]),
+        ("a\\", ["a\\"]),
+        ("%\\", ["\\", "a\\", "50\\"]),
+        ("%\\\\", ["\\", "a\\", "50\\"]),
+        ("\\a", ["\\a"]),
+        ("\\a%", ["\\a"]),
+        ("%\\a", ["\\a", "x\\a"]),
+        ("_\\a", ["x\\a"]),
+        ("%\\\\a%", ["\\a", "x\\a", "x\\ay"]),
+        ("50\\%", ["50%"]),
+        ("50\\\\%", ["50\\"]),
+        ("C:\\new_1", ["C:\\new_1", "C:\\newx1"]),
+        ("C:\\new\\_%", ["C:\\new_1"]),
+    ],
+)
+@pytest.mark.parametrize("column", ["label", "kind"])
+def test_a_backslash_in_like_is_itself_but_before_a_wildcard_or_another(
+    column: str, pattern: str, expected: list[str]
+) -> None:
+    table = table_of([{column: text} for text in BACKSLASHED])
+    assert matching(table, f"{column} like '{pattern}'")[column].to_pylist() == expected
+
+
+@pytest.mark.parametrize("kind", [pa.time32("s"), pa.time64("us"), pa.duration("s")], ids=str)
+def test_a_column_of_times_of_day_is_compared_with_nothing(kind: pa.DataType) -> None:
+    table = pa.table({"id": [0, 1], "at": pa.array([60, None], kind)})
+    with pytest.raises(FilterError, match="can only be tested with is null"):
+        matching(table, "at > '18:30:00'")
+    assert matching(table, "at is null")["id"].to_pylist() == [1]

@@ -9,9 +9,13 @@ import faiss
 import numpy as np
 import pytest
 
-from index.choose import Recipe
+from index.build import build_index
+from index.choose import IndexConfig, Recipe
 from index.coarse import Coarse
+from index.folder import Folder
+from index.measure import recall_at_k
 from index.part import Part
+from index.search import Searcher
 from index.template import train_template
 
 NUM_ROWS, DIM, NUM_LISTS = 6000, 32, 50
@@ -102,3 +106,32 @@ def test_misfits_are_those_of_what_the_codes_stand_for(rows: np.ndarray) -> None
     far = np.random.default_rng(4).normal(size=(500, DIM)).astype(np.float32)
     far /= np.linalg.norm(far, axis=1, keepdims=True)
     assert of_residuals.misfits(far)[1].mean() > 2 * left.mean()
+
+
+@pytest.mark.parametrize("kind", ["pq", "ivf-pq"])
+def test_fewer_results_than_the_cards_are_found_as_well_as_those(
+    kind: Any, rows: np.ndarray, publish_store: Any, folder: Folder
+) -> None:
+    store = publish_store(folder / "embeddings", rows)
+    build_index(store, folder / "ix", IndexConfig(kind=kind, num_queries=200))
+    searcher = Searcher.open(folder / "ix", verify="sizes")
+    assert not searcher.search(rows[:1], 1).plan.is_exact
+    half = searcher.select(searcher.ids[::2])
+    for k in (1, 3):
+        for within in (None, half):
+            found, truth = (
+                np.concatenate(
+                    [
+                        searcher.search(
+                            searcher.vectors_of([one]),
+                            k,
+                            exclude_ids=[one],
+                            within=within,
+                            exact=exact,
+                        ).scores
+                        for one in searcher.ids[7::40].tolist()
+                    ]
+                )
+                for exact in (False, True)
+            )
+            assert recall_at_k(found, truth).mean() >= 0.95, (k, within)

@@ -96,3 +96,13 @@ def test_options_of_an_upload_are_checked_as_well(
     assert answer.status_code == 422
     assert answer.json()["error"]
     assert "uri" not in ask(reader, shapes.index, id=1, where="x = 1").json()["error"]
+
+
+def test_a_form_may_name_its_type_in_capitals(reader: TestClient, shapes: Any) -> None:
+    form = {"index": shapes.index, "k": "5"}
+    files = {"picture": ("q.png", shapes.jpeg("cross", 3), "image/png")}
+    request = reader.build_request("POST", "/v1/search", data=form, files=files)
+    request.headers["content-type"] = request.headers["content-type"].replace(
+        "multipart/form-data", "Multipart/Form-Data"
+    )
+    assert reader.send(request).json()["returned"] == 5
