@@ -397,3 +397,14 @@ def test_rows_that_are_lost_for_one_reason_are_told_with_it(
     monkeypatch.setattr(table_source, "rows_of", fail)
     with pytest.raises(ValueError, match=r"x\.parquet.*the disk has errors"):
         scan_here(path)
+
+
+@pytest.mark.timeout(60)
+def test_a_pipe_called_a_table_is_skipped_and_not_waited_for(
+    tmp_path: Path, scan_here: Any, make_png: Any
+) -> None:
+    write_parquet(tmp_path / "in" / "1.parquet", [make_png(0)])
+    os.mkfifo(tmp_path / "in" / "0.parquet")
+    report, _ = scan_here(tmp_path / "in")
+    assert report["pictures"] == {"total": 1, "ok": 1}
+    assert report["skipped_folders"] == [str(tmp_path / "in" / "0.parquet")]
