@@ -115,11 +115,11 @@ class _TableSource(ABC):
 
         A text in place of one says why a path leads to none.
         """
-        if not self._is_struct or None not in pictures:
+        if not self._is_struct or all(pictures):
             return {}
         if "path" not in [field.name for field in column_of(batch, self._picture).type]:
             return {}
-        paths = column_of(batch, f"{self._picture}.path").to_pylist()
+        paths = pc.cast(column_of(batch, f"{self._picture}.path"), pa.string()).to_pylist()
         alone = [
             i
             for i, (data, path) in enumerate(zip(pictures, paths, strict=True))

@@ -408,3 +408,27 @@ def test_a_pipe_called_a_table_is_skipped_and_not_waited_for(
     report, _ = scan_here(tmp_path / "in")
     assert report["pictures"] == {"total": 1, "ok": 1}
     assert report["skipped_folders"] == [str(tmp_path / "in" / "0.parquet")]
+
+
+@pytest.mark.parametrize("others", [[], [None]])
+def test_a_row_of_no_bytes_and_a_path_is_that_file_whatever_lies_beside_it(
+    tmp_path: Path, scan_here: Any, make_png: Any, others: list[None]
+) -> None:
+    (tmp_path / "a.png").write_bytes(make_png(0))
+    rows = [{"bytes": b"", "path": "a.png"}, *({"bytes": other, "path": None} for other in others)]
+    _, catalog = scan_here(write_structs(tmp_path / "x.parquet", rows))
+    assert catalog.rows([0])[0].uri == str(tmp_path / "a.png")
+
+
+def test_a_path_may_be_bytes_and_what_is_no_text_is_named(
+    tmp_path: Path, scan_here: Any, make_png: Any
+) -> None:
+    (tmp_path / "a.png").write_bytes(make_png(0))
+    (tmp_path / "in").mkdir()
+    for name, kind, path in (("0", pa.binary(), b"../a.png"), ("1", pa.list_(pa.int8()), [1])):
+        struct = pa.struct([("bytes", pa.binary()), ("path", kind)])
+        table = pa.table({"image": pa.array([{"bytes": None, "path": path}], struct)})
+        pq.write_table(table, tmp_path / "in" / f"{name}.parquet")
+    report, catalog = scan_here(tmp_path / "in")
+    assert catalog.rows([0])[0].uri == str(tmp_path / "a.png")
+    assert report["skipped_folders"] == [str(tmp_path / "in" / "1.parquet")]
