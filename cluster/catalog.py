@@ -25,7 +25,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from cluster.columns import TYPES
-from cluster.picture_uri import display_name
+from cluster.picture_uri import display_name, display_names
 from cluster.workspace import Workspace
 from index.artifact import by_number, open_door
 from index.folder import Folder
@@ -37,7 +37,6 @@ __all__ = [
     "CatalogRow",
     "bad_pictures",
     "catalog_schema",
-    "file_names",
     "gone_ids",
     "newest_positions",
     "open_corpus",
@@ -127,11 +126,11 @@ class Catalog:
 
     @cached_property
     def named(self) -> pa.Table:
-        """``table`` with a column ``name``, each file's own unless the source has one."""
+        """``table`` with a column ``name``, each picture's own unless the source has one."""
         table = self.table
         if "name" in table.column_names:
             return table
-        return table.append_column("name", file_names(table["uri"]))
+        return table.append_column("name", display_names(table["uri"]))
 
     @cached_property
     def _ids(self) -> np.ndarray:
@@ -183,11 +182,6 @@ class Catalog:
     def by_uri(self) -> Iterator[CatalogRow]:
         """Rows that stand for a file that was there at the last scan."""
         yield from _as_rows(self.table.filter(~pc.field("status").isin(list(GONE))))
-
-
-def file_names(uris: pa.ChunkedArray) -> pa.ChunkedArray:
-    """What files are called without their folders, by their URIs."""
-    return pc.replace_substring_regex(uris, pattern="^.*/", replacement="")
 
 
 def open_corpus(workspace: Workspace, name: str) -> Catalog:

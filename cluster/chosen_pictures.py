@@ -17,7 +17,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from cluster.catalog import catalog_schema, file_names
+from cluster.catalog import catalog_schema
+from cluster.picture_uri import display_names
 from cluster.workspace import Workspace
 from index.artifact import by_number, open_door
 from index.filters import compile_filter, filter_columns
@@ -80,7 +81,7 @@ class ChosenPictures:
 
     @property
     def _schema(self) -> pa.Schema:
-        """The catalog's columns, and ``name``: each file's own unless the source has one."""
+        """The catalog's columns, and ``name``: each picture's own unless the source has one."""
         own = catalog_schema(self.door["config"])
         return own if "name" in own.names else own.append(pa.field("name", pa.string()))
 
@@ -113,7 +114,7 @@ class ChosenPictures:
             if column.name in rows.column_names:
                 columns[column.name] = rows[column.name].cast(column.type)
             elif column.name == "name" and "name" not in catalog_schema(self.door["config"]).names:
-                columns["name"] = file_names(rows["uri"])
+                columns["name"] = display_names(rows["uri"])
             else:
                 columns[column.name] = pa.nulls(len(rows), column.type)
         return pa.table(columns)

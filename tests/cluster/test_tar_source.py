@@ -342,3 +342,11 @@ def test_a_pipe_called_a_tar_is_skipped_and_not_waited_for(
     report, _ = scan_here(tmp_path / "in", columns="cls")
     assert report["pictures"] == {"total": 1, "ok": 1}
     assert report["skipped_folders"] == [str(tmp_path / "in" / "0.tar")]
+
+
+def test_a_filter_on_names_finds_members_of_tars(
+    tmp_path: Path, scan_here: Any, make_png: Any
+) -> None:
+    pictures = {"a b.png": make_png(0), "x/c.png": make_png(1)}
+    _, catalog = scan_here(write_tar(tmp_path / "1.tar", {**pictures}))
+    assert catalog.named["name"].to_pylist() == ["a b.png", "c.png"]
