@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -241,3 +242,13 @@ def test_a_cell_of_another_type_than_was_given_is_left_empty_and_named(
     (said,) = caplog.messages
     assert "list.csv" in said
     assert "'n/a'" in said
+
+
+def test_labels_are_folders_however_a_list_writes_them(folder: Path, scan_here: Any) -> None:
+    (folder / "é").mkdir()
+    for name in ("é/4.png", "5.png", "6.png"):
+        shutil.copy(folder / "a" / "0.png", folder / name)
+    names = ["./5.png", "6.png", "./a/0.png", "../in/a/2.png", f"file://{folder}/%C3%A9/4.png"]
+    (folder / "list.txt").write_text("\n".join(names))
+    _, catalog = scan_here(folder / "list.txt", labels="folder")
+    assert catalog.table["label"].to_pylist() == [None, None, "a", "a", "é"]
