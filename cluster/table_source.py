@@ -252,6 +252,11 @@ class HuggingFaceSource(_TableSource):
     def _tables(self) -> Iterator[_Table]:
         for split, place in self._splits():
             state = _json(place, "state.json")
+            if "_data_files" not in state and split is not None:
+                reason = "a split without a state.json that names its files"
+                if place.path not in self.skipped:
+                    logger.warning("%s: not read (%s)", place.path, reason)
+                self.skipped[place.path] = reason
             if state.get("_indices_data_files"):
                 raise ValueError(
                     f"{place.path}: holds a selection of the rows in its files. Save it once more "

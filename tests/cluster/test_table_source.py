@@ -277,6 +277,20 @@ def test_splits_of_a_dataset_are_told_apart(tmp_path: Path, scan_here: Any, make
     assert contents(catalog)[4] == make_png(10)
 
 
+def test_a_split_that_is_away_is_named_and_stays_as_it_is_known(
+    tmp_path: Path, scan_here: Any, make_png: Any
+) -> None:
+    for seed, split in enumerate(("train", "test")):
+        rows = [{"bytes": make_png(2 * seed + i), "path": None} for i in range(1 + seed)]
+        save_dataset(tmp_path / "in" / split, rows, [0] * len(rows))
+    (tmp_path / "in" / "dataset_dict.json").write_text('{"splits": ["test", "train"]}')
+    scan_here(tmp_path / "in")
+    (tmp_path / "in" / "train").rename(tmp_path / "away")
+    report, catalog = scan_here(tmp_path / "in")
+    assert report["skipped_folders"] == [str(tmp_path / "in" / "train")]
+    assert catalog.counts() == {"ok": 3}
+
+
 def test_each_split_has_its_own_names_of_classes(
     tmp_path: Path, scan_here: Any, make_png: Any
 ) -> None:
