@@ -12,9 +12,9 @@ Memory: does not hold the rows; see `cluster.known_pictures`.
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Annotated, Any
 
 import tyro
@@ -35,7 +35,7 @@ from cluster.workspace import check_name
 from encoders.picture import MAX_PIXELS
 from index.folder import Folder
 from index.lock import sole_writer
-from index.uri import asking, shown_uri
+from index.uri import asking, local_path, shown_uri
 
 __all__ = ["ScanConfig", "scan"]
 
@@ -80,6 +80,8 @@ class ScanConfig:
     def __post_init__(self) -> None:
         """Check the names; the source is checked when it is read."""
         check_name(self.corpus, what="corpus")
+        if not self.source:
+            raise ValueError(f"SOURCE is empty. {ALLOWED} The folder that you are in is a dot.")
         parse_columns(self.columns, CATALOG_SCHEMA.names)
         if not 0 < self.max_megapixels <= MAX_PIXELS / 1e6:
             raise ValueError(
@@ -146,7 +148,7 @@ def scan(config: ScanConfig, context: Context) -> dict[str, Any]:
 def _place(text: str) -> Place:
     if "://" in text:
         return place_of(require_no_keys(text))
-    return place_of(str(Path(text).expanduser().resolve()))
+    return place_of(os.path.realpath(local_path(text)))
 
 
 def _kind(config: ScanConfig, place: Place) -> tuple[SourceKind, str]:
