@@ -107,7 +107,12 @@ class CatalogWriter:
     def override(self, known: Mapping[str, Any], row: Mapping[str, Any]) -> set[str]:
         """Say something else of a picture that keeps its id; returns the columns that differ."""
         new = {**dict.fromkeys(self._schema.names), **row, "id": known["id"]}
-        differing = {name for name, value in new.items() if value != known[name]}
+        # Of floats that are no numbers, which equal nothing, the text is the same.
+        differing = {
+            name
+            for name, value in new.items()
+            if value != known[name] and repr(value) != repr(known[name])
+        }
         if differing:
             self._append(new, known["status"])
         return differing

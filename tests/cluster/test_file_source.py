@@ -252,3 +252,14 @@ def test_labels_are_folders_however_a_list_writes_them(folder: Path, scan_here: 
     (folder / "list.txt").write_text("\n".join(names))
     _, catalog = scan_here(folder / "list.txt", labels="folder")
     assert catalog.table["label"].to_pylist() == [None, None, "a", "a", "é"]
+
+
+def test_a_bad_picture_with_a_value_that_is_no_number_stays_unchanged(
+    folder: Path, scan_here: Any
+) -> None:
+    (folder / "a" / "bad.png").write_bytes(b"no picture")
+    (folder / "list.csv").write_text("path,n\na/bad.png,nan\nb/1.png,1.5\n")
+    first, _ = scan_here(folder / "list.csv", columns="n")
+    report, _ = scan_here(folder / "list.csv", columns="n")
+    assert report["since_last_scan"]["unchanged"] == 2
+    assert report["corpus_id"] == first["corpus_id"]
