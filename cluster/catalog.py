@@ -37,6 +37,7 @@ __all__ = [
     "CatalogRow",
     "bad_pictures",
     "catalog_schema",
+    "column_types",
     "gone_ids",
     "newest_positions",
     "open_corpus",
@@ -236,6 +237,11 @@ def catalog_schema(config: Mapping[str, Any]) -> pa.Schema:
     """The catalog's columns: its own, and the metadata columns that a scan's settings name."""
     metadata = [pa.field(name, TYPES[kind]) for name, kind in config.get("metadata", {}).items()]
     return pa.schema([*CATALOG_SCHEMA, *metadata])
+
+
+def column_types(door: Mapping[str, Any]) -> dict[str, str]:
+    """Types of all metadata columns that a corpus ever had: parts may still hold them."""
+    return {**door.get("columns", {}), **door["config"].get("metadata", {})}
 
 
 def _as_rows(table: pa.Table) -> Iterator[CatalogRow]:

@@ -17,7 +17,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from cluster.catalog import catalog_schema
+from cluster.catalog import catalog_schema, column_types
 from cluster.known_pictures import Ids, KnownPictures
 from index.artifact import (
     ArtifactError,
@@ -171,6 +171,10 @@ class CatalogWriter:
                 "uid": self._uid,
                 "name": self._name,
                 "config": self._config,
+                "columns": {
+                    **(column_types(self._previous) if self._previous else {}),
+                    **self._config.get("metadata", {}),
+                },
                 "parents": {},
                 "rows": {
                     "total": self.next_id,

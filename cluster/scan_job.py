@@ -20,7 +20,7 @@ from typing import Annotated, Any
 import tyro
 from pyarrow import fs as pafs
 
-from cluster.catalog import CATALOG_SCHEMA, bad_pictures
+from cluster.catalog import CATALOG_SCHEMA, bad_pictures, column_types
 from cluster.catalog_writer import CatalogWriter, open_for_scan
 from cluster.columns import TYPES, parse_columns
 from cluster.comparison import Comparison
@@ -162,7 +162,7 @@ def _kind(config: ScanConfig, place: Place) -> tuple[SourceKind, str]:
 
 def _request(config: ScanConfig, place: Place, previous: Mapping[str, Any] | None) -> Request:
     """What to ask of the source; a column that the corpus has keeps its type."""
-    known = previous["config"].get("metadata", {}) if previous else {}
+    known = column_types(previous) if previous else {}
     columns = tuple(
         column._replace(type=column.type or TYPES.get(known.get(column.name, "")))
         for column in parse_columns(config.columns, CATALOG_SCHEMA.names)
@@ -185,7 +185,7 @@ def _require_same_source(
     if previous is None:
         return
     # Corpora from before there were other kinds do not name theirs.
-    before = {"source_kind": "folder", "metadata": {}, **previous["config"]}
+    before = {"source_kind": "folder", **previous["config"]}
     for field in ("folder", "source_kind", "labels"):
         was, now = before[field], settings[field]
         if was != now:
@@ -193,8 +193,9 @@ def _require_same_source(
                 f"{folder}: this corpus was made with {field} {was!r}, not {now!r}. "
                 f"Scan with {field} {was!r} again, or choose another corpus name."
             )
+    known = column_types(previous)
     for name, kind in settings["metadata"].items():
-        was = before["metadata"].get(name, kind)
+        was = known.get(name, kind)
         if was != kind:
             raise ValueError(
                 f"{folder}: in this corpus column {name!r} is of type {was}, not {kind}. Give the "

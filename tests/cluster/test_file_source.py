@@ -83,6 +83,17 @@ def test_a_type_may_be_given_and_stays_for_the_corpus_life(folder: Path, scan_he
         scan_here(folder / "list.csv", columns="code:int")
 
 
+def test_a_column_that_was_left_out_meanwhile_keeps_its_type(folder: Path, scan_here: Any) -> None:
+    (folder / "list.csv").write_text("file,code\na/0.png,x1\n")
+    scan_here(folder / "list.csv", columns="code")
+    (folder / "list.csv").write_text("file,code\na/0.png,7\nb/1.png,8\n")
+    scan_here(folder / "list.csv")
+    with pytest.raises(ValueError, match=r"'code' is of type string, not int.*code_int=code:int"):
+        scan_here(folder / "list.csv", columns="code:int")
+    _, catalog = scan_here(folder / "list.csv", columns="code")
+    assert catalog.table["code"].to_pylist() == ["7", "8"]
+
+
 def test_a_list_that_changed_keeps_the_ids_of_files_that_did_not(
     folder: Path, scan_here: Any, make_png: Any
 ) -> None:
