@@ -277,20 +277,6 @@ def test_splits_of_a_dataset_are_told_apart(tmp_path: Path, scan_here: Any, make
     assert contents(catalog)[4] == make_png(10)
 
 
-def test_a_split_that_is_away_is_named_and_stays_as_it_is_known(
-    tmp_path: Path, scan_here: Any, make_png: Any
-) -> None:
-    for seed, split in enumerate(("train", "test")):
-        rows = [{"bytes": make_png(2 * seed + i), "path": None} for i in range(1 + seed)]
-        save_dataset(tmp_path / "in" / split, rows, [0] * len(rows))
-    (tmp_path / "in" / "dataset_dict.json").write_text('{"splits": ["test", "train"]}')
-    scan_here(tmp_path / "in")
-    (tmp_path / "in" / "train").rename(tmp_path / "away")
-    report, catalog = scan_here(tmp_path / "in")
-    assert report["skipped_folders"] == [str(tmp_path / "in" / "train")]
-    assert catalog.counts() == {"ok": 3}
-
-
 def test_each_split_has_its_own_names_of_classes(
     tmp_path: Path, scan_here: Any, make_png: Any
 ) -> None:
@@ -411,38 +397,3 @@ def test_rows_that_are_lost_for_one_reason_are_told_with_it(
     monkeypatch.setattr(table_source, "rows_of", fail)
     with pytest.raises(ValueError, match=r"x\.parquet.*the disk has errors"):
         scan_here(path)
-
-
-@pytest.mark.timeout(60)
-def test_a_pipe_called_a_table_is_skipped_and_not_waited_for(
-    tmp_path: Path, scan_here: Any, make_png: Any
-) -> None:
-    write_parquet(tmp_path / "in" / "1.parquet", [make_png(0)])
-    os.mkfifo(tmp_path / "in" / "0.parquet")
-    report, _ = scan_here(tmp_path / "in")
-    assert report["pictures"] == {"total": 1, "ok": 1}
-    assert report["skipped_folders"] == [str(tmp_path / "in" / "0.parquet")]
-
-
-@pytest.mark.parametrize("others", [[], [None]])
-def test_a_row_of_no_bytes_and_a_path_is_that_file_whatever_lies_beside_it(
-    tmp_path: Path, scan_here: Any, make_png: Any, others: list[None]
-) -> None:
-    (tmp_path / "a.png").write_bytes(make_png(0))
-    rows = [{"bytes": b"", "path": "a.png"}, *({"bytes": other, "path": None} for other in others)]
-    _, catalog = scan_here(write_structs(tmp_path / "x.parquet", rows))
-    assert catalog.rows([0])[0].uri == str(tmp_path / "a.png")
-
-
-def test_a_path_may_be_bytes_and_what_is_no_text_is_named(
-    tmp_path: Path, scan_here: Any, make_png: Any
-) -> None:
-    (tmp_path / "a.png").write_bytes(make_png(0))
-    (tmp_path / "in").mkdir()
-    for name, kind, path in (("0", pa.binary(), b"../a.png"), ("1", pa.list_(pa.int8()), [1])):
-        struct = pa.struct([("bytes", pa.binary()), ("path", kind)])
-        table = pa.table({"image": pa.array([{"bytes": None, "path": path}], struct)})
-        pq.write_table(table, tmp_path / "in" / f"{name}.parquet")
-    report, catalog = scan_here(tmp_path / "in")
-    assert catalog.rows([0])[0].uri == str(tmp_path / "a.png")
-    assert report["skipped_folders"] == [str(tmp_path / "in" / "1.parquet")]
