@@ -25,7 +25,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from cluster.columns import TYPES
-from cluster.picture_uri import display_name
+from cluster.picture_uri import display_name, display_names
 from cluster.workspace import Workspace
 from index.artifact import by_number, open_door
 from index.folder import Folder
@@ -37,7 +37,7 @@ __all__ = [
     "CatalogRow",
     "bad_pictures",
     "catalog_schema",
-    "file_names",
+    "column_types",
     "gone_ids",
     "newest_positions",
     "open_corpus",
@@ -127,11 +127,11 @@ class Catalog:
 
     @cached_property
     def named(self) -> pa.Table:
-        """``table`` with a column ``name``, each file's own unless the source has one."""
+        """``table`` with a column ``name``, each picture's own unless the source has one."""
         table = self.table
         if "name" in table.column_names:
             return table
-        return table.append_column("name", file_names(table["uri"]))
+        return table.append_column("name", display_names(table["uri"]))
 
     @cached_property
     def _ids(self) -> np.ndarray:
@@ -183,11 +183,6 @@ class Catalog:
     def by_uri(self) -> Iterator[CatalogRow]:
         """Rows that stand for a file that was there at the last scan."""
         yield from _as_rows(self.table.filter(~pc.field("status").isin(list(GONE))))
-
-
-def file_names(uris: pa.ChunkedArray) -> pa.ChunkedArray:
-    """What files are called without their folders, by their URIs."""
-    return pc.replace_substring_regex(uris, pattern="^.*/", replacement="")
 
 
 def open_corpus(workspace: Workspace, name: str) -> Catalog:
@@ -242,6 +237,11 @@ def catalog_schema(config: Mapping[str, Any]) -> pa.Schema:
     """The catalog's columns: its own, and the metadata columns that a scan's settings name."""
     metadata = [pa.field(name, TYPES[kind]) for name, kind in config.get("metadata", {}).items()]
     return pa.schema([*CATALOG_SCHEMA, *metadata])
+
+
+def column_types(door: Mapping[str, Any]) -> dict[str, str]:
+    """Types of all metadata columns that a corpus ever had: parts may still hold them."""
+    return {**door.get("columns", {}), **door["config"].get("metadata", {})}
 
 
 def _as_rows(table: pa.Table) -> Iterator[CatalogRow]:

@@ -17,7 +17,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from cluster.catalog import catalog_schema
+from cluster.catalog import catalog_schema, column_types
 from cluster.known_pictures import Ids, KnownPictures
 from index.artifact import (
     ArtifactError,
@@ -107,7 +107,12 @@ class CatalogWriter:
     def override(self, known: Mapping[str, Any], row: Mapping[str, Any]) -> set[str]:
         """Say something else of a picture that keeps its id; returns the columns that differ."""
         new = {**dict.fromkeys(self._schema.names), **row, "id": known["id"]}
-        differing = {name for name, value in new.items() if value != known[name]}
+        # Of floats that are no numbers, which equal nothing, the text is the same.
+        differing = {
+            name
+            for name, value in new.items()
+            if value != known[name] and repr(value) != repr(known[name])
+        }
         if differing:
             self._append(new, known["status"])
         return differing
@@ -166,6 +171,10 @@ class CatalogWriter:
                 "uid": self._uid,
                 "name": self._name,
                 "config": self._config,
+                "columns": {
+                    **(column_types(self._previous) if self._previous else {}),
+                    **self._config.get("metadata", {}),
+                },
                 "parents": {},
                 "rows": {
                     "total": self.next_id,

@@ -7,9 +7,9 @@ Memory: a byte of each picture, the ids of one part, some rows, and the ids that
 
 from __future__ import annotations
 
+import os
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,12 +17,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from cluster.catalog import catalog_schema, file_names
+from cluster.catalog import catalog_schema
+from cluster.picture_uri import display_names
 from cluster.workspace import Workspace
 from index.artifact import by_number, open_door
 from index.filters import compile_filter, filter_columns
 from index.folder import Folder
 from index.id_file import NO_IDS
+from index.uri import local_path
 from index.vectors import Ids
 
 __all__ = ["ChosenPictures"]
@@ -80,7 +82,7 @@ class ChosenPictures:
 
     @property
     def _schema(self) -> pa.Schema:
-        """The catalog's columns, and ``name``: each file's own unless the source has one."""
+        """The catalog's columns, and ``name``: each picture's own unless the source has one."""
         own = catalog_schema(self.door["config"])
         return own if "name" in own.names else own.append(pa.field("name", pa.string()))
 
@@ -113,7 +115,7 @@ class ChosenPictures:
             if column.name in rows.column_names:
                 columns[column.name] = rows[column.name].cast(column.type)
             elif column.name == "name" and "name" not in catalog_schema(self.door["config"]).names:
-                columns["name"] = file_names(rows["uri"])
+                columns["name"] = display_names(rows["uri"])
             else:
                 columns[column.name] = pa.nulls(len(rows), column.type)
         return pa.table(columns)
@@ -159,7 +161,7 @@ class _Sought:
     @classmethod
     def of(cls, name: str) -> _Sought:
         """The file of a name."""
-        return cls(name, pa.array([name, str(Path(name).expanduser().resolve())]))
+        return cls(name, pa.array([name, os.path.realpath(local_path(name))]))
 
     def look_at(self, ids: Ids, uris: pa.ChunkedArray) -> None:
         """Take in those of some rows that match."""

@@ -11,6 +11,7 @@ import logging
 import posixpath
 from collections.abc import Iterator, Sequence
 from typing import Any
+from urllib.parse import unquote
 
 import pyarrow as pa
 import pyarrow.csv as pa_csv
@@ -135,9 +136,18 @@ class ListSource:
             for name, found, row in zip(
                 names, stand_alone(names, self._request.place), rows, strict=True
             ):
-                label = folder_of(name or "") if labels == "folder" else row[0]
+                label = self._folder_named(name or "") if labels == "folder" else row[0]
                 file = self._in_its_place(name, found) if isinstance(found, str) else found
                 yield file._replace(label=label, values=row[1:])
+
+    def _folder_named(self, name: str) -> str | None:
+        """Name of the folder that a listed file lies in; None for one beside the list."""
+        if "://" in name:
+            return folder_of(unquote(name.partition("?")[0]))
+        if name.startswith("/"):
+            return folder_of(name)
+        folder = self._request.place.path.rpartition("/")[0]
+        return folder_of(posixpath.normpath(f"{folder}/{name}"), below=folder)
 
     def _in_its_place(self, name: str | None, problem: str) -> Listed:
         """What stands for a name that leads to no file: without what might be a key."""

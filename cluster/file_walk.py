@@ -26,6 +26,7 @@ __all__ = [
     "look_at",
     "mtime_ns_of",
     "printable",
+    "require_readable",
     "suffix_of",
     "walk",
 ]
@@ -88,6 +89,12 @@ def suffix_of(path: str) -> str:
 def mtime_ns_of(found: os.stat_result) -> int:
     """When a file was last modified, or the nearest time that 64 bits hold: 1677 to 2262."""
     return min(max(found.st_mtime_ns, -(2**63)), 2**63 - 1)
+
+
+def require_readable(file: File) -> None:
+    """``OSError`` with the reason, if a file was found that cannot be opened."""
+    if file.problem is not None:
+        raise OSError(file.problem)
 
 
 def printable(name: str) -> str:

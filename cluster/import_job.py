@@ -14,6 +14,7 @@ from encoders.encoder import Encoder
 from encoders.foreign import Foreign, foreign_encoder, from_file, from_timm, from_torchvision
 from index.artifact import library_versions, open_door, require_whole
 from index.folder import Folder
+from index.uri import local_path
 
 __all__ = ["ImportConfig", "import_encoder"]
 
@@ -99,7 +100,7 @@ def _foreign(config: ImportConfig) -> Foreign:
         return from_torchvision(*source.removeprefix(TORCHVISION).split(":", 1))
     if source.startswith(TIMM):
         return from_timm(*source.removeprefix(TIMM).split(":", 1), size=config.size)
-    path = Path(source).expanduser()
+    path = local_path(source)
     if not path.is_file():
         raise FileNotFoundError(
             f"{source}: no such file. Give a {SUFFIX} file, torchvision:NAME or timm:NAME."

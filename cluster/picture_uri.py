@@ -18,6 +18,8 @@ import functools
 from typing import Literal, NamedTuple
 from urllib.parse import quote, unquote, urlsplit
 
+import pyarrow as pa
+import pyarrow.compute as pc
 from pyarrow import fs as pafs
 
 from index.uri import open_uri
@@ -26,6 +28,7 @@ __all__ = [
     "PictureUri",
     "Place",
     "display_name",
+    "display_names",
     "identity",
     "lies_in_table",
     "place_of",
@@ -34,6 +37,14 @@ __all__ = [
 
 REMOTE = ("s3", "gs")
 SAFE = "/!$'()*,;:@~"
+
+TO_NAMES = (
+    (r"(?s)^[^#]*#tar=[^&]*&member=", ""),
+    (r"(?s)^[^#?]*/([^#?]*)[^#]*#(?:parquet|arrow)=([0-9]+)&.*", r"\1 row \2"),
+    (r"(?s)\?.*", ""),
+    (r"(?s)^.*/", ""),
+)
+"""What is left of a URI after these, one after the other, is a picture's name, percent-encoded."""
 
 ANONYMOUS = "anonymous@"
 """What stands before a bucket of Google's that everyone may read; it is no key."""
@@ -194,6 +205,22 @@ def display_name(uri: str) -> str:
         return place.name.rsplit("/", 1)[-1]
     file = unquote(place.file.partition("?")[0]).rsplit("/", 1)[-1]
     return file if place.kind == "file" else f"{file} row {place.start}"
+
+
+def display_names(uris: pa.ChunkedArray) -> pa.ChunkedArray:
+    """`display_name` of each of many, without a Python object for any but those with a ``%``."""
+    return pa.chunked_array([_names(chunk) for chunk in uris.chunks], pa.string())
+
+
+def _names(uris: pa.StringArray) -> pa.StringArray:
+    names = uris
+    for pattern, replacement in TO_NAMES:
+        names = pc.replace_substring_regex(names, pattern=pattern, replacement=replacement)
+    coded = pc.match_substring(names, "%")
+    decoded = (unquote(name).rsplit("/", 1)[-1] for name in names.filter(coded).to_pylist())
+    of_paths = pc.replace_substring_regex(uris, pattern=r"(?s)^.*/", replacement="")
+    of_uris = pc.replace_with_mask(names, coded, pa.array(decoded, pa.string()))
+    return pc.if_else(pc.starts_with(uris, "/"), of_paths, of_uris)
 
 
 _LOCAL = pafs.LocalFileSystem()

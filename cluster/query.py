@@ -13,7 +13,15 @@ from index.examples import Combine
 from index.ranking import Ranking
 from index.vectors import MAX_ID
 
-__all__ = ["Example", "SearchOptions", "SearchQuery"]
+__all__ = ["Example", "SearchOptions", "SearchQuery", "check_id"]
+
+
+def check_id(number: int) -> None:
+    """``ValueError`` unless it is a number that a picture may have."""
+    if not 0 <= number <= MAX_ID:
+        raise ValueError(
+            f"picture {number}: ids go from 0 to {MAX_ID}. They are those that a search shows."
+        )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -35,10 +43,8 @@ class Example:
     def __post_init__(self) -> None:
         if (self.id is None) == (self.picture is None):
             raise ValueError("an example is an id or a picture: give one of them, and one only.")
-        if self.id is not None and not 0 <= self.id <= MAX_ID:
-            raise ValueError(
-                f"picture {self.id}: ids go from 0 to {MAX_ID}. They are those that a search shows."
-            )
+        if self.id is not None:
+            check_id(self.id)
         if self.box is not None and self.picture is None:
             raise ValueError(
                 f"crop {self.box} of picture {self.id}: only a picture file can be cropped, since "

@@ -17,6 +17,7 @@ from cluster.chosen_pictures import ChosenPictures
 from cluster.context import Context
 from cluster.index_job import gone_pictures
 from cluster.part_tasks import part_filler
+from cluster.query import check_id
 from cluster.relations import follow_relations
 from cluster.workspace import check_name
 from index.choose import IndexConfig
@@ -55,6 +56,9 @@ class RemoveConfig:
                 "nothing to remove. Name pictures with --ids, --files or --where, or take removed "
                 "ones back with --restore."
             )
+
+        for each in self.ids:
+            check_id(each)
 
     @property
     def names_some(self) -> bool:

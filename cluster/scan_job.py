@@ -12,15 +12,15 @@ Memory: does not hold the rows; see `cluster.known_pictures`.
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Annotated, Any
 
 import tyro
 from pyarrow import fs as pafs
 
-from cluster.catalog import CATALOG_SCHEMA, bad_pictures
+from cluster.catalog import CATALOG_SCHEMA, bad_pictures, column_types
 from cluster.catalog_writer import CatalogWriter, open_for_scan
 from cluster.columns import TYPES, parse_columns
 from cluster.comparison import Comparison
@@ -35,7 +35,7 @@ from cluster.workspace import check_name
 from encoders.picture import MAX_PIXELS
 from index.folder import Folder
 from index.lock import sole_writer
-from index.uri import asking, shown_uri
+from index.uri import asking, local_path, shown_uri
 
 __all__ = ["ScanConfig", "scan"]
 
@@ -80,6 +80,8 @@ class ScanConfig:
     def __post_init__(self) -> None:
         """Check the names; the source is checked when it is read."""
         check_name(self.corpus, what="corpus")
+        if not self.source:
+            raise ValueError(f"SOURCE is empty. {ALLOWED} The folder that you are in is a dot.")
         parse_columns(self.columns, CATALOG_SCHEMA.names)
         if not 0 < self.max_megapixels <= MAX_PIXELS / 1e6:
             raise ValueError(
@@ -146,7 +148,7 @@ def scan(config: ScanConfig, context: Context) -> dict[str, Any]:
 def _place(text: str) -> Place:
     if "://" in text:
         return place_of(require_no_keys(text))
-    return place_of(str(Path(text).expanduser().resolve()))
+    return place_of(os.path.realpath(local_path(text)))
 
 
 def _kind(config: ScanConfig, place: Place) -> tuple[SourceKind, str]:
@@ -160,7 +162,7 @@ def _kind(config: ScanConfig, place: Place) -> tuple[SourceKind, str]:
 
 def _request(config: ScanConfig, place: Place, previous: Mapping[str, Any] | None) -> Request:
     """What to ask of the source; a column that the corpus has keeps its type."""
-    known = previous["config"].get("metadata", {}) if previous else {}
+    known = column_types(previous) if previous else {}
     columns = tuple(
         column._replace(type=column.type or TYPES.get(known.get(column.name, "")))
         for column in parse_columns(config.columns, CATALOG_SCHEMA.names)
@@ -183,7 +185,7 @@ def _require_same_source(
     if previous is None:
         return
     # Corpora from before there were other kinds do not name theirs.
-    before = {"source_kind": "folder", "metadata": {}, **previous["config"]}
+    before = {"source_kind": "folder", **previous["config"]}
     for field in ("folder", "source_kind", "labels"):
         was, now = before[field], settings[field]
         if was != now:
@@ -191,8 +193,9 @@ def _require_same_source(
                 f"{folder}: this corpus was made with {field} {was!r}, not {now!r}. "
                 f"Scan with {field} {was!r} again, or choose another corpus name."
             )
+    known = column_types(previous)
     for name, kind in settings["metadata"].items():
-        was = before["metadata"].get(name, kind)
+        was = known.get(name, kind)
         if was != kind:
             raise ValueError(
                 f"{folder}: in this corpus column {name!r} is of type {was}, not {kind}. Give the "

@@ -6,7 +6,6 @@ import re
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Annotated, Any
 
 import tyro
@@ -18,6 +17,7 @@ from cluster.query import Example, SearchOptions, SearchQuery
 from cluster.workspace import check_name
 from encoders.picture import Box
 from index.search import Hits
+from index.uri import local_path
 
 __all__ = ["CHANGED", "SearchConfig", "flags_of", "guarantee_of", "search"]
 
@@ -106,7 +106,7 @@ def _query_of(config: SearchConfig) -> SearchQuery:
 
 def _first(text: str, crop: Box | None) -> Example:
     """A file, or an id if there is no such file."""
-    if Path(text).expanduser().is_file() or not _is_id(text):
+    if local_path(text).is_file() or not _is_id(text):
         return Example(picture=_read(text), box=crop)
     if crop is not None:
         raise ValueError(
@@ -119,7 +119,7 @@ def _first(text: str, crop: Box | None) -> Example:
 def _example(text: str, option: str) -> Example:
     """An id or a file, and its weight behind a colon; a file may have a colon in its name."""
     weight = 1.0
-    if not Path(text).expanduser().is_file() and (match := WEIGHTED.fullmatch(text)):
+    if not local_path(text).is_file() and (match := WEIGHTED.fullmatch(text)):
         text, weight = match["what"], float(match["weight"])
     if _is_id(text):
         return Example(id=int(text), weight=weight)
@@ -131,7 +131,7 @@ def _is_id(text: str) -> bool:
 
 
 def _read(name: str, option: str | None = None) -> bytes:
-    path = Path(name).expanduser()
+    path = local_path(name)
     if not path.is_file():
         where = "" if option is None else f"--{option} "
         raise FileNotFoundError(

@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from cluster.file_source import fields_of, rows_of, stand_alone
-from cluster.file_walk import File, look_at, walk
+from cluster.file_walk import File, look_at, require_readable, walk
 from cluster.picture_bytes import BATCH_ROWS, column_of, open_arrow, open_parquet
 from cluster.picture_uri import PictureUri, Place
 from cluster.sources import Container, Ledger, Listed, Request
@@ -94,7 +94,7 @@ class _TableSource(ABC):
         names_files = False
         place = self._request.place._replace(path=table.file.path)
         name = f"{self._picture}.bytes" if self._is_struct else self._picture
-        for first, raw in self._batches(place, self._wanted):
+        for first, raw in self._batches(table, self._wanted):
             batch = self._named(raw, table)
             facts = rows_of(batch, self._request, self.fields, place.path, self._misfits)
             pictures = column_of(batch, name).to_pylist()
@@ -115,11 +115,11 @@ class _TableSource(ABC):
 
         A text in place of one says why a path leads to none.
         """
-        if not self._is_struct or None not in pictures:
+        if not self._is_struct or all(pictures):
             return {}
         if "path" not in [field.name for field in column_of(batch, self._picture).type]:
             return {}
-        paths = column_of(batch, f"{self._picture}.path").to_pylist()
+        paths = pc.cast(column_of(batch, f"{self._picture}.path"), pa.string()).to_pylist()
         alone = [
             i
             for i, (data, path) in enumerate(zip(pictures, paths, strict=True))
@@ -149,7 +149,7 @@ class _TableSource(ABC):
         damaged: tuple[str, Exception] | None = None
         for table in self._tables():
             try:
-                for _, batch in self._batches(place._replace(path=table.file.path), None):
+                for _, batch in self._batches(table, None):
                     return self._named(batch, table)
             except DAMAGED as error:
                 damaged = damaged or (table.file.path, error)
@@ -179,8 +179,11 @@ class _TableSource(ABC):
         )
 
     def _batches(
-        self, place: Place, columns: list[str] | None
+        self, table: _Table, columns: list[str] | None
     ) -> Iterator[tuple[int, pa.RecordBatch]]:
+        # Opening a pipe would wait for whoever writes into it, maybe for ever.
+        require_readable(table.file)
+        place = self._request.place._replace(path=table.file.path)
         if self._kind == "parquet":
             return open_parquet(place, columns)
         return _small(open_arrow(place))
@@ -249,6 +252,11 @@ class HuggingFaceSource(_TableSource):
     def _tables(self) -> Iterator[_Table]:
         for split, place in self._splits():
             state = _json(place, "state.json")
+            if "_data_files" not in state and split is not None:
+                reason = "a split without a state.json that names its files"
+                if place.path not in self.skipped:
+                    logger.warning("%s: not read (%s)", place.path, reason)
+                self.skipped[place.path] = reason
             if state.get("_indices_data_files"):
                 raise ValueError(
                     f"{place.path}: holds a selection of the rows in its files. Save it once more "

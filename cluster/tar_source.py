@@ -19,7 +19,14 @@ import pyarrow as pa
 
 from cluster.columns import TYPES, fitted, infer_type
 from cluster.file_source import folder_of
-from cluster.file_walk import PICTURE_SUFFIXES, File, printable, suffix_of, walk
+from cluster.file_walk import (
+    PICTURE_SUFFIXES,
+    File,
+    printable,
+    require_readable,
+    suffix_of,
+    walk,
+)
 from cluster.picture_bytes import MAX_BYTES
 from cluster.picture_uri import PictureUri
 from cluster.sources import (
@@ -203,6 +210,7 @@ class TarSource:
             file: the tar.
             asked: what is read beside the pictures; None for all that can be, and no pictures.
         """
+        require_readable(file)
         with (
             self._request.place.fs.open_input_file(file.path) as raw,
             io.BufferedReader(raw, BUFFER_BYTES) as buffered,

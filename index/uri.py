@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import re
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -10,7 +11,7 @@ from pathlib import Path
 
 from pyarrow import fs as pafs
 
-__all__ = ["StoreError", "asking", "open_uri", "put_file", "shown_uri"]
+__all__ = ["StoreError", "asking", "local_path", "open_uri", "put_file", "shown_uri"]
 
 PIECE_BYTES = 1 << 20
 
@@ -19,6 +20,11 @@ GOOGLE_RETRIES_S = 60
 
 OF_A_STORE = re.compile(r"AWS Error|google::cloud::Status")
 GOOGLE = re.compile(r"google::cloud::Status\((.*?)(?: error_info=.*)?\)$", re.DOTALL)
+
+
+def local_path(text: str) -> Path:
+    """The path that a person wrote: a home for ``~`` where there is one, else to the letter."""
+    return Path(os.path.expanduser(text))  # noqa: PTH111 - that of Path raises where there is none
 
 
 class StoreError(OSError):

@@ -100,11 +100,12 @@ def test_of_rows_of_one_picture_the_last_one_counts_within_a_part_and_over_all(
 
 
 def test_a_whole_path_is_meant_even_if_others_end_with_it(tmp_path: Path) -> None:
-    uris = ["/a/b.png", "/c/a/b.png", "/d/a/b.png", "s3://bucket/x.png?region=r"]
+    uris = ["/a/b.png", "/c/a/b.png", "/d/a/b.png", "s3://bucket/x.png?region=r", "/a/~x.png"]
     rows = [{"id": number, "uri": uri} for number, uri in enumerate(uris)]
     pictures = write_catalog(Folder.at(tmp_path / "corpus"), [rows[1:3], rows[:1], rows[3:]])
     assert pictures.of_files(["/a/b.png"]).tolist() == [0]
     assert pictures.of_files([uris[3]]).tolist() == [3]
+    assert pictures.of_files(["~x.png"]).tolist() == [4]
     with pytest.raises(ValueError, match=r"'b\.png': could be /./?a?/?b\.png or .*whole path"):
         pictures.of_files(["b.png"])
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -80,6 +81,17 @@ def test_a_type_may_be_given_and_stays_for_the_corpus_life(folder: Path, scan_he
     assert catalog.rows([1])[0].metadata == {"code": "8"}
     with pytest.raises(ValueError, match=r"'code' is of type string, not int.*code_int=code:int"):
         scan_here(folder / "list.csv", columns="code:int")
+
+
+def test_a_column_that_was_left_out_meanwhile_keeps_its_type(folder: Path, scan_here: Any) -> None:
+    (folder / "list.csv").write_text("file,code\na/0.png,x1\n")
+    scan_here(folder / "list.csv", columns="code")
+    (folder / "list.csv").write_text("file,code\na/0.png,7\nb/1.png,8\n")
+    scan_here(folder / "list.csv")
+    with pytest.raises(ValueError, match=r"'code' is of type string, not int.*code_int=code:int"):
+        scan_here(folder / "list.csv", columns="code:int")
+    _, catalog = scan_here(folder / "list.csv", columns="code")
+    assert catalog.table["code"].to_pylist() == ["7", "8"]
 
 
 def test_a_list_that_changed_keeps_the_ids_of_files_that_did_not(
@@ -241,3 +253,24 @@ def test_a_cell_of_another_type_than_was_given_is_left_empty_and_named(
     (said,) = caplog.messages
     assert "list.csv" in said
     assert "'n/a'" in said
+
+
+def test_labels_are_folders_however_a_list_writes_them(folder: Path, scan_here: Any) -> None:
+    (folder / "é").mkdir()
+    for name in ("é/4.png", "5.png", "6.png"):
+        shutil.copy(folder / "a" / "0.png", folder / name)
+    names = ["./5.png", "6.png", "./a/0.png", "../in/a/2.png", f"file://{folder}/%C3%A9/4.png"]
+    (folder / "list.txt").write_text("\n".join(names))
+    _, catalog = scan_here(folder / "list.txt", labels="folder")
+    assert catalog.table["label"].to_pylist() == [None, None, "a", "a", "é"]
+
+
+def test_a_bad_picture_with_a_value_that_is_no_number_stays_unchanged(
+    folder: Path, scan_here: Any
+) -> None:
+    (folder / "a" / "bad.png").write_bytes(b"no picture")
+    (folder / "list.csv").write_text("path,n\na/bad.png,nan\nb/1.png,1.5\n")
+    first, _ = scan_here(folder / "list.csv", columns="n")
+    report, _ = scan_here(folder / "list.csv", columns="n")
+    assert report["since_last_scan"]["unchanged"] == 2
+    assert report["corpus_id"] == first["corpus_id"]

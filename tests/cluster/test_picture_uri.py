@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
+import pyarrow as pa
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from cluster.picture_uri import (
     PictureUri,
     display_name,
+    display_names,
     identity,
     place_of,
     require_no_keys,
@@ -30,6 +33,15 @@ def test_any_name_survives_the_way_into_a_uri_and_back(
     for kind in ("tar", "parquet", "arrow"):
         uri = PictureUri(file, kind, start, size if kind == "tar" else 0, name)  # type: ignore[arg-type]
         assert PictureUri.parse(str(uri)) == uri
+
+
+@given(folder=NAMES, name=NAMES, kind=st.sampled_from(["file", "tar", "parquet", "arrow"]))
+@example(folder="a\nb", name="c\nd.png", kind="file")
+def test_names_of_many_are_those_of_each(folder: str, name: str, kind: Any) -> None:
+    path = f"/{folder}/{name}"
+    file = place_of("/").uri(path)
+    uris = [path, str(PictureUri(file, kind, 7, 9, name)), f"s3://b{file[7:]}?region=x/y"]
+    assert display_names(pa.chunked_array([uris])).to_pylist() == [*map(display_name, uris)]
 
 
 def test_a_plain_path_is_taken_to_the_letter() -> None:

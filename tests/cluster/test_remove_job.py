@@ -129,6 +129,8 @@ def test_files_that_are_none_or_several_are_refused(library: Any) -> None:
         take_out(library, files=(name,))
     with pytest.raises(ValueError, match=r"nothing to remove\. Name pictures"):
         RemoveConfig(index="x")
+    with pytest.raises(ValueError, match=r"picture 9{20}: ids go from 0 to 9223372036854775806"):
+        RemoveConfig(index="x", ids=(3, int("9" * 20)))
 
 
 def test_what_is_not_there_changes_nothing_and_all_of_it_is_refused(library: Any) -> None:

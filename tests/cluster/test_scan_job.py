@@ -370,3 +370,13 @@ def test_a_file_that_was_taken_before_there_was_a_limit_is_looked_at_again(
         before.setattr(comparison_module, "MAX_BYTES", 1 << 62, raising=False)
         assert scanned(folder, context)[1].counts() == {"ok": 1}
     assert scanned(folder, context)[1].counts() == {"too_large": 1}
+
+
+def test_a_source_that_is_no_place_is_named(tmp_path: Path, context: Context) -> None:
+    (tmp_path / "loop").symlink_to("loop")
+    with pytest.raises(FileNotFoundError, match=r"loop: not there\. Give a folder"):
+        scanned(tmp_path / "loop", context)
+    with pytest.raises(FileNotFoundError, match=r"~no-one/in: not there\. Give a folder"):
+        scanned(Path("~no-one/in"), context)
+    with pytest.raises(ValueError, match="SOURCE is empty"):
+        ScanConfig(source="", corpus="mine")

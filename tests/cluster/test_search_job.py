@@ -73,6 +73,8 @@ def test_a_short_answer_says_so(library: Any) -> None:
 def test_what_cannot_be_searched_with_is_named(library: Any, tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"gone\.png: no such file\. Give an id or"):
         find(library, str(tmp_path / "gone.png"))
+    with pytest.raises(FileNotFoundError, match=r"~no-one/x\.png: no such file\. Give an id or"):
+        find(library, "~no-one/x.png")
     text = tmp_path / "text.png"
     text.write_text("no picture")
     with pytest.raises(PictureError):

@@ -331,3 +331,22 @@ def test_a_folder_of_pictures_stays_one_with_a_compressed_tar_in_it(
     report, _ = scan_here(tmp_path / "in")
     assert report["source_kind"] == "folder"
     assert report["pictures"]["total"] == 3
+
+
+@pytest.mark.timeout(60)
+def test_a_pipe_called_a_tar_is_skipped_and_not_waited_for(
+    tmp_path: Path, scan_here: Any, make_png: Any
+) -> None:
+    write_tar(tmp_path / "in" / "1.tar", {"a.png": make_png(0), "a.cls": "3"})
+    os.mkfifo(tmp_path / "in" / "0.tar")
+    report, _ = scan_here(tmp_path / "in", columns="cls")
+    assert report["pictures"] == {"total": 1, "ok": 1}
+    assert report["skipped_folders"] == [str(tmp_path / "in" / "0.tar")]
+
+
+def test_a_filter_on_names_finds_members_of_tars(
+    tmp_path: Path, scan_here: Any, make_png: Any
+) -> None:
+    pictures = {"a b.png": make_png(0), "x/c.png": make_png(1)}
+    _, catalog = scan_here(write_tar(tmp_path / "1.tar", {**pictures}))
+    assert catalog.named["name"].to_pylist() == ["a b.png", "c.png"]
