@@ -24,8 +24,9 @@ from index.embeddings import EmbeddingStore, ShardBatch, publish_embeddings, wri
 from index.folder import Folder
 from index.measure import exact_top_k, recall_at_k
 from index.part import one_thread
+from index.removal import remove_pictures
 from index.search import Searcher
-from index.update import Updated, compact_index, remove_pictures, update_index
+from index.update import Updated, compact_index, update_index
 from index.vectors import unit
 
 CLASSES = 500

@@ -22,8 +22,9 @@ from cluster.relations import follow_relations
 from cluster.workspace import check_name
 from index.choose import IndexConfig
 from index.embeddings import EmbeddingStore
+from index.removal import remove_pictures
 from index.removed import removed_ids
-from index.update import Instructions, Updated, remove_pictures, update_index
+from index.update import Instructions, Updated, update_index
 from index.vectors import Ids, rising, without
 from index.versions import Standing
 

@@ -1,8 +1,8 @@
 """Put a version in service once it has shown that it answers: the last step of builds and changes.
 
-It is opened as a reader opens it, and asked some of the queries that it was judged by. Its files are
-verified, but for those that the version in service has too; these as well where a version would be
-deleted that could still answer without them. Until it has answered as its card says, the version
+It is opened as a reader opens it, and asked some of the queries that it was judged by. Its files
+are verified, but for those that the version in service has too; these as well where a version would
+be deleted that could still answer without them. Until it has answered as its card says, the version
 before stays in service.
 
 Shapes: Q queries, K results.

@@ -11,9 +11,8 @@ Shapes: N rows, D embedding.
 
 from __future__ import annotations
 
-import contextlib
 import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
@@ -36,10 +35,10 @@ from index.lock import sole_writer
 from index.removed import removed_despite_damage, removed_ids
 from index.room import no_room_to
 from index.service import put_in_service
-from index.vectors import VECTORS, Ids, rising, without
+from index.vectors import Ids, rising, without
 from index.versions import CHANGING, CURRENT, Standing, finished_version, open_current
 
-__all__ = ["Instructions", "Updated", "compact_index", "remove_pictures", "update_index"]
+__all__ = ["Instructions", "Updated", "compact_index", "require_changeable", "update_index"]
 
 logger = logging.getLogger(__name__)
 
@@ -140,77 +139,6 @@ def update_index(
     return Updated(version=door["version"], door=door, action=action, why=str(why))
 
 
-def remove_pictures(
-    folder: Folder, ids: Ids, *, fill: FillParts = fill_here, say: Say = logger.info
-) -> Updated:
-    """Have pictures be no results any more, from the next search on.
-
-    They stay out of later versions too, whatever the embedding set holds, until they are restored
-    (``restored`` of `update_index`). What does not find room in the index's memory is built anew.
-
-    Args:
-        folder: the index's folder.
-        ids: ids int64; those that the index does not have are passed over.
-        fill: does the jobs of parts, should it be built.
-        say: is told what is done before it takes long.
-
-    Raises:
-        ValueError: no picture would be left; the index's memory is too little for a build; another
-            process is building or changing the index.
-        MissingArtifactError: no version is in service.
-        CorruptArtifactError: the one in service is damaged.
-    """
-    with sole_writer(folder, CHANGING), _damage_told(folder):
-        before = Standing.in_service(folder)
-        _require_changeable(before)
-        vectors = living(before.folder, before.door)
-        wanted = rising(ids)
-        is_here = vectors.contains(wanted)
-        here, unknown = wanted[is_here], wanted[~is_here]
-        if not len(here):
-            return Updated(
-                version=before.name,
-                door=dict(before.door),
-                action="reused",
-                why="none of them is in it" if len(wanted) else "no picture is meant",
-                unknown=unknown,
-            )
-        if len(here) == len(vectors):
-            raise ValueError(
-                f"{folder}: all {len(vectors):,} pictures are to be removed, and an index needs "
-                "one. To be rid of the index, delete its folder."
-            )
-        removed, why = rising(removed_ids(before), here), f"{len(here):,} removed"
-        no_room = no_room_to("change", before.door, len(wanted))
-        if not no_room:
-            empty = np.empty((0, vectors.dim), np.float16)
-            change = Change(gone=here, ids=NO_IDS, vectors=empty, removed=removed)
-            name, made = change_version(before, change)
-            put_in_service(folder, name, made)
-        else:
-            del vectors, wanted, is_here, here
-            why = f"{why}, and {no_room}"
-            say(f"Building the index anew: {no_room}")
-            before.require_whole(VECTORS)  # what is built of them vouches for them
-            made = build_of_living(before, Leave(removed=removed, gone=NO_IDS), fill)
-            name = made["version"]
-    action: Action = "built" if no_room else "changed"
-    return Updated(version=name, door=made, action=action, why=why, unknown=unknown)
-
-
-@contextlib.contextmanager
-def _damage_told(folder: Folder) -> Iterator[None]:
-    """Say of what fails over the version in service that it is damaged, if it is.
-
-    A removal does not read in full what it leaves as it is.
-    """
-    try:
-        yield
-    except Exception:
-        open_current(folder)
-        raise
-
-
 def compact_index(
     folder: Folder, *, retrain: bool = False, fill: FillParts = fill_here, say: Say = logger.info
 ) -> Updated:
@@ -233,7 +161,7 @@ def compact_index(
     with sole_writer(folder, CHANGING):
         version, door = open_current(folder)
         before = Standing(folder, version, door)
-        _require_changeable(before)
+        require_changeable(before)
         drift = Drift.from_json(door["drift"]) if door.get("drift") else None
         leave = Leave(removed=removed_ids(before), gone=NO_IDS)
         why = _why_retrain(drift, door, retrain=retrain)
@@ -261,7 +189,7 @@ def _why_retrain(drift: Drift | None, door: Mapping[str, Any], *, retrain: bool)
     return no_room_to("compact", door) or None if is_layered else None
 
 
-def _require_changeable(before: Standing) -> None:
+def require_changeable(before: Standing) -> None:
     """Check that a version has the queries by which a change is measured.
 
     Raises:

@@ -23,8 +23,8 @@ from index.choose import IndexConfig
 from index.duplicates import DuplicateConfig, build_duplicates
 from index.embeddings import EmbeddingStore
 from index.graph import GraphConfig, NeighbourGraph, build_graph
+from index.removal import remove_pictures
 from index.search import Searcher
-from index.update import remove_pictures
 from index.versions import version_names
 
 YOUNG = [f"2026-01-{day:02d}" for day in range(1, 11)]

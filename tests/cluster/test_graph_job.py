@@ -22,8 +22,8 @@ from index.duplicates import DuplicateGroups, build_duplicates
 from index.graph import NeighbourGraph
 from index.outliers import outlier_table
 from index.projection import MapConfig, open_map
+from index.removal import remove_pictures
 from index.search import Searcher
-from index.update import remove_pictures
 from index.versions import version_names
 
 

@@ -16,8 +16,8 @@ import pytest
 
 from cluster.collection import Collection
 from index.embeddings import EmbeddingStore
+from index.removal import remove_pictures
 from index.search import Searcher
-from index.update import remove_pictures
 
 
 @pytest.fixture

@@ -17,8 +17,8 @@ from index.duplicates import DuplicateConfig, build_duplicates
 from index.folder import Folder
 from index.graph import GraphConfig, NeighbourGraph, build_graph
 from index.projection import MapConfig, build_map
+from index.removal import remove_pictures
 from index.search import Searcher
-from index.update import remove_pictures
 from index.versions import open_current, version_names
 
 

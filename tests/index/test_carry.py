@@ -16,8 +16,9 @@ from index.embeddings import EmbeddingStore
 from index.folder import Folder
 from index.graph import GraphConfig, NeighbourGraph, build_graph
 from index.projection import MapConfig, build_map, open_map
+from index.removal import remove_pictures
 from index.search import Searcher
-from index.update import Instructions, remove_pictures, update_index
+from index.update import Instructions, update_index
 
 K = GraphConfig(k=6)
 CONFIG = IndexConfig(num_queries=40)

@@ -18,9 +18,10 @@ from index.choose import IndexConfig
 from index.embeddings import EmbeddingStore
 from index.folder import Folder
 from index.lock import sole_writer
+from index.removal import remove_pictures
 from index.search import Searcher
 from index.service import ProbeError
-from index.update import Instructions, compact_index, remove_pictures, update_index
+from index.update import Instructions, compact_index, update_index
 from index.vectors import unit
 from index.versions import collect, list_versions, open_current, version_names
 
@@ -33,7 +34,8 @@ KILLED_AT_EACH_STEP = """
     from index.folder import Folder
     from index.choose import IndexConfig
     from index.embeddings import EmbeddingStore
-    from index.update import compact_index, remove_pictures, update_index
+    from index.removal import remove_pictures
+    from index.update import compact_index, update_index
 
     CHANGES = ("os.rename", "os.remove", "os.rmdir", "os.mkdir", "os.truncate", "os.link")
 

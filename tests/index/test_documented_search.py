@@ -11,8 +11,9 @@ import pytest
 from index.choose import IndexConfig
 from index.folder import Folder
 from index.measure import exact_top_k, recall_at_k
+from index.removal import remove_pictures
 from index.search import Searcher
-from index.update import Instructions, remove_pictures, update_index
+from index.update import Instructions, update_index
 from index.vectors import unit
 
 ROWS, CAME, DIM = 4000, 100, 16

@@ -15,8 +15,8 @@ from index.duplicates import DuplicateGroups
 from index.folder import Folder
 from index.graph import NeighbourGraph
 from index.projection import open_map
+from index.removal import remove_pictures
 from index.search import Searcher
-from index.update import remove_pictures
 
 FIND = """
     import sys

@@ -15,8 +15,9 @@ from index.live import LiveVectors
 from index.outliers import outlier_table
 from index.projection import MapConfig, build_map, open_map
 from index.ranking import Ranking, diverse
+from index.removal import remove_pictures
 from index.search import Searcher
-from index.update import Instructions, remove_pictures, update_index
+from index.update import Instructions, update_index
 from index.vector_sets import iter_rows
 from index.vector_writer import VectorWriter
 from index.vectors import VectorFile, unit

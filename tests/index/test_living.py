@@ -6,9 +6,10 @@ import pytest
 from index.choose import IndexConfig
 from index.folder import Folder
 from index.measure import exact_top_k, recall_at_k
+from index.removal import remove_pictures
 from index.rounding import unit_float16
 from index.search import Searcher
-from index.update import Instructions, compact_index, remove_pictures, update_index
+from index.update import Instructions, compact_index, update_index
 from index.vectors import unit
 from index.versions import collect, roll_back, version_names
 

@@ -6,8 +6,9 @@ import pytest
 from index.artifact import CorruptArtifactError, NewerSchemaError
 from index.choose import IndexConfig
 from index.folder import Folder
+from index.removal import remove_pictures
 from index.search import Searcher
-from index.update import Instructions, remove_pictures, update_index
+from index.update import Instructions, update_index
 from index.versions import roll_back
 
 CONFIG = IndexConfig(kind="ivf", num_queries=20)

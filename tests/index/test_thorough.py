@@ -8,8 +8,9 @@ from index.build import build_index
 from index.choose import IndexConfig
 from index.embeddings import EmbeddingStore
 from index.folder import Folder
+from index.removal import remove_pictures
 from index.search import Searcher
-from index.update import remove_pictures, update_index
+from index.update import update_index
 
 DIM, NUM_QUERIES = 24, 30
 

@@ -13,8 +13,9 @@ from index.difference import Wanted
 from index.embeddings import EmbeddingStore
 from index.lock import in_use
 from index.queries import FOREIGN, QuerySet
+from index.removal import remove_pictures
 from index.search import Searcher
-from index.update import compact_index, remove_pictures, update_index
+from index.update import compact_index, update_index
 from index.versions import collect, open_current, roll_back
 
 IVF = IndexConfig(kind="ivf", num_queries=60)

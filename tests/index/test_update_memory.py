@@ -11,8 +11,9 @@ from index.artifact import CorruptArtifactError
 from index.budget import FIXED_BYTES, Budget
 from index.choose import IndexConfig
 from index.part import Part
+from index.removal import remove_pictures
 from index.search import Searcher
-from index.update import compact_index, remove_pictures
+from index.update import compact_index
 from index.vectors import BATCH_ROWS, VECTORS
 from index.versions import version_names
 

@@ -9,8 +9,8 @@ from index.build import build_index
 from index.choose import IndexConfig
 from index.folder import Folder
 from index.lock import sole_writer
+from index.removal import remove_pictures
 from index.search import Searcher
-from index.update import remove_pictures
 from index.versions import (
     check_version,
     collect,

@@ -19,8 +19,9 @@ from encoders.encoder import Encoder, embed_picture
 from index.choose import IndexConfig
 from index.embeddings import EmbeddingStore, ShardBatch, publish_embeddings, write_shard
 from index.folder import Folder
+from index.removal import remove_pictures
 from index.search import EncoderMismatchError, Searcher
-from index.update import remove_pictures, update_index
+from index.update import update_index
 from ui.config import UiConfig
 from ui.session import SearchAnswer, Session
 
