@@ -154,7 +154,7 @@ class CatalogWriter:
         self._tables, self._num_unwritten = [], 0
 
     def publish(self, containers: Mapping[str, list[int | None]]) -> dict[str, Any]:
-        """Rename the new door into place, if there is anything new; returns the door.
+        """Rename the new door into place, if it states anything new; returns the door.
 
         Args:
             containers: size and time of the containers that have been read to their end.
@@ -165,15 +165,17 @@ class CatalogWriter:
         if self._num_unwritten:
             self._write_part()
         door = self._previous
-        if self._new_parts or door is None or door.get("containers", {}) != containers:
+        if self._new_parts or door is None or self._states_other(door, containers):
+            metadata = self._config.get("metadata", {})
+            parts = [part["sha256"] for part in self._parts.values()]
             body = {
-                "id": digest([self._uid, [part["sha256"] for part in self._parts.values()]]),
+                "id": digest([self._uid, parts, *sorted(metadata.items())]),
                 "uid": self._uid,
                 "name": self._name,
                 "config": self._config,
                 "columns": {
                     **(column_types(self._previous) if self._previous else {}),
-                    **self._config.get("metadata", {}),
+                    **metadata,
                 },
                 "parents": {},
                 "rows": {
@@ -186,6 +188,12 @@ class CatalogWriter:
             door = publish(self._folder, "corpus", body, self._parts, unless=self._refuse_stale)
             self._folder.remove(DRAFT)
         return dict(door)
+
+    def _states_other(
+        self, door: Mapping[str, Any], containers: Mapping[str, list[int | None]]
+    ) -> bool:
+        """Whether a door differs in what it states of settings or containers."""
+        return (door["config"], door.get("containers", {})) != (self._config, containers)
 
     def _refuse_stale(self) -> None:
         if self._folder.is_local:

@@ -68,8 +68,9 @@ class ScanConfig:
     """What the source is; recognised, and said aloud, unless given."""
     labels: str = "none"
     """Where labels come from: none, folder (the one a picture lies in), or a column's name."""
-    columns: str = ""
-    """Metadata to carry along, such as a,b:float,name=c: with a type, or under another name."""
+    columns: str | None = None
+    """Metadata to carry along, such as a,b:float,name=c: with a type, or under another name.
+    Those that the corpus has unless given; none if empty."""
     picture_column: str | None = None
     """Column of the pictures or their paths; recognised unless given."""
     max_megapixels: float = 100.0
@@ -82,7 +83,7 @@ class ScanConfig:
         check_name(self.corpus, what="corpus")
         if not self.source:
             raise ValueError(f"SOURCE is empty. {ALLOWED} The folder that you are in is a dot.")
-        parse_columns(self.columns, CATALOG_SCHEMA.names)
+        parse_columns(self.columns or "", CATALOG_SCHEMA.names)
         if not 0 < self.max_megapixels <= MAX_PIXELS / 1e6:
             raise ValueError(
                 f"max_megapixels {self.max_megapixels}: above 0 and at most {MAX_PIXELS / 1e6:g}, "
@@ -112,7 +113,7 @@ def scan(config: ScanConfig, context: Context) -> dict[str, Any]:
         previous = open_for_scan(folder)
         with asking(shown):
             source = SOURCES[kind](_request(config, place, previous))
-        settings = _settings(config, place, kind, source)
+        settings = _settings(config, place, kind, source, previous)
         _require_same_source(previous, settings, folder)
         writer = CatalogWriter(folder, config.corpus, settings, previous)
         context.say(f"Source: {why}")
@@ -161,18 +162,32 @@ def _kind(config: ScanConfig, place: Place) -> tuple[SourceKind, str]:
 
 
 def _request(config: ScanConfig, place: Place, previous: Mapping[str, Any] | None) -> Request:
-    """What to ask of the source; a column that the corpus has keeps its type."""
+    """What to ask of the source; a column that the corpus ever had keeps its type."""
     known = column_types(previous) if previous else {}
     columns = tuple(
         column._replace(type=column.type or TYPES.get(known.get(column.name, "")))
-        for column in parse_columns(config.columns, CATALOG_SCHEMA.names)
+        for column in parse_columns(_columns(config, previous), CATALOG_SCHEMA.names)
     )
     return Request(place, config.labels, columns, config.picture_column)
 
 
-def _settings(config: ScanConfig, place: Place, kind: SourceKind, source: Source) -> dict[str, Any]:
+def _columns(config: ScanConfig, previous: Mapping[str, Any] | None) -> str:
+    """The columns that are asked for; unless any setting says, those that the corpus has."""
+    if config.columns is not None or previous is None:
+        return config.columns or ""
+    return str(previous["config"].get("columns", ""))
+
+
+def _settings(
+    config: ScanConfig,
+    place: Place,
+    kind: SourceKind,
+    source: Source,
+    previous: Mapping[str, Any] | None,
+) -> dict[str, Any]:
     """What the door states, in values of JSON."""
-    settings = {**asdict(config), "source_kind": kind}
+    columns = _columns(config, previous)
+    settings = {**asdict(config), "source_kind": kind, "columns": columns}
     del settings["allow_vanished"], settings["source"]
     name_of = {kind: name for name, kind in TYPES.items()}
     metadata = {field.name: name_of[field.type] for field in source.fields}

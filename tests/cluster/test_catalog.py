@@ -65,7 +65,8 @@ def test_a_corpus_from_before_there_were_sources_is_scanned_on(
     assert [item.status for item in before.rows([0, 1])] == ["vanished", "ok"]
     report, after = scan_here(picture.parent)
     assert report["since_last_scan"]["unchanged"] == 1
-    assert after.door == before.door
+    same = ("uid", "rows", "files")
+    assert [after.door[name] for name in same] == [before.door[name] for name in same]
     (picture.parent / "b.png").write_bytes(make_png(1))
     report, after = scan_here(picture.parent)
     assert (report["since_last_scan"]["new"], after.uid) == (1, "u")
