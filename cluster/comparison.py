@@ -27,7 +27,7 @@ __all__ = ["Comparison", "probe_row"]
 NUM_THREADS = 8
 PIECE = 16
 BLOCK_ROWS = 8192
-READING = 2
+READING = 3
 """Raised with every change of what is listed of a container: those read before are read again."""
 HEAD_BYTES = 64 << 10
 

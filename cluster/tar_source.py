@@ -29,15 +29,8 @@ from cluster.file_walk import (
 )
 from cluster.picture_bytes import MAX_BYTES
 from cluster.picture_uri import PictureUri
-from cluster.sources import (
-    PACKED,
-    PACKED_SUFFIXES,
-    PACKED_TAR,
-    Container,
-    Ledger,
-    Listed,
-    Request,
-)
+from cluster.sources import PACKED, PACKED_SUFFIXES, PACKED_TAR, Container, Ledger, Listed, Request
+from cluster.tar_members import Members
 
 __all__ = ["TarSource"]
 
@@ -56,6 +49,7 @@ class _Picture(NamedTuple):
     offset: int
     num_bytes: int
     data: bytes | None
+    problem: str | None = None
 
 
 class _Sample:
@@ -160,9 +154,9 @@ class TarSource:
                 if labels == "folder"
                 else fitted(sample.facts.get(labels), TYPES["string"])
             )
-            size = picture.num_bytes
+            size, data, problem = picture.num_bytes, picture.data, picture.problem
             uri = PictureUri(container.uri, "tar", picture.offset, size, picture.name)
-            yield Listed(str(uri), size, container.mtime_ns, None, label, values, data=picture.data)
+            yield Listed(str(uri), size, container.mtime_ns, problem, label, values, data=data)
 
     def _looked_at(self, wanted: list[str]) -> list[dict[str, Any]]:
         """What is wanted of the first samples; tars that cannot be read are told of when listed."""
@@ -217,20 +211,21 @@ class TarSource:
             tarfile.open(fileobj=buffered, mode="r:") as tar,
         ):
             sample: _Sample | None = None
+            members = Members()
             while (member := tar.next()) is not None:
                 tar.members.clear()  # type: ignore[attr-defined] # else it keeps all it has seen
+                problem = None if member.isdir() else members.locate(member)
                 # A picture is found by its offset: its name need not be the one in the tar.
                 member.name = printable(member.name)
                 folder, slash, name = member.name.rpartition("/")
-                if not member.isreg() or member.issparse() or name.startswith("."):
+                if member.isdir() or name.startswith("."):
                     continue
-                stem, _, extension = name.partition(".")
-                key = f"{folder}{slash}{stem}"
+                key = f"{folder}{slash}{name.partition('.')[0]}"
                 if sample is None or sample.key != key or sample.is_full:
                     if sample is not None:
                         yield sample
                     sample = self._next(sample, key, asked, file)
-                self._take(sample, member, tar, extension.lower(), asked)
+                self._take(sample, member, tar, asked, problem)
             if sample is not None:
                 yield sample
             raw.seek(tar.offset)
@@ -242,9 +237,10 @@ class TarSource:
         sample: _Sample,
         member: tarfile.TarInfo,
         tar: tarfile.TarFile,
-        extension: str,
         asked: Collection[str] | None,
+        problem: str | None,
     ) -> None:
+        extension = member.name.rpartition("/")[2].partition(".")[2].lower()
         is_picture = suffix_of(member.name) in PICTURE_SUFFIXES
         is_asked = bool(extension) and (asked is None or extension in asked)
         if not is_picture and (not is_asked or member.size > MAX_SIDECAR_BYTES):
@@ -252,18 +248,18 @@ class TarSource:
         sample.num_files += 1
         if is_picture and asked is None:
             return
-        if is_picture and member.size > MAX_BYTES:
-            sample.pictures.append(_Picture(member.name, member.offset_data, member.size, None))
+        place = (member.name, member.offset_data, member.size)
+        if is_picture and (problem is not None or member.size > MAX_BYTES):
+            sample.pictures.append(_Picture(*place, None, problem))
             return
-        opened = tar.extractfile(member)
-        data = opened.read() if opened else b""
-        if len(data) != member.size:
-            raise tarfile.ReadError(f"{member.name}: ends after {len(data)} of {member.size} bytes")
+        data = _bytes_of(member, tar) if problem is None else b""
         sample.num_bytes += len(data)
         if is_picture:
-            sample.pictures.append(_Picture(member.name, member.offset_data, member.size, data))
+            sample.pictures.append(_Picture(*place, data))
             return
         try:
+            if problem is not None:
+                raise ValueError(problem)
             sample.take(extension, data)
         except (ValueError, RecursionError) as error:
             if asked is not None and extension not in self._unreadable:
@@ -292,3 +288,11 @@ class TarSource:
                 key,
             )
         return sample.rest()
+
+
+def _bytes_of(member: tarfile.TarInfo, tar: tarfile.TarFile) -> bytes:
+    opened = tar.extractfile(member)
+    data = opened.read() if opened else b""
+    if len(data) != member.size:
+        raise tarfile.ReadError(f"{member.name}: ends after {len(data)} of {member.size} bytes")
+    return data
