@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import posixpath
+import re
 from collections.abc import Iterator, Sequence
 from typing import Any
 from urllib.parse import unquote
@@ -143,9 +144,9 @@ class ListSource:
     def _folder_named(self, name: str) -> str | None:
         """Name of the folder that a listed file lies in; None for one beside the list."""
         if "://" in name:
-            return folder_of(unquote(name.partition("?")[0]))
+            return folder_of(_normal(unquote(name.partition("?")[0])))
         if name.startswith("/"):
-            return folder_of(name)
+            return folder_of(_normal(name))
         folder = self._request.place.path.rpartition("/")[0]
         return folder_of(posixpath.normpath(f"{folder}/{name}"), below=folder)
 
@@ -294,6 +295,15 @@ def _with_options(name: str, beside: Place) -> str:
     return f"{name}?{options}" if options and name.startswith(scheme) and "?" not in name else name
 
 
+def _normal(path: str) -> str:
+    """A whole path with no step that leads nowhere; ``..`` may follow a link, and stays.
+
+    >>> _normal("//pictures/./cats//a.png")
+    '/pictures/cats/a.png'
+    """
+    return re.sub(r"/(?:\.?/)+", "/", path)
+
+
 def stand_alone(names: Sequence[str | None], beside: Place) -> list[Listed | str]:
     """The files that a list names; a text in place of one says why a name leads to none.
 
@@ -315,7 +325,10 @@ def stand_alone(names: Sequence[str | None], beside: Place) -> list[Listed | str
             continue
         _, positions, paths = asked.setdefault(place.base, (place, [], []))
         positions.append(position)
-        paths.append(place.path if whole else posixpath.normpath(f"{folder}/{name}"))
+        if whole:
+            paths.append(_normal(place.path) if place.is_local else place.path)
+        else:
+            paths.append(posixpath.normpath(f"{folder}/{name}"))
     for place, positions, paths in asked.values():
         for position, file in zip(positions, look_at(place, paths), strict=True):
             found[position] = _listed(place, file)

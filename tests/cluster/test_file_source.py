@@ -274,3 +274,14 @@ def test_a_bad_picture_with_a_value_that_is_no_number_stays_unchanged(
     report, _ = scan_here(folder / "list.csv", columns="n")
     assert report["since_last_scan"]["unchanged"] == 2
     assert report["corpus_id"] == first["corpus_id"]
+
+
+def test_a_path_is_one_picture_however_it_is_written(folder: Path, scan_here: Any) -> None:
+    ways = [f"{folder}/a/0.png", f"{folder}//a/./0.png", f"/{folder}/a//0.png", "a/./0.png"]
+    (folder / "list.txt").write_text("\n".join([*ways, f"file://{folder}//a/0.png"]))
+    report, catalog = scan_here(folder / "list.txt", labels="folder")
+    assert (report["pictures"]["total"], report["num_listed_twice"]) == (1, 4)
+    assert (catalog.rows([0])[0].uri, catalog.rows([0])[0].label) == (f"{folder}/a/0.png", "a")
+    (folder / "list.txt").write_text(f"{folder}//b//./1.png")
+    _, catalog = scan_here(folder / "list.txt", labels="folder", allow_vanished=True)
+    assert catalog.rows([1])[0].label == "b"
