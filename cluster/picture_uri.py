@@ -136,6 +136,11 @@ def place_of(file: str) -> Place:
         return Place(_LOCAL, file, "file://")
     scheme, netloc, path, options, _ = urlsplit(file)
     if scheme == "file":
+        if netloc not in ("", "localhost") or not path:
+            raise ValueError(
+                "file://...: names no file of this machine. Such a URI has three slashes, as in "
+                "file:///folder/a.png. Correct it."
+            )
         return Place(_LOCAL, unquote(path), "file://")
     if scheme not in REMOTE:
         raise ValueError(

@@ -285,3 +285,15 @@ def test_a_path_is_one_picture_however_it_is_written(folder: Path, scan_here: An
     (folder / "list.txt").write_text(f"{folder}//b//./1.png")
     _, catalog = scan_here(folder / "list.txt", labels="folder", allow_vanished=True)
     assert catalog.rows([1])[0].label == "b"
+
+
+def test_a_file_uri_without_a_path_or_of_another_machine_names_no_file(
+    folder: Path, scan_here: Any
+) -> None:
+    names = ["file://", f"file://elsewhere{folder}/b/1.png", f"file://localhost{folder}/a/0.png"]
+    (folder / "list.txt").write_text("\n".join(names))
+    _, catalog = scan_here(folder / "list.txt")
+    rows = catalog.rows([0, 1, 2])
+    assert [row.status for row in rows] == ["unreadable", "unreadable", "ok"]
+    assert [row.uri for row in rows] == [*names[:2], f"{folder}/a/0.png"]
+    assert all("three slashes" in (row.error or "") for row in rows[:2])
