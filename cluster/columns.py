@@ -172,12 +172,17 @@ def _moment(text: str) -> datetime:
 
 
 def infer_type(values: Iterable[Any]) -> pa.DataType:
-    """The narrowest type that holds all values that JSON or text gave; string if there are none."""
-    kinds = {type(value) for value in values if value is not None}
+    """The narrowest type that holds all values that JSON or text gave; string if there are none.
+
+    >>> infer_type([1, 2]), infer_type([1, 10**19]), infer_type([1, 0.5])
+    (DataType(int64), DataType(string), DataType(double))
+    """
+    there = [value for value in values if value is not None]
+    kinds = {type(value) for value in there}
     if kinds == {bool}:
         return TYPES["bool"]
     if kinds == {int}:
-        return TYPES["int"]
+        return TYPES["string" if any(_whole(value) is None for value in there) else "int"]
     if kinds and kinds <= {int, float}:
         return TYPES["float"]
     return TYPES["string"]

@@ -15,6 +15,7 @@ from typing import Any
 from urllib.parse import unquote
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.csv as pa_csv
 
 from cluster.columns import TYPES, Column, carried_type, converted, fitting
@@ -177,11 +178,16 @@ class ListSource:
         """The narrowest types that hold every cell of a text."""
         kinds = {name: [*NARROW] for name in names}
         filled: set[str] = set()
+        digits = set(names)
         for batch in self._batches() if names else ():
             for name in names:
                 cells = column_of(batch, name)
                 kinds[name] = [kind for kind in kinds[name] if _holds(cells, kind)]
                 filled |= {name} if cells.null_count < len(cells) else set()
+                digits -= set() if _are_digits(cells) else {name}
+        for name in digits:
+            # As floats, numbers that are too long for integers would equal their neighbours.
+            kinds[name] = [kind for kind in kinds[name] if not pa.types.is_floating(kind)]
         return {
             name: kinds[name][0] if kinds[name] and name in filled else pa.string()
             for name in names
@@ -245,6 +251,10 @@ def _holds(cells: pa.Array, kind: pa.DataType) -> bool:
     except ValueError:
         return False
     return True
+
+
+def _are_digits(cells: pa.Array) -> bool:
+    return bool(pc.all(pc.match_substring_regex(cells, r"^\s*[+-]?\d+\s*$"), min_count=0).as_py())
 
 
 def _text_batches(place: Place) -> Iterator[pa.RecordBatch]:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import io
+import json
+import tarfile
 from pathlib import Path
 from typing import Any
 
@@ -47,3 +50,29 @@ def test_exactly_the_columns_given_are_there_and_none_if_empty(
         report, catalog = scan_here(listed, columns=columns)
         assert report["since_last_scan"]["unchanged"] == 2
         assert catalog.rows([0])[0].metadata == there
+
+
+def test_whole_numbers_that_are_too_long_for_integers_stay_apart(
+    listed: Path, scan_here: Any
+) -> None:
+    codes = ["12345678901234567890", "12345678901234567891"]
+    rows = f"0.png,{codes[0]},1e30\n1.png,{codes[1]},{10**20}\n2.png,,\n"
+    listed.write_text(f"path,code,volume\n{rows}")
+    _, catalog = scan_here(listed, columns="code,volume")
+    assert catalog.table["code"].to_pylist() == [*codes, None]
+    assert catalog.table["volume"].to_pylist() == [1e30, 1e20, None]
+
+
+def test_long_numbers_of_a_tar_stay_apart(tmp_path: Path, scan_here: Any, make_png: Any) -> None:
+    codes = [12345678901234567890, 12345678901234567891]
+    with tarfile.open(tmp_path / "x.tar", "w") as tar:
+        for position, code in enumerate(codes):
+            for ending, data in (
+                ("png", make_png(position)),
+                ("json", json.dumps({"code": code}).encode()),
+            ):
+                member = tarfile.TarInfo(f"{position}.{ending}")
+                member.size = len(data)
+                tar.addfile(member, io.BytesIO(data))
+    _, catalog = scan_here(tmp_path / "x.tar", columns="code")
+    assert catalog.table["code"].to_pylist() == [str(code) for code in codes]
