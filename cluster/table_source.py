@@ -9,9 +9,9 @@ from __future__ import annotations
 import json
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -28,6 +28,7 @@ logger = logging.getLogger(__name__)
 
 NAMES = ["image", "img", "picture", "photo", "jpg", "jpeg", "png", "webp", "bytes", "image_bytes"]
 MAX_JSON_BYTES = 64 << 20
+T = TypeVar("T")
 DAMAGED = (OSError, pa.ArrowException, ValueError)
 
 
@@ -243,7 +244,7 @@ class HuggingFaceSource(_TableSource):
 
     def _splits(self) -> Iterator[tuple[str | None, Place]]:
         place = self._request.place
-        splits = _json(place, "dataset_dict.json").get("splits")
+        splits = _json(place, "dataset_dict.json", _split_names)
         if splits is None:
             yield None, place
         for split in splits or ():
@@ -251,7 +252,7 @@ class HuggingFaceSource(_TableSource):
 
     def _tables(self) -> Iterator[_Table]:
         for split, place in self._splits():
-            state = _json(place, "state.json")
+            state = _json(place, "state.json", _with_file_names)
             if "_data_files" not in state and split is not None:
                 reason = "a split without a state.json that names its files"
                 if place.path not in self.skipped:
@@ -263,32 +264,44 @@ class HuggingFaceSource(_TableSource):
                     "after flatten_indices()."
                 )
             names = {
-                name: list(kind["names"])
+                name: [str(one) for one in kind["names"]]
                 for name, kind in (_features(place) or self._features).items()
                 if isinstance(kind, dict)
                 and kind.get("_type") == "ClassLabel"
-                and kind.get("names")
+                and isinstance(kind.get("names"), list)
             }
-            for entry in state.get("_data_files", ()):
-                for file in look_at(place, [f"{place.path}/{entry['filename']}"]):
+            for name in state.get("_data_files", ()):
+                for file in look_at(place, [f"{place.path}/{name}"]):
                     yield _Table(file, split, names)
 
 
 def _features(place: Place) -> dict[str, Any]:
     """What a split states of its columns."""
-    return dict(_json(place, "dataset_info.json").get("features") or {})
+    return _json(place, "dataset_info.json", lambda info: dict(info.get("features") or {}))
 
 
-def _json(place: Place, name: str) -> dict[str, Any]:
-    """A JSON object of the dataset; empty when the file is not there."""
+def _split_names(splits: dict[str, Any]) -> list[str] | None:
+    return [str(name) for name in splits["splits"]] if "splits" in splits else None
+
+
+def _with_file_names(state: dict[str, Any]) -> dict[str, Any]:
+    """The state with the names of its files in place of what it says of each."""
+    if "_data_files" not in state:
+        return state
+    return {**state, "_data_files": [str(entry["filename"]) for entry in state["_data_files"]]}
+
+
+def _json(place: Place, name: str, read: Callable[[dict[str, Any]], T]) -> T:
+    """What is read from a JSON object of the dataset; an empty one when the file is not there."""
     path = f"{place.path}/{name}"
     if not place.fs.get_file_info(path).is_file:
-        return {}
+        return read({})
     with place.fs.open_input_stream(path) as stream:
         content = stream.read(MAX_JSON_BYTES)
     try:
-        return dict(json.loads(content))
-    except (ValueError, TypeError) as error:
+        return read(dict(json.loads(content)))
+    except (KeyError, ValueError, TypeError) as error:
         raise ValueError(
-            f"{path}: no JSON object ({error}). Save the dataset again with save_to_disk."
+            f"{path}: no JSON object as save_to_disk writes it ({error!r}). Save the dataset again "
+            "with save_to_disk."
         ) from error

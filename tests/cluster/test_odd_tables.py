@@ -74,3 +74,23 @@ def test_a_split_that_is_away_is_named_and_stays_as_it_is_known(
     report, catalog = scan_here(tmp_path / "in")
     assert report["skipped_folders"] == [str(tmp_path / "in" / "train")]
     assert catalog.counts() == {"ok": 3}
+
+
+@pytest.mark.parametrize(
+    ("file", "content"),
+    [
+        ("state.json", {"_data_files": [{}]}),
+        ("state.json", {"_data_files": [None]}),
+        ("state.json", {"_data_files": "data.arrow"}),
+        ("dataset_info.json", {"features": [1]}),
+        ("dataset_dict.json", {"splits": 3}),
+    ],
+)
+def test_a_dataset_whose_json_has_another_shape_is_named(
+    tmp_path: Path, scan_here: Any, file: str, content: Any
+) -> None:
+    for name in ("state.json", "dataset_info.json"):
+        (tmp_path / name).write_text("{}")
+    (tmp_path / file).write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=rf"{file}: no JSON object as save_to_disk writes it"):
+        scan_here(tmp_path)
