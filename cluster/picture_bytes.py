@@ -181,7 +181,7 @@ def open_arrow(place: Place) -> Iterator[tuple[int, pa.RecordBatch]]:
 
 
 def column_of(batch: pa.RecordBatch, name: str) -> pa.Array:
-    """A column of a batch by name, or a struct's field by ``COLUMN.FIELD``.
+    """A column of a batch by name, or a struct's field by ``COLUMN.FIELD``, at any depth.
 
     Raises:
         ValueError: there is none, or more than one.
@@ -194,8 +194,9 @@ def column_of(batch: pa.RecordBatch, name: str) -> pa.Array:
     if name in batch.schema.names:
         return batch.column(name)
     column, _, field = name.rpartition(".")
-    if column in batch.schema.names:
-        return pc.struct_field(batch.column(column), field)
+    if column:
+        with contextlib.suppress(ValueError, pa.ArrowException):
+            return pc.struct_field(column_of(batch, column), field)
     raise ValueError(
         f"column {name!r}: not there. Columns are {', '.join(batch.schema.names)}. Give one."
     )

@@ -11,6 +11,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from cluster.shards import read_picture
+
 
 def write_structs(
     path: Path, stored: list[tuple[bytes | None, Any]], kind: pa.DataType | None = None
@@ -94,3 +96,21 @@ def test_a_dataset_whose_json_has_another_shape_is_named(
     (tmp_path / file).write_text(json.dumps(content))
     with pytest.raises(ValueError, match=rf"{file}: no JSON object as save_to_disk writes it"):
         scan_here(tmp_path)
+
+
+def test_a_picture_may_lie_in_structs_of_any_depth(
+    tmp_path: Path, scan_here: Any, make_png: Any
+) -> None:
+    kind = pa.struct(
+        [("image", pa.struct([("bytes", pa.binary()), ("path", pa.string())])), ("n", pa.int64())]
+    )
+    rows = [{"image": {"bytes": make_png(0), "path": None}, "n": 3}, None]
+    pq.write_table(pa.table({"meta": pa.array(rows, kind)}), tmp_path / "x.parquet")
+    options = {"picture_column": "meta.image", "columns": "n=meta.n"}
+    report, catalog = scan_here(tmp_path / "x.parquet", **options)
+    assert report["pictures"] == {"total": 2, "ok": 1, "empty": 1}
+    row = catalog.rows([0])[0]
+    assert (read_picture(row).data, row.metadata) == (make_png(0), {"n": 3})
+    for name in ("meta.gone", "meta.n.x", ".meta"):
+        with pytest.raises(ValueError, match=f"column '{name}': not there. Columns are meta"):
+            scan_here(tmp_path / "x.parquet", picture_column=name)
