@@ -7,7 +7,6 @@ Memory: a byte of each picture, the ids of one part, some rows, and the ids that
 
 from __future__ import annotations
 
-import os
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -24,7 +23,7 @@ from index.artifact import by_number, open_door
 from index.filters import compile_filter, filter_columns
 from index.folder import Folder
 from index.id_file import NO_IDS
-from index.uri import local_path
+from index.uri import real_path
 from index.vectors import Ids
 
 __all__ = ["ChosenPictures"]
@@ -161,7 +160,7 @@ class _Sought:
     @classmethod
     def of(cls, name: str) -> _Sought:
         """The file of a name."""
-        return cls(name, pa.array([name, os.path.realpath(local_path(name))]))
+        return cls(name, pa.array([name, real_path(name)]))
 
     def look_at(self, ids: Ids, uris: pa.ChunkedArray) -> None:
         """Take in those of some rows that match."""

@@ -12,7 +12,6 @@ Memory: does not hold the rows; see `cluster.known_pictures`.
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Annotated, Any
@@ -35,7 +34,7 @@ from cluster.workspace import check_name
 from encoders.picture import MAX_PIXELS
 from index.folder import Folder
 from index.lock import sole_writer
-from index.uri import asking, local_path, shown_uri
+from index.uri import asking, real_path, shown_uri
 
 __all__ = ["ScanConfig", "scan"]
 
@@ -149,7 +148,7 @@ def scan(config: ScanConfig, context: Context) -> dict[str, Any]:
 def _place(text: str) -> Place:
     if "://" in text:
         return place_of(require_no_keys(text))
-    return place_of(os.path.realpath(local_path(text)))
+    return place_of(real_path(text))
 
 
 def _kind(config: ScanConfig, place: Place) -> tuple[SourceKind, str]:

@@ -16,7 +16,7 @@ from typing import TypedDict
 from pyarrow import fs as pafs
 
 from index.durable import link_durably, require_inside, write_durably
-from index.uri import local_path, open_uri, put_file
+from index.uri import open_uri, put_file, real_path
 
 __all__ = ["FileRecord", "Folder"]
 
@@ -51,7 +51,7 @@ class Folder:
         text = str(location)
         if "://" in text:
             return cls(*open_uri(text))
-        return cls(pafs.LocalFileSystem(), os.path.realpath(local_path(text)))
+        return cls(pafs.LocalFileSystem(), real_path(text))
 
     def __truediv__(self, name: str) -> Folder:
         return Folder(self.fs, f"{self.path}/{require_inside(name)}")

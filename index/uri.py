@@ -11,7 +11,7 @@ from pathlib import Path
 
 from pyarrow import fs as pafs
 
-__all__ = ["StoreError", "asking", "local_path", "open_uri", "put_file", "shown_uri"]
+__all__ = ["StoreError", "asking", "local_path", "open_uri", "put_file", "real_path", "shown_uri"]
 
 PIECE_BYTES = 1 << 20
 
@@ -25,6 +25,22 @@ GOOGLE = re.compile(r"google::cloud::Status\((.*?)(?: error_info=.*)?\)$", re.DO
 def local_path(text: str) -> Path:
     """The path that a person wrote: a home for ``~`` where there is one, else to the letter."""
     return Path(os.path.expanduser(text))  # noqa: PTH111 - that of Path raises where there is none
+
+
+def real_path(text: str) -> str:
+    """The real path behind one that a person wrote, as a catalog and pyarrow can hold it.
+
+    Raises:
+        ValueError: it is not UTF-8, or holds a NUL.
+    """
+    path = text if "\0" in text else os.path.realpath(local_path(text))
+    shown = os.fsencode(path).decode("utf-8", "backslashreplace").replace("\0", "\\0")
+    if shown.encode() != os.fsencode(path):
+        raise ValueError(
+            f"{shown}: paths have to be UTF-8 text without a NUL. Rename what lies there, or give "
+            "another path."
+        )
+    return path
 
 
 class StoreError(OSError):

@@ -54,3 +54,9 @@ def test_google_is_asked_for_a_minute_and_not_a_quarter_of_an_hour(uri: str, sec
     fs, path = open_uri(uri)
     assert fs.__reduce__()[1][0]["retry_time_limit"] == timedelta(seconds=seconds)
     assert str(Folder(fs, path)) == "gs://b/x"
+
+
+@pytest.mark.parametrize(("text", "shown"), [("/x/a\udcff", r"/x/a\\xff"), ("a\0b", r"a\\0b")])
+def test_a_path_that_no_catalog_can_hold_is_refused_in_a_sentence(text: str, shown: str) -> None:
+    with pytest.raises(ValueError, match=rf"^{shown}: paths have to be UTF-8 text"):
+        Folder.at(text)
