@@ -83,7 +83,7 @@ def _status_of(arguments: Sequence[str] | None) -> int:
         return _run(name, rest)
     except KeyboardInterrupt as stop:
         usual = "stopped. What was finished is kept; run the same command to go on."
-        sys.stderr.write(f"{stop or usual}\n")
+        sys.stderr.write(f"{str(stop) or usual}\n")
         return 130
     except (ValueError, OSError) as error:
         if debug or (isinstance(error, BrokenPipeError) and _nobody_reads()):

@@ -315,3 +315,16 @@ def test_an_end_that_ray_brought_about_says_what_to_do(
     assert ("run the same command to go on" in said) is (kind == "ray")
     assert ("This is not expected" in said) is (kind != "ray")
     assert "--debug" in said
+
+
+@pytest.mark.parametrize("said", ["", "stopped by the job"])
+def test_ctrl_c_says_what_is_kept(
+    said: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def stop(*_: object) -> int:
+        raise KeyboardInterrupt(*([said] if said else []))
+
+    monkeypatch.setattr("cluster.cli._run", stop)
+    assert main(["doctor"]) == 130
+    kept = "stopped. What was finished is kept; run the same command to go on."
+    assert capsys.readouterr().err == f"{said or kept}\n"
