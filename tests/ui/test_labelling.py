@@ -62,6 +62,22 @@ def test_one_unknown_picture_refuses_the_whole_batch(labelling: Labelling, shape
     assert labelling.progress(shapes.index)["labelled"] == 0
 
 
+@pytest.mark.parametrize("label", ["a\x00\u202eb\n", "two\nlines", "   ", "x" * 101])
+def test_a_label_that_could_be_no_class_refuses_the_whole_batch(
+    labelling: Labelling, shapes: Any, label: str
+) -> None:
+    with pytest.raises(ValueError, match="needs a visible sign"):
+        labelling.write(shapes.index, [answer(0, "disc"), answer(1, label)])
+    assert labelling.progress(shapes.index)["labelled"] == 0
+
+
+def test_blanks_around_a_label_make_no_second_class(labelling: Labelling, shapes: Any) -> None:
+    labelling.create_class(shapes.index, " disc ")
+    batch = [answer(0, "disc "), answer(1, "disc")]
+    assert counts(labelling.write(shapes.index, batch)) == {"disc": 2}
+    assert labelling.write(shapes.index, batch)["written"] == 0
+
+
 def test_undo_takes_answers_back_one_by_one_until_none_is_left(
     labelling: Labelling, shapes: Any
 ) -> None:
