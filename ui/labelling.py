@@ -115,7 +115,13 @@ class Labelling:
         uid = self._session.collection(name).corpus_uid
         with self._class_lock:
             classes = self._classes(uid)
-            self._save_classes(uid, [*classes, _checked(label, classes)])
+            created = _checked(label, classes)
+            if len(classes) >= MAX_CLASSES:
+                raise ValueError(
+                    f"class {created!r}: there are {len(classes)} classes, and no more than "
+                    f"{MAX_CLASSES} may be made. Rename one."
+                )
+            self._save_classes(uid, [*classes, created])
         return self.progress(name)
 
     def rename_class(self, name: str, label: str, new_label: str) -> dict[str, Any]:
@@ -167,8 +173,4 @@ def _checked(label: str, classes: list[str]) -> str:
     name = label_name(label)
     if name in classes:
         raise ValueError(f"class {name!r}: it is there already. Choose another name.")
-    if len(classes) >= MAX_CLASSES:
-        raise ValueError(
-            f"class {name!r}: there are {MAX_CLASSES} classes, and no more are allowed. Rename one."
-        )
     return name
