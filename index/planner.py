@@ -12,7 +12,7 @@ So a search within a selection takes one of these ways:
 
 Short codes only propose: ``lists`` is then never exact, and asks for more proposals until the k
 best by the stored vectors are all among the first half. A graph, which cannot be visited in parts,
-leaves ``subset``.
+leaves ``subset``, as do codes so short that the tuned search compares with all stored vectors.
 
 Which one is a matter of estimated cost, and every answer says which it was.
 
@@ -152,7 +152,8 @@ class Planner:
         if nlist == 1:
             scan = SUBSET_NS + num_queries * (total * SELECT_NS + selected * dim * PRODUCT_NS)
             return "scan" if scan < subset else "subset"
-        if exact:
+        # Where all codes were not enough for the target, the stored vectors answer.
+        if exact or (self._ranker.lossy and self._nprobe >= nlist):
             return "subset"
         compared = min(self._enough(k), selected)
         asked = min(compared * total / selected, total)
