@@ -5,9 +5,9 @@ So a search within a selection takes one of these ways:
 
 * ``subset``: compares with every selected picture. Exact.
 * ``lists``: visits lists that hold selected pictures, nearest first, until half as many again are
-  compared as the tuned search compares; then on, until the k nearest came among the first third
-  of those compared, or no list is left. Lists without a selected picture are passed over, so a
-  selection far away from the query is found as well.
+  compared as the tuned search compares; then on, until the k nearest, and as many as recall was
+  measured with, came among the first third of those compared, or no list is left. Lists without a
+  selected picture are passed over, so a selection far away from the query is found as well.
 * ``scan``: an index without lists compares with every selected picture inside FAISS. Exact.
 
 Short codes only propose: ``lists`` is then never exact, and asks for more proposals until the k
@@ -200,10 +200,13 @@ class Planner:
     def _by_lists(
         self, queries_QD: Floats, k: int, selection: Selection
     ) -> tuple[Ids, Floats, Plan]:
-        ids, scores, compared = self._visited(queries_QD, k, selection, self._ranker.num_wanted(k))
+        # A single nearest tells little of what is still to come.
+        sought = min(max(k, self._ranker.least), len(selection))
+        width = self._ranker.num_wanted(sought)
+        ids, scores, compared = self._visited(queries_QD, sought, selection, width)
         is_exact = not self._ranker.lossy and min(compared) == len(selection)
         mean = sum(compared) / len(compared)
-        return ids, scores, Plan("lists", is_exact, len(selection), mean)
+        return ids[:, :k], scores[:, :k], Plan("lists", is_exact, len(selection), mean)
 
     def _visited(
         self, queries_QD: Floats, k: int, selection: Selection, width: int
