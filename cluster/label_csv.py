@@ -21,6 +21,7 @@ import pyarrow.compute as pc
 
 from cluster.catalog import GONE, Catalog
 from index.artifact import digest
+from index.label_name import label_name
 from index.labels import LabelEvent
 
 __all__ = ["read_label_csv"]
@@ -107,13 +108,10 @@ def _rows(path: Path, text: str) -> list[tuple[int, dict[str, str]]]:
 
 
 def _label(row: dict[str, str], where: str) -> str:
-    label = row["label"]
-    if not label or not label.isprintable():
-        raise ValueError(
-            f"{where}: label {label!r} needs a visible sign and no control characters. "
-            "Write the name of a class, or leave the line out."
-        )
-    return label
+    try:
+        return label_name(row["label"])
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from error
 
 
 class _Pictures:

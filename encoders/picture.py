@@ -19,7 +19,7 @@ from typing import BinaryIO, Literal
 import numpy as np
 import pi_heif
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from encoders.decode_room import DecodeRoom
 from encoders.icon import icon_pixels
@@ -267,9 +267,12 @@ def _only_picture_errors() -> Iterator[None]:
                 "too_large", "Not enough memory to decode it. Scale the picture down."
             ) from error
         except Exception as error:
+            reason = f"{type(error).__name__}: {error}"
+            if isinstance(error, UnidentifiedImageError):  # it names an object in memory
+                reason = "no known format begins so"
             raise PictureError(
                 "unreadable",
-                f"Not a picture that can be decoded ({type(error).__name__}: {error}). "
+                f"Not a picture that can be decoded ({reason}). "
                 f"Readable are {', '.join(_allowed_formats())}: repair, convert or remove it.",
             ) from error
 

@@ -50,6 +50,7 @@ COMPARE: dict[str, Callable[[pc.Expression, pc.Expression], pc.Expression]] = {
 MAX_INT = 2**63 - 1
 LIKE_SIGN = re.compile(r"\\[%_\\]|.", re.DOTALL)
 WILDCARDS = {"%": ".*", "_": "."}
+UNITS = ("s", "ms", "us", "ns")
 
 
 def matching(table: pa.Table, text: str, columns: Sequence[str] | None = None) -> pa.Table:
@@ -159,8 +160,7 @@ class _Compiler:
     def _membership(self, node: Membership) -> pc.Expression:
         kind = self._type(node.column)
         values = [self._scalar(node.column, kind, value) for value in node.values]
-        types = {value.type for value in values}
-        common = types.pop() if len(types) == 1 else pa.float64()
+        common = _common({value.type for value in values})
         column = self._comparable(node.column, kind, common)
         # Rounded as in a comparison. Not by way of Python, whose times begin with the year 1.
         wanted = [value.cast(common, safe=not pa.types.is_floating(common)) for value in values]
@@ -229,19 +229,30 @@ class _Compiler:
         return pa.scalar(value, pa.int64()) if is_int else pa.scalar(float(value), pa.float64())
 
     def _moment(self, given: Value, kind: pa.DataType, wrong: str) -> pa.Scalar:
-        """A time without an offset is UTC where the column's are of a zone."""
+        """A time in the column's own unit, or in the coarsest that holds it up to microseconds."""
         if isinstance(given.value, str):
             text = pa.scalar(given.value)
-            with contextlib.suppress(pa.ArrowInvalid):
-                return text.cast(kind)
-            if pa.types.is_timestamp(kind) and kind.tz is not None:
+            if pa.types.is_date(kind):
                 with contextlib.suppress(pa.ArrowInvalid):
-                    return pc.assume_timezone(text.cast(pa.timestamp(kind.unit)), "UTC").cast(kind)
+                    return text.cast(kind)
+            zone, own = (None, "s") if pa.types.is_date(kind) else (kind.tz, kind.unit)
+            for unit in dict.fromkeys([own, *UNITS[UNITS.index(own) : UNITS.index("ns")]]):
+                for written in (pa.timestamp(unit), pa.timestamp(unit, "UTC")):
+                    with contextlib.suppress(pa.ArrowInvalid):
+                        return pa.scalar(text.cast(written).value, pa.timestamp(unit, zone))
         raise self._error(
             given,
             wrong + "expected a time in quotes, such as '2026-11-23' or "
             "'2026-11-23T18:30:00+01:00'.",
         )
+
+
+def _common(kinds: set[pa.DataType]) -> pa.DataType:
+    """The type in which values of one column are looked for: one that loses nothing, or floats."""
+    times = [kind for kind in kinds if pa.types.is_timestamp(kind)]
+    if len(kinds) > 1 and times:
+        return max(times, key=lambda kind: UNITS.index(kind.unit))
+    return kinds.pop() if len(kinds) == 1 else pa.float64()
 
 
 def _regex(pattern: str) -> str:

@@ -106,15 +106,15 @@ def build_graph(
             _piece(find, folder, ids, k, f"piece-{number:05d}-{graph_id[:12]}", advance)
             for number, ids in parts
         ]
+        kept = {"k": k, "pieces": pieces}
         body = {
             "id": graph_id,
             "config": asdict(config),
             "parents": parents_of(searcher),
             "rows": len(searcher),
-            "k": k,
-            "recall": asdict(_recall(searcher, find, k, config)),
+            **kept,
+            "recall": asdict(_recall(searcher, NeighbourGraph(folder, kept), config)),
             "carried_from": carried_from,
-            "pieces": pieces,
             "versions": library_versions("faiss-cpu", "pyarrow", "numpy"),
         }
         door = publish(folder, GRAPH, body, pieces)
@@ -196,17 +196,16 @@ def other_pictures(searcher: Searcher, ids_n: Ids, k: int) -> tuple[Ids, Floats]
     return hits.ids, hits.scores
 
 
-def _recall(
-    searcher: Searcher,
-    find: Callable[[Ids, int], tuple[Ids, Floats]],
-    k: int,
-    config: GraphConfig,
-) -> Proportion:
+def _recall(searcher: Searcher, graph: NeighbourGraph, config: GraphConfig) -> Proportion:
+    """How many of the neighbours that are kept are right, of some pictures."""
     rng = np.random.default_rng(config.seed)
-    checked = rng.choice(searcher.ids, min(config.num_checked, len(searcher)), replace=False)
+    drawn = rng.choice(searcher.ids, min(config.num_checked, len(searcher)), replace=False)
+    checked = np.sort(drawn)
     queries = unit(searcher.vectors_of(checked))
-    _, truth = exact_top_k(queries, k, searcher.iter_batches(4096), exclude_Q=checked)
-    right = recall_at_k(find(checked, k)[1], truth)
+    _, truth = exact_top_k(queries, graph.k, searcher.iter_batches(4096), exclude_Q=checked)
+    pieces = graph.iter_pieces()
+    found = np.concatenate([scores[np.isin(ids, checked)] for ids, _, scores in pieces])
+    right = recall_at_k(found, truth)
     return Proportion.wilson(float(right.sum()), len(right))
 
 

@@ -5,14 +5,14 @@ So a search within a selection takes one of these ways:
 
 * ``subset``: compares with every selected picture. Exact.
 * ``lists``: visits lists that hold selected pictures, nearest first, until half as many again are
-  compared as the tuned search compares; then on, until the k nearest came among the first third
-  of those compared, or no list is left. Lists without a selected picture are passed over, so a
-  selection far away from the query is found as well.
+  compared as the tuned search compares; then on, until the k nearest, and as many as recall was
+  measured with, came among the first third of those compared, or no list is left. Lists without a
+  selected picture are passed over, so a selection far away from the query is found as well.
 * ``scan``: an index without lists compares with every selected picture inside FAISS. Exact.
 
 Short codes only propose: ``lists`` is then never exact, and asks for more proposals until the k
 best by the stored vectors are all among the first half. A graph, which cannot be visited in parts,
-leaves ``subset``.
+leaves ``subset``, as do codes so short that the tuned search compares with all stored vectors.
 
 Which one is a matter of estimated cost, and every answer says which it was.
 
@@ -152,7 +152,8 @@ class Planner:
         if nlist == 1:
             scan = SUBSET_NS + num_queries * (total * SELECT_NS + selected * dim * PRODUCT_NS)
             return "scan" if scan < subset else "subset"
-        if exact:
+        # Where all codes were not enough for the target, the stored vectors answer.
+        if exact or (self._ranker.lossy and self._nprobe >= nlist):
             return "subset"
         compared = min(self._enough(k), selected)
         asked = min(compared * total / selected, total)
@@ -199,10 +200,13 @@ class Planner:
     def _by_lists(
         self, queries_QD: Floats, k: int, selection: Selection
     ) -> tuple[Ids, Floats, Plan]:
-        ids, scores, compared = self._visited(queries_QD, k, selection, self._ranker.num_wanted(k))
+        # A single nearest tells little of what is still to come.
+        sought = min(max(k, self._ranker.least), len(selection))
+        width = self._ranker.num_wanted(sought)
+        ids, scores, compared = self._visited(queries_QD, sought, selection, width)
         is_exact = not self._ranker.lossy and min(compared) == len(selection)
         mean = sum(compared) / len(compared)
-        return ids, scores, Plan("lists", is_exact, len(selection), mean)
+        return ids[:, :k], scores[:, :k], Plan("lists", is_exact, len(selection), mean)
 
     def _visited(
         self, queries_QD: Floats, k: int, selection: Selection, width: int

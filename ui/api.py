@@ -18,6 +18,7 @@ from starlette.datastructures import UploadFile
 
 from cluster.query import Example, SearchQuery
 from index.examples import Combine
+from index.label_name import MAX_LABEL_LENGTH
 from ui.services import Services, sentence_of
 from ui.session import SearchAnswer
 
@@ -32,7 +33,7 @@ IMMUTABLE = "private, max-age=31536000, immutable"
 MAX_ID = 2**53 - 1
 
 PictureId = Annotated[int, Field(ge=0, le=MAX_ID)]
-ClassName = Annotated[str, Field(min_length=1, max_length=100)]
+ClassName = Annotated[str, Field(min_length=1, max_length=MAX_LABEL_LENGTH)]
 OperationId = Annotated[str, Field(min_length=8, max_length=64, pattern=r"^[A-Za-z0-9_-]+$")]
 IndexName = Annotated[str, Field(min_length=1, max_length=100)]
 IndexQuery = Annotated[str, Query(min_length=1, max_length=100)]

@@ -77,9 +77,13 @@ class Classification:
         return self.status(name)
 
     def _train(self, name: str) -> None:
-        collection = self._session.collection(name)
-        snapshot = self._labelling.snapshot(collection)
-        train_and_predict(collection, snapshot, self._session.workspace)
+        try:
+            collection = self._session.collection(name)
+            snapshot = self._labelling.snapshot(collection)
+            train_and_predict(collection, snapshot, self._session.workspace)
+        except Exception:
+            logger.exception("training on %s failed", name)
+            raise
 
     def status(self, name: str) -> dict[str, Any]:
         """State of training, and the classifier in service with its accuracy and counts."""
@@ -90,7 +94,6 @@ class Classification:
         state = "idle" if job is None else "done" if job.done() else "running"
         error = job.exception() if job is not None and job.done() else None
         if error is not None:
-            logger.error("training on %s failed", name, exc_info=error)
             state = "failed"
         found = self._published(collection)
         trained_on = found[0].parents["label_snapshot_id"] if found else None

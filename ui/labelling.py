@@ -11,6 +11,7 @@ import numpy as np
 
 from cluster.collection import Collection
 from index.folder import Folder
+from index.label_name import label_name
 from index.labels import LabelEvent, LabelSnapshot, LabelStore
 from index.sealed import read_sealed, write_sealed
 from ui.session import Session, UnknownPictureError, shown_name
@@ -78,7 +79,8 @@ class Labelling:
 
         Raises:
             UnknownPictureError: a picture is not in the index; nothing is written.
-            ValueError: an ``op_id`` was used for another answer; nothing is written.
+            ValueError: a label is no name of a class, or an ``op_id`` was used for another answer;
+                nothing is written.
         """
         collection = self._session.collection(name)
         given = np.array([item["id"] for item in events], dtype=np.int64)
@@ -90,7 +92,7 @@ class Labelling:
                 user=USER,
                 corpus_uid=collection.corpus_uid,
                 picture_id=item["id"],
-                label=item["label"],
+                label=None if item["label"] is None else label_name(item["label"]),
                 source=item["source"],
                 op_id=item["op_id"],
             )
@@ -113,7 +115,13 @@ class Labelling:
         uid = self._session.collection(name).corpus_uid
         with self._class_lock:
             classes = self._classes(uid)
-            self._save_classes(uid, [*classes, _checked(label, classes)])
+            created = _checked(label, classes)
+            if len(classes) >= MAX_CLASSES:
+                raise ValueError(
+                    f"class {created!r}: there are {len(classes)} classes, and no more than "
+                    f"{MAX_CLASSES} may be made. Rename one."
+                )
+            self._save_classes(uid, [*classes, created])
         return self.progress(name)
 
     def rename_class(self, name: str, label: str, new_label: str) -> dict[str, Any]:
@@ -162,16 +170,7 @@ class Labelling:
 
 
 def _checked(label: str, classes: list[str]) -> str:
-    name = label.strip()
-    if not name or not name.isprintable():
-        raise ValueError(
-            f"class {label!r}: a name needs a visible sign and no control characters. "
-            "Choose another."
-        )
+    name = label_name(label)
     if name in classes:
         raise ValueError(f"class {name!r}: it is there already. Choose another name.")
-    if len(classes) >= MAX_CLASSES:
-        raise ValueError(
-            f"class {name!r}: there are {MAX_CLASSES} classes, and no more are allowed. Rename one."
-        )
     return name

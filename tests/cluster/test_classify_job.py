@@ -111,6 +111,7 @@ def test_pictures_are_named_by_id_by_path_and_below_the_corpus_folder(
         ("id,label\n0\n", "line 2: has fewer cells than the header"),
         ("id,label\n0,  \n", "line 2: label '' needs a visible sign"),
         ("id,label\n0,a\x07b\n", "line 2: label 'a\\x07b' needs a visible sign"),
+        (f"id,label\n0,{'a' * 101}\n", "no control characters, and at most 100 characters"),
         ("id,file,label\n,,cat\n", "line 2: names no picture"),
         ("id,file,label\n0,1/0001.png,cat\n", "line 2: id 0 and file '1/0001.png' are two"),
         ("0,cat\n1,dog\n", "line 1: columns are 0, cat"),

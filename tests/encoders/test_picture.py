@@ -211,7 +211,8 @@ def test_no_bytes_are_empty_and_nonsense_is_unreadable():
     with pytest.raises(PictureError) as caught:
         probe(io.BytesIO(b""))
     assert caught.value.status == "empty"
-    with pytest.raises(PictureError, match="repair, convert or remove"):
+    # Pillow's own words would name an object in memory.
+    with pytest.raises(PictureError, match=r"\(no known format begins so\).* convert or remove"):
         probe(b"words")
 
 

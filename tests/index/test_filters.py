@@ -239,6 +239,28 @@ def test_a_time_is_utc_unless_it_names_an_offset() -> None:
     assert matching(table, "`taken at` = '2024-05-06T07:00:00+02:00'").num_rows == 0
 
 
+@pytest.mark.parametrize("kind", ["s", "ms", "us", "ns", "date32", "date64"])
+def test_columns_without_a_zone_are_utc_and_take_any_fraction(kind: str) -> None:
+    days = [datetime.datetime(2026, 1, 2), None, datetime.datetime(2026, 1, 3)]
+    column = pa.array(days, pa.timestamp("s"))
+    stored = {"date32": pa.date32(), "date64": pa.date64()}.get(kind)
+    table = pa.table({"id": [0, 1, 2], "taken": column.cast(stored or pa.timestamp(kind))})
+    for text, expected in (
+        ("taken = '2026-01-02T01:00:00+01:00'", [0]),
+        ("taken = '2026-01-01 22:30-0130'", [0]),
+        ("taken < '2026-01-02T00:00:00.25'", [0]),
+        ("taken > '2026-01-02T00:00:00.000001'", [2]),
+        ("taken >= '2026-01-02T01:00:00.25+01:00'", [2]),
+        ("taken = '2026-01-02T00:00:00.25'", []),
+        ("not taken = '2026-01-02T00:00:00.25'", [0, 2]),
+        ("taken in ('2026-01-02', '2026-01-02T00:00:00.25')", [0]),
+        ("taken not in ('2026-01-02', '2026-01-02T23:00:00.123456Z')", [2]),
+    ):
+        assert matching(table, text)["id"].to_pylist() == expected, text
+    with pytest.raises(FilterError, match="expected a time in quotes"):
+        matching(table, "taken = '2026-01-02T00:00:00.1234567891'")
+
+
 def test_numbers_beyond_what_floats_hold_compare() -> None:
     table = pa.table({"mtime_ns": pa.array([1_764_000_000_000_000_001, None, 5])})
     assert matching(table, "mtime_ns > 2.5")["mtime_ns"].to_pylist() == [

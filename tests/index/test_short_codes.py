@@ -135,3 +135,20 @@ def test_fewer_results_than_the_cards_are_found_as_well_as_those(
                 for exact in (False, True)
             )
             assert recall_at_k(found, truth).mean() >= 0.95, (k, within)
+
+
+def test_codes_that_were_no_good_without_a_filter_do_not_answer_with_one(
+    publish_store: Any, folder: Folder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    vectors = np.random.default_rng(0).normal(size=(4000, 16)).astype(np.float32) + 3
+    store = publish_store(folder / "embeddings", vectors)
+    build_index(store, folder / "ix", IndexConfig(kind="ivf-pq", num_queries=200))
+    searcher = Searcher.open(folder / "ix")
+    queries = searcher.vectors_of(searcher.ids[:100]) + np.float32(0.01)
+    assert searcher.search(queries, 1).plan.way == "exact", "what the case is about"
+    monkeypatch.setattr("index.planner.GATHER_NS", 1e9)
+    monkeypatch.setattr("index.subset.KEPT_BYTES", 0)
+    chosen = searcher.select(searcher.ids[::2])
+    found, truth = (searcher.search(queries, 1, within=chosen, exact=e) for e in (False, True))
+    assert found.plan.is_exact
+    assert found.ids.tolist() == truth.ids.tolist()

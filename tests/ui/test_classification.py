@@ -222,6 +222,7 @@ def test_a_failed_training_says_why_and_can_be_tried_again(
     classification: Classification,
     shapes: Any,
     workspace: Workspace,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     label_some(session, labelling, shapes)
     blocker = workspace.root.local_path("classifiers")
@@ -230,6 +231,8 @@ def test_a_failed_training_says_why_and_can_be_tried_again(
     failed = wait(classification, shapes.index)
     assert failed["state"] == "failed"
     assert "classifiers" in failed["error"]
+    classification.status(shapes.index)
+    assert caplog.text.count("training on shapes-fresh failed") == 1, "told once, asked often"
     blocker.unlink()
     classification.start(shapes.index)
     assert wait(classification, shapes.index)["state"] == "done"

@@ -9,7 +9,7 @@ import pytest
 
 from cluster.workspace import Workspace
 from ui.config import UiConfig
-from ui.labelling import Labelling
+from ui.labelling import MAX_CLASSES, Labelling
 from ui.session import Session, UnknownPictureError
 from ui.suggesting import Suggesting
 
@@ -60,6 +60,35 @@ def test_one_unknown_picture_refuses_the_whole_batch(labelling: Labelling, shape
     with pytest.raises(UnknownPictureError, match="picture 999"):
         labelling.write(shapes.index, [answer(0, "disc"), answer(999, "disc")])
     assert labelling.progress(shapes.index)["labelled"] == 0
+
+
+@pytest.mark.parametrize("label", ["a\x00\u202eb\n", "two\nlines", "   ", "x" * 101])
+def test_a_label_that_could_be_no_class_refuses_the_whole_batch(
+    labelling: Labelling, shapes: Any, label: str
+) -> None:
+    with pytest.raises(ValueError, match="needs a visible sign"):
+        labelling.write(shapes.index, [answer(0, "disc"), answer(1, label)])
+    assert labelling.progress(shapes.index)["labelled"] == 0
+
+
+def test_blanks_around_a_label_make_no_second_class(labelling: Labelling, shapes: Any) -> None:
+    labelling.create_class(shapes.index, " disc ")
+    batch = [answer(0, "disc "), answer(1, "disc")]
+    assert counts(labelling.write(shapes.index, batch)) == {"disc": 2}
+    assert labelling.write(shapes.index, batch)["written"] == 0
+
+
+def test_where_no_more_classes_may_be_made_one_is_renamed(
+    labelling: Labelling, shapes: Any
+) -> None:
+    pictures = [answer(0, f"class {n}", op_id=f"op-many-{n:03d}") for n in range(MAX_CLASSES)]
+    labelling.write(shapes.index, pictures)
+    for number in range(MAX_CLASSES - 1):
+        labelling.create_class(shapes.index, f"made {number}")
+    with pytest.raises(ValueError, match="Rename one"):
+        labelling.create_class(shapes.index, "one more")
+    renamed = labelling.rename_class(shapes.index, "made 0", "one more")
+    assert "one more" in counts(renamed)
 
 
 def test_undo_takes_answers_back_one_by_one_until_none_is_left(
