@@ -110,8 +110,8 @@ class Ranker:
             exclude: ids that are no results, rising, without repetition.
 
         Returns:
-            ids int64 [Q, K'] and scores float32 [Q, K'], best first, equal scores by id: cosines
-            with the stored vectors.
+            ids int64 [Q, K'] and scores float32 [Q, K'], best first, equal scores by id: inner
+            products with the stored vectors, which rounding may take a hair over 1.
             K' = min(k, number of rows that are not excluded). Never an id of -1.
         """
         exclude = exclude if exclude is not None and len(exclude) else None
@@ -141,8 +141,7 @@ class Ranker:
         search, ask = ready
         scores, ids = search(query_1D)
         row = scores[0, : ask.k + 1].tolist()
-        # They fall, and so none of them is equal to another.
-        if ask.k < len({*row}) == len(row) and row[0] <= 1 and row[-1] >= -1:
+        if ask.k < len({*row}) == len(row):  # they fall, and so none of them is equal to another
             return ids[:, : ask.k], scores[:, : ask.k]
         return self._ranked(query_1D, (scores, ids), ask, nprobe)
 

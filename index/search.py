@@ -23,6 +23,7 @@ import pyarrow as pa
 from numpy.typing import ArrayLike
 
 from index.artifact import Proven, Verify, proven_files
+from index.best import as_cosines
 from index.folder import Folder
 from index.id_file import NO_IDS
 from index.layers import open_layers
@@ -106,7 +107,7 @@ def _hits(ids: Ids, scores: Floats, k: int, plans: Sequence[Plan]) -> Hits:
         plan = replace(plan, is_exact=is_exact, num_selected=plans[0].num_selected)
     return Hits(
         ids=ids,
-        scores=np.minimum(np.maximum(scores, -1), 1),
+        scores=scores,
         flags=SHORT if ids.shape[1] < k else NO_FLAGS,
         num_searched=plan.num_selected,
         plan=plan,
@@ -235,9 +236,9 @@ class Searcher:
             left_out = rising(exclude, copies) if len(copies) else exclude
             # Lists near a query may hold nothing but its copies.
             further = True if len(copies) and thorough is None else thorough
-            found = self._nearest(some, count, left_out, exact, further, within)
-            plans[:] = [*plans, found[2]] if len(copies) else [found[2]]
-            return found
+            ids, scores, plan = self._nearest(some, count, left_out, exact, further, within)
+            plans[:] = [*plans, plan] if len(copies) else [plan]
+            return *as_cosines(ids, scores), plan
 
         if ranking is None:
             ids, scores, _ = nearest(int(k), NO_IDS, None)
@@ -301,7 +302,8 @@ class Searcher:
 
         Args:
             queries_QD: numbers [Q, D] of any norm.
-            min_score: -1 to 1.
+            min_score: -1 to 1. Products of many vectors at once may differ in the last digit from
+                the scores of `search`, which are the same however a picture was found.
             exclude_ids: pictures that are no results.
             within: pictures that alone may be results, from `select`.
             limit: results a query; the answer still counts all and says that it is limited.
