@@ -87,7 +87,7 @@ def within_reach(
         num_searched += len(ids)
         scores = queries_QD @ vectors.T
         if any_of:
-            scores = scores.max(axis=0, keepdims=True)
+            scores = scores.max(axis=0, keepdims=True, initial=-np.inf)
         for query in np.flatnonzero((scores >= min_score).any(axis=1)):
             here = scores[query] >= min_score
             counts[query] += here.sum()
