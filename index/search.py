@@ -33,7 +33,7 @@ from index.ranking import Ranking
 from index.reach import Matches, within_reach
 from index.selection import Selection
 from index.vector_sets import iter_rows
-from index.vectors import Floats, Ids, rising
+from index.vectors import Floats, Ids, as_ids, rising
 from index.versions import open_current, while_current
 
 __all__ = ["EncoderMismatchError", "Hits", "Searcher", "require_same_encoder"]
@@ -220,7 +220,7 @@ class Searcher:
         """
         _require_count(k)
         queries = self._checked(queries_QD)
-        exclude = NO_IDS if exclude_ids is None else rising(exclude_ids)
+        exclude = NO_IDS if exclude_ids is None else rising(as_ids(exclude_ids))
         if self._threads is not None:
             faiss.omp_set_num_threads(self._threads)  # OpenMP keeps it per calling thread
 
@@ -324,7 +324,7 @@ class Searcher:
         chosen = self._everything if within is None else within
         chosen.require_of(self.ids)
         if exclude_ids is not None:
-            chosen = chosen.without(rising(exclude_ids))
+            chosen = chosen.without(rising(as_ids(exclude_ids)))
         batches = iter_rows(self._vectors, chosen.rows)
         return within_reach(queries, min_score, limit, batches, any_of=any_of)
 
@@ -344,7 +344,7 @@ class Searcher:
         Make it once for many searches. Ids that are not in the index are left out: a corpus grows
         after its index was built.
         """
-        return Selection.of_ids(self.ids, np.asarray(ids, np.int64))
+        return Selection.of_ids(self.ids, as_ids(ids))
 
     def vectors_of(self, ids_M: Sequence[int] | Ids) -> Floats:
         """Unit vectors float32 [M, D] of pictures.

@@ -31,6 +31,7 @@ __all__ = [
     "Floats",
     "Ids",
     "VectorFile",
+    "as_ids",
     "locate",
     "numbers_of",
     "require_ids",
@@ -93,6 +94,19 @@ def rising(*ids: ArrayLike) -> Ids:
     first = np.ones(len(found), bool)
     np.not_equal(found[1:], found[:-1], out=first[1:])
     return found if first.all() else found[first]
+
+
+def as_ids(numbers: ArrayLike) -> Ids:
+    """Whole numbers as ids, int64; those that int64 cannot hold are no picture's and left out.
+
+    >>> as_ids([7, 2**63, -1]).tolist()
+    [7, -1]
+    """
+    try:
+        return np.asarray(numbers, np.int64)
+    except OverflowError:
+        least, most = -(2**63), 2**63 - 1
+        return np.array([i for i in np.asarray(numbers, object) if least <= i <= most], np.int64)
 
 
 def without(ids_N: Ids, others_M: Ids) -> Ids:

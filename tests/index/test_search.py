@@ -75,6 +75,15 @@ def test_excluded_pictures_never_come_back(searcher, vectors):
     assert exact.ids[0].tolist() == expected
 
 
+@pytest.mark.parametrize("strange", [-1, 2**63, 2**64, -(2**63) - 1])
+def test_numbers_that_no_picture_can_have_are_unknown_ids(searcher, vectors, strange):
+    query = vectors[:1]
+    hits = searcher.search(query, 4, exclude_ids=[5, strange])
+    assert (hits.num_searched, 5 in hits.ids) == (1199, False)
+    assert searcher.range_search(query, -1, exclude_ids=[5, strange]).num_matching == [1199]
+    assert searcher.select([strange, 8]).ids.tolist() == [8]
+
+
 @pytest.mark.parametrize("k", [1195, 1200, 1201, 10**6])
 def test_asking_for_more_than_there_is_gives_a_flagged_short_answer(searcher, vectors, k):
     hits = searcher.search(vectors[:2], k)
