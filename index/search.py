@@ -33,13 +33,15 @@ from index.ranking import Ranking
 from index.reach import Matches, within_reach
 from index.selection import Selection
 from index.vector_sets import iter_rows
-from index.vectors import Floats, Ids, as_ids, rising
+from index.vectors import Floats, Ids, as_ids, rising, scaled
 from index.versions import open_current, while_current
 
 __all__ = ["EncoderMismatchError", "Hits", "Searcher", "require_same_encoder"]
 
 NO_FLAGS: frozenset[str] = frozenset()
 SHORT = frozenset({"short"})
+TINY, HUGE = 1e-140, 1e140
+"""Norms between which squares of float64 are neither too small nor too large."""
 WIDER = 8
 """Times the tuned effort, where a graph is to look wider."""
 
@@ -379,7 +381,11 @@ class Searcher:
                 f"queries of shape {list(queries.shape)}; index {self.id[:12]} needs "
                 f"[Q, {self.dim}]. Embed the query with the encoder of the index."
             )
-        norms = np.sqrt(np.vecdot(queries, queries))
+        with np.errstate(over="ignore"):
+            norms = np.sqrt(np.vecdot(queries, queries))
+        if not all(TINY < norm < HUGE for norm in norms.tolist()):
+            queries = scaled(queries)
+            norms = np.sqrt(np.vecdot(queries, queries))
         if not all(0 < norm < math.inf for norm in norms.tolist()):  # NaN is neither
             raise ValueError(
                 "a query vector is zero or not finite, so no cosine is defined. "

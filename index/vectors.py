@@ -36,6 +36,7 @@ __all__ = [
     "numbers_of",
     "require_ids",
     "rising",
+    "scaled",
     "unit",
     "widen",
     "without",
@@ -134,6 +135,17 @@ def locate(all_ids_N: Ids, wanted_M: Ids) -> tuple[NDArray[np.intp], NDArray[np.
     found = rows < num_ids
     found[found] = all_ids_N[rows[found]] == wanted_M[found]
     return rows, found
+
+
+def scaled(vectors_ND: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The rows times powers of two, so that no norm is too large or too small to be computed.
+
+    >>> float(scaled(np.array([[3e200, 4e200]])).max()) < 1
+    True
+    """
+    _, exponents = np.frexp(np.abs(vectors_ND).max(axis=1, initial=0, keepdims=True))
+    half = exponents // 2  # 2 to the power of all of it may be no number
+    return np.asarray(np.ldexp(np.ldexp(vectors_ND, -half), half - exponents), np.float64)
 
 
 def unit(vectors_ND: NDArray[np.floating]) -> Floats:

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from index.build import build_index
 from index.choose import IndexConfig
+from index.examples import combine_examples
 from index.folder import Folder
 from index.rank import Ranker
 from index.search import EncoderMismatchError, Searcher
@@ -63,6 +64,17 @@ def test_the_length_of_a_query_does_not_matter(searcher, vectors):
     a, b = searcher.search(vectors[:5], 5), searcher.search(1e20 * vectors[:5].astype(float), 5)
     np.testing.assert_array_equal(a.ids, b.ids)
     np.testing.assert_allclose(a.scores, b.scores, atol=1e-6)
+
+
+@pytest.mark.parametrize("length", [1e-310, 1e-161, 1e-139, 1e139, 1e155, 1e306])
+def test_queries_and_examples_may_be_as_long_or_short_as_numbers_go(searcher, vectors, length):
+    given = vectors[:2].astype(np.float64)
+    plain = searcher.search(given, 9)
+    found = searcher.search(length * given, 9)
+    np.testing.assert_array_equal(found.ids, plain.ids)
+    np.testing.assert_allclose(found.scores, plain.scores, atol=1e-6)
+    mean = combine_examples(length * given)
+    np.testing.assert_allclose(mean, combine_examples(given), atol=1e-6)
 
 
 def test_excluded_pictures_never_come_back(searcher, vectors):
