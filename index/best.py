@@ -15,6 +15,7 @@ from index.vectors import Floats, Ids
 __all__ = [
     "FEW",
     "NONE",
+    "as_cosines",
     "beside",
     "best_first",
     "falls",
@@ -56,6 +57,13 @@ def best_first(ids_QM: Ids, scores_QM: Floats, k: int) -> tuple[Ids, Floats]:
         return first_of(ids_QM, scores_QM, k)
     order = np.lexsort((ids_QM, -scores_QM), axis=-1)[:, :k]
     return np.take_along_axis(ids_QM, order, 1), np.take_along_axis(scores_QM, order, 1)
+
+
+def as_cosines(ids_QK: Ids, scores_QK: Floats) -> tuple[Ids, Floats]:
+    """Answers, best first, with scores from -1 to 1 where rounding took them beyond."""
+    if not scores_QK.size or (scores_QK[:, 0].max() <= 1 and scores_QK[:, -1].min() >= -1):
+        return ids_QK, scores_QK
+    return best_first(ids_QK, np.clip(scores_QK, -1, 1), ids_QK.shape[1])
 
 
 def first_of(ids_QM: Ids, scores_QM: Floats, k: int) -> tuple[Ids, Floats]:

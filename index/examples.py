@@ -11,7 +11,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import ArrayLike
 
-from index.vectors import Floats, unit
+from index.vectors import Floats, scaled, unit
 
 __all__ = ["Combine", "combine_examples", "example_queries"]
 
@@ -138,6 +138,7 @@ def _units_and_factors(
     """Examples as float64 of unit norm, and the weight of each."""
     if vectors.ndim != 2:
         raise ValueError(f"examples of shape {list(vectors.shape)}; expected [examples, D].")
+    vectors = scaled(vectors)
     norms = np.linalg.norm(vectors, axis=1)
     if not np.isfinite(norms).all() or not (norms > 0).all():
         raise ValueError(

@@ -224,7 +224,7 @@ def _open(
     least = door["recall"]["k"] + 1  # a query of the corpus, which is dropped, is a result too
     rankers = [Ranker(parts[0], file, refine=refine_of(door), least=least, live=live)]
     if added is not None:
-        rankers.append(Ranker(parts[1], added))
+        rankers.append(Ranker(parts[1], added, by_vectors=rankers[0].by_vectors))
     elif live is None:
         return file, rankers
     return LiveVectors(file, dead_ids, added), rankers

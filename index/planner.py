@@ -90,7 +90,7 @@ class Planner:
         self._ranker = ranker
         self._parts = parts
         self._nprobe = nprobe
-        self._subsets = Subsets(ranker.vectors)
+        self._subsets = Subsets(ranker)
         self._lists: Lists | None = None
         self._lists_known = False
         self._alive: WeakKeyDictionary[Selection, Selection] = WeakKeyDictionary()

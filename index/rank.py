@@ -54,6 +54,9 @@ class Ranker:
         least: results for which short codes propose, where fewer are wanted: those that recall was
             measured with. Fewer candidates would find less of the nearest than the card says.
         live: the rows that may be results at all; None for all of them, which costs nothing.
+        by_vectors: whether scores are products with the stored vectors even where FAISS's codes are
+            these: the two differ in the last bit, and layers searched as one have to agree. Where
+            codes are lossy they always are.
 
     Attributes:
         lossy: whether FAISS's codes only propose: visiting all may miss a neighbour.
@@ -66,6 +69,7 @@ class Ranker:
     refine: int = 1
     least: int = 1
     live: Living | None = None
+    by_vectors: bool = False
     lossy: bool = field(init=False)
     nlist: int = field(init=False)
     _ready: dict[tuple[int, int], tuple[Callable[[Floats], tuple[Floats, Ids]], _Ask]] = field(
@@ -79,7 +83,8 @@ class Ranker:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "lossy", any(part.lossy for part in self.parts))
-        alone = self.parts[0] if len(self.parts) == 1 and not self.lossy else None
+        object.__setattr__(self, "by_vectors", self.by_vectors or self.lossy)
+        alone = self.parts[0] if len(self.parts) == 1 and not self.by_vectors else None
         object.__setattr__(self, "_alone", alone if isinstance(alone, Part) else None)
         object.__setattr__(self, "_is_graph", any(part.is_graph for part in self.parts))
         most = max((part.nlist for part in self.parts), default=1)
@@ -170,7 +175,7 @@ class Ranker:
     ) -> tuple[Ids, Floats]:
         """The best of what was found, and of what more effort finds where that is too little."""
         scores, ids = found
-        if not self.lossy and len(self.parts) == 1 and ids.shape[1] > ask.k and falls(scores):
+        if not self.by_vectors and len(self.parts) == 1 and ids.shape[1] > ask.k and falls(scores):
             return first_of(ids, scores, ask.k)  # of equal scores of none, one is there at most
         while has_none(ids) and (short := (ids != NONE).sum(axis=1) < ask.k).any():
             assert nprobe < self.nlist, "visiting all lists must fill every answer"
@@ -189,7 +194,7 @@ class Ranker:
             scores_QM: FAISS's scores of them, which are the cosines unless codes are lossy.
             k: results a query.
         """
-        if self.lossy:
+        if self.by_vectors:
             ids_QM = np.sort(ids_QM, axis=1)  # in the order of the file, and equal ones by id
             scores_QM = self._cosines(queries_QD, ids_QM)
         return best_first(ids_QM, scores_QM, k)

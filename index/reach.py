@@ -87,11 +87,11 @@ def within_reach(
         num_searched += len(ids)
         scores = queries_QD @ vectors.T
         if any_of:
-            scores = scores.max(axis=0, keepdims=True)
+            scores = scores.max(axis=0, keepdims=True, initial=-np.inf)
         for query in np.flatnonzero((scores >= min_score).any(axis=1)):
             here = scores[query] >= min_score
             counts[query] += here.sum()
-            found[query].append((ids[here], scores[query, here]))
+            found[query].append((ids[here], np.clip(scores[query, here], -1, 1)))
             if sum(len(ids) for ids, _ in found[query]) > 2 * limit:
                 found[query] = [_nearest(found[query], limit)]
     best = [_nearest(pieces, limit) for pieces in found]
@@ -99,7 +99,7 @@ def within_reach(
     scores_T = np.concatenate([scores for _, scores in best] or [np.empty(0, np.float32)])
     return Matches(
         ids=ids_T,
-        scores=np.clip(scores_T, -1, 1),
+        scores=scores_T,
         offsets=np.cumsum([0, *(len(ids) for ids, _ in best)]),
         num_matching=counts,
         num_searched=num_searched,

@@ -23,6 +23,7 @@ import pyarrow as pa
 from numpy.typing import ArrayLike
 
 from index.artifact import Proven, Verify, proven_files
+from index.best import as_cosines
 from index.folder import Folder
 from index.id_file import NO_IDS
 from index.layers import open_layers
@@ -32,13 +33,15 @@ from index.ranking import Ranking
 from index.reach import Matches, within_reach
 from index.selection import Selection
 from index.vector_sets import iter_rows
-from index.vectors import Floats, Ids, rising
+from index.vectors import Floats, Ids, as_ids, rising, scaled
 from index.versions import open_current, while_current
 
 __all__ = ["EncoderMismatchError", "Hits", "Searcher", "require_same_encoder"]
 
 NO_FLAGS: frozenset[str] = frozenset()
 SHORT = frozenset({"short"})
+TINY, HUGE = 1e-140, 1e140
+"""Norms between which squares of float64 are neither too small nor too large."""
 WIDER = 8
 """Times the tuned effort, where a graph is to look wider."""
 
@@ -106,7 +109,7 @@ def _hits(ids: Ids, scores: Floats, k: int, plans: Sequence[Plan]) -> Hits:
         plan = replace(plan, is_exact=is_exact, num_selected=plans[0].num_selected)
     return Hits(
         ids=ids,
-        scores=np.minimum(np.maximum(scores, -1), 1),
+        scores=scores,
         flags=SHORT if ids.shape[1] < k else NO_FLAGS,
         num_searched=plan.num_selected,
         plan=plan,
@@ -219,7 +222,7 @@ class Searcher:
         """
         _require_count(k)
         queries = self._checked(queries_QD)
-        exclude = NO_IDS if exclude_ids is None else rising(exclude_ids)
+        exclude = NO_IDS if exclude_ids is None else rising(as_ids(exclude_ids))
         if self._threads is not None:
             faiss.omp_set_num_threads(self._threads)  # OpenMP keeps it per calling thread
 
@@ -235,9 +238,9 @@ class Searcher:
             left_out = rising(exclude, copies) if len(copies) else exclude
             # Lists near a query may hold nothing but its copies.
             further = True if len(copies) and thorough is None else thorough
-            found = self._nearest(some, count, left_out, exact, further, within)
-            plans[:] = [*plans, found[2]] if len(copies) else [found[2]]
-            return found
+            ids, scores, plan = self._nearest(some, count, left_out, exact, further, within)
+            plans[:] = [*plans, plan] if len(copies) else [plan]
+            return *as_cosines(ids, scores), plan
 
         if ranking is None:
             ids, scores, _ = nearest(int(k), NO_IDS, None)
@@ -301,7 +304,8 @@ class Searcher:
 
         Args:
             queries_QD: numbers [Q, D] of any norm.
-            min_score: -1 to 1.
+            min_score: -1 to 1. Products of many vectors at once may differ in the last digit from
+                the scores of `search`, which are the same however a picture was found.
             exclude_ids: pictures that are no results.
             within: pictures that alone may be results, from `select`.
             limit: results a query; the answer still counts all and says that it is limited.
@@ -322,7 +326,7 @@ class Searcher:
         chosen = self._everything if within is None else within
         chosen.require_of(self.ids)
         if exclude_ids is not None:
-            chosen = chosen.without(rising(exclude_ids))
+            chosen = chosen.without(rising(as_ids(exclude_ids)))
         batches = iter_rows(self._vectors, chosen.rows)
         return within_reach(queries, min_score, limit, batches, any_of=any_of)
 
@@ -342,7 +346,7 @@ class Searcher:
         Make it once for many searches. Ids that are not in the index are left out: a corpus grows
         after its index was built.
         """
-        return Selection.of_ids(self.ids, np.asarray(ids, np.int64))
+        return Selection.of_ids(self.ids, as_ids(ids))
 
     def vectors_of(self, ids_M: Sequence[int] | Ids) -> Floats:
         """Unit vectors float32 [M, D] of pictures.
@@ -377,7 +381,11 @@ class Searcher:
                 f"queries of shape {list(queries.shape)}; index {self.id[:12]} needs "
                 f"[Q, {self.dim}]. Embed the query with the encoder of the index."
             )
-        norms = np.sqrt(np.vecdot(queries, queries))
+        with np.errstate(over="ignore"):
+            norms = np.sqrt(np.vecdot(queries, queries))
+        if not all(TINY < norm < HUGE for norm in norms.tolist()):
+            queries = scaled(queries)
+            norms = np.sqrt(np.vecdot(queries, queries))
         if not all(0 < norm < math.inf for norm in norms.tolist()):  # NaN is neither
             raise ValueError(
                 "a query vector is zero or not finite, so no cosine is defined. "

@@ -7,18 +7,18 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
+from collections.abc import Iterator
 
 import numpy as np
 
-from index.best import best_first
 from index.choose import exact_recipe
 from index.measure import exact_top_k
 from index.part import Part
-from index.rank import SPARE
+from index.rank import MAX_CANDIDATE_BYTES, SPARE, Ranker
 from index.selection import Selection
 from index.template import train_template
 from index.vector_sets import iter_rows
-from index.vectors import Floats, Ids, VectorFile
+from index.vectors import Floats, Ids
 
 __all__ = ["Subsets"]
 
@@ -33,11 +33,12 @@ class Subsets:
     """Compares with all of a selection; keeps the vectors of small ones used last. Thread-safe.
 
     Args:
-        vectors: the stored vectors.
+        ranker: of the same rows; who is compared here has the score that it has there.
     """
 
-    def __init__(self, vectors: VectorFile) -> None:
-        self._vectors = vectors
+    def __init__(self, ranker: Ranker) -> None:
+        self._ranker = ranker
+        self._vectors = vectors = ranker.vectors
         self._template = train_template(
             exact_recipe("a selection"), vectors.dim, np.empty((0, vectors.dim), np.float32)
         )
@@ -59,10 +60,29 @@ class Subsets:
         Returns:
             ids int64 [Q, k] and cosines float32 [Q, k], best first, equal ones by id.
         """
-        if not self.keeps(len(selection)):
-            return exact_top_k(queries_QD, k, iter_rows(self._vectors, selection.rows))
-        scores, ids = self._part_of(selection).search(queries_QD, k + SPARE, nprobe=1)
-        return best_first(ids, scores, k)
+        if self.keeps(len(selection)):
+            scores, ids = self._part_of(selection).search(queries_QD, k + SPARE, nprobe=1)
+        else:
+            rows = iter_rows(self._vectors, selection.rows)
+            ids, scores = exact_top_k(queries_QD, k + SPARE, rows)
+            if not self._ranker.by_vectors:
+                both = zip(queries_QD, ids, strict=True)
+                scores = np.stack([self._by_codes(query_D, some) for query_D, some in both])
+        return self._ranker.rank(queries_QD, ids, scores, k)
+
+    def _by_codes(self, query_D: Floats, ids_M: Ids) -> Floats:
+        """Cosines [M] of some pictures as FAISS has them, to the last bit."""
+
+        def scores() -> Iterator[Floats]:
+            step = max(1, MAX_CANDIDATE_BYTES // (4 * self._vectors.dim))
+            for start in range(0, len(ids_M), step):
+                some = ids_M[start : start + step]
+                vectors = self._vectors.gather(self._vectors.rows_of(some))
+                part = Part.fill(self._template, [(np.arange(len(some)), vectors)])
+                found, places = part.search(query_D[None], len(some), nprobe=1)
+                yield found[0, np.argsort(places[0])]
+
+        return np.concatenate(list(scores()))
 
     def _part_of(self, selection: Selection) -> Part:
         with self._lock:

@@ -31,10 +31,12 @@ __all__ = [
     "Floats",
     "Ids",
     "VectorFile",
+    "as_ids",
     "locate",
     "numbers_of",
     "require_ids",
     "rising",
+    "scaled",
     "unit",
     "widen",
     "without",
@@ -95,6 +97,19 @@ def rising(*ids: ArrayLike) -> Ids:
     return found if first.all() else found[first]
 
 
+def as_ids(numbers: ArrayLike) -> Ids:
+    """Whole numbers as ids, int64; those that int64 cannot hold are no picture's and left out.
+
+    >>> as_ids([7, 2**63, -1]).tolist()
+    [7, -1]
+    """
+    try:
+        return np.asarray(numbers, np.int64)
+    except OverflowError:
+        least, most = -(2**63), 2**63 - 1
+        return np.array([i for i in np.asarray(numbers, object) if least <= i <= most], np.int64)
+
+
 def without(ids_N: Ids, others_M: Ids) -> Ids:
     """Those of the ids that are not among others, which rise; int64, in their order.
 
@@ -120,6 +135,17 @@ def locate(all_ids_N: Ids, wanted_M: Ids) -> tuple[NDArray[np.intp], NDArray[np.
     found = rows < num_ids
     found[found] = all_ids_N[rows[found]] == wanted_M[found]
     return rows, found
+
+
+def scaled(vectors_ND: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The rows times powers of two, so that no norm is too large or too small to be computed.
+
+    >>> float(scaled(np.array([[3e200, 4e200]])).max()) < 1
+    True
+    """
+    _, exponents = np.frexp(np.abs(vectors_ND).max(axis=1, initial=0, keepdims=True))
+    half = exponents // 2  # 2 to the power of all of it may be no number
+    return np.asarray(np.ldexp(np.ldexp(vectors_ND, -half), half - exponents), np.float64)
 
 
 def unit(vectors_ND: NDArray[np.floating]) -> Floats:

@@ -101,6 +101,38 @@ def searcher(request, make_store, tmp_path, clustered):
     return found
 
 
+@pytest.fixture(params=["ivf", "hnsw", "pq", "ivf-pq"])
+def copied(request, grow):
+    """An index of any kind whose delta holds copies of pictures of its base, and the copies."""
+    config = IndexConfig(kind=request.param, num_queries=60)
+    grow(1200, config)
+    grow(np.concatenate([grow.corpus[:1200], grow.corpus[:60]]), config)
+    return np.arange(60) * 3 + 5, (np.arange(60) + 1200) * 3 + 5
+
+
+@pytest.mark.parametrize("kept_bytes", [0, 1 << 22])
+def test_a_picture_has_one_score_wherever_it_lies_and_however_it_is_found(
+    copied, folder, kept_bytes, monkeypatch
+):
+    monkeypatch.setattr("index.subset.KEPT_BYTES", kept_bytes)
+    searcher = Searcher.open(folder)
+    originals, copies = copied
+    queries = searcher.vectors_of(originals) + 0.02 * np.random.default_rng(0).normal(size=(60, 8))
+    within = searcher.select(searcher.ids[:-1])
+    for options in ({}, {"exact": True}, {"within": within}, {"within": within, "exact": True}):
+        together = searcher.search(queries, 1300, **options)
+        for number, (original, copy) in enumerate(list(zip(originals, copies, strict=True))[:-1]):
+            alone = searcher.search(queries[number : number + 1], 20, **options)
+            ids = alone.ids[0].tolist()
+            assert ids.index(copy) == ids.index(original) + 1, options
+            scores = dict(zip(together.ids[number], together.scores[number], strict=True))
+            assert scores[original] == scores[copy]
+            assert [scores[picture] for picture in ids] == alone.scores[0].tolist()
+            tuned = searcher.search(queries[number : number + 1], 20)
+            shown = dict(zip(tuned.ids[0], tuned.scores[0], strict=True))
+            assert all(scores.get(picture, shown[picture]) == shown[picture] for picture in shown)
+
+
 def all_of(searcher):
     return searcher.ids, searcher.vectors_of(searcher.ids)
 

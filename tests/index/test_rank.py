@@ -277,3 +277,27 @@ def test_a_part_without_lists_beside_parts_with_lists_is_searched_as_a_whole(
     ids, _, plan = planner.top(queries, 5, only_late, np.empty(0, np.int64))
     assert (plan.way, plan.is_exact) == ("subset", True)
     np.testing.assert_array_equal(ids[:, 0], late_ids[:20])
+
+
+@pytest.mark.parametrize("kind", ["exact", "hnsw"])
+def test_scores_that_rounding_takes_over_one_are_equal_and_come_by_id(
+    kind: str, publish_store: Any, tmp_path: Path
+) -> None:
+    rng = np.random.default_rng(5)
+    near = np.repeat(unit(rng.normal(size=(15, 6))), 20, 0) + 0.0003 * rng.normal(size=(300, 6))
+    folder = Folder.at(tmp_path)
+    store = publish_store(folder / "embeddings", near.astype(np.float32))
+    build_index(store, folder / "ix", IndexConfig(kind=kind, num_queries=20))
+    searcher = Searcher.open(folder / "ix")
+    queries = np.concatenate([near[::10], -near[::10]])
+    found = [searcher.search(queries, k) for k in (8, 40, 300)]
+    found += [searcher.search(query[None], k) for query in queries for k in (8, 40, 300)]
+    rows = [row for hits in found for row in zip(hits.ids, hits.scores, strict=True)]
+    reach = searcher.range_search(queries, -1)
+    rows += [reach.of(number) for number in range(len(queries))]
+    assert max((scores[:8] == 1).sum() for _, scores in rows) > 4
+    assert max((scores[-8:] == -1).sum() for _, scores in rows) > 4
+    for ids, scores in rows:
+        assert scores.dtype == np.float32
+        order = np.lexsort((ids, -scores))
+        np.testing.assert_array_equal(order, np.arange(len(ids)))

@@ -52,6 +52,14 @@ def test_a_range_within_a_selection_leaves_the_others_out(shared_searcher: Any) 
     assert len(shared_searcher.range_search(query, 0.2, within=nothing).ids) == 0
 
 
+def test_no_queries_have_no_matches(shared_searcher: Any) -> None:
+    none = np.empty((0, 16))
+    assert len(shared_searcher.range_search(none, -1).num_matching) == 0
+    found = shared_searcher.range_search(none, -1, any_of=True)
+    assert (found.num_matching.tolist(), found.offsets.tolist()) == ([0], [0, 0])
+    assert len(found.ids) == len(found.scores) == 0
+
+
 @pytest.mark.parametrize("min_score", [-1.01, 1.5, float("nan")])
 def test_a_score_that_is_no_cosine_is_refused(shared_searcher: Any, min_score: float) -> None:
     with pytest.raises(ValueError, match="from -1 to 1"):

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from index.build import build_index
 from index.choose import IndexConfig
+from index.examples import combine_examples
 from index.folder import Folder
 from index.rank import Ranker
 from index.search import EncoderMismatchError, Searcher
@@ -65,6 +66,17 @@ def test_the_length_of_a_query_does_not_matter(searcher, vectors):
     np.testing.assert_allclose(a.scores, b.scores, atol=1e-6)
 
 
+@pytest.mark.parametrize("length", [1e-310, 1e-161, 1e-139, 1e139, 1e155, 1e306])
+def test_queries_and_examples_may_be_as_long_or_short_as_numbers_go(searcher, vectors, length):
+    given = vectors[:2].astype(np.float64)
+    plain = searcher.search(given, 9)
+    found = searcher.search(length * given, 9)
+    np.testing.assert_array_equal(found.ids, plain.ids)
+    np.testing.assert_allclose(found.scores, plain.scores, atol=1e-6)
+    mean = combine_examples(length * given)
+    np.testing.assert_allclose(mean, combine_examples(given), atol=1e-6)
+
+
 def test_excluded_pictures_never_come_back(searcher, vectors):
     first = searcher.search(vectors[:1], 50).ids[0]
     hits = searcher.search(vectors[:1], 50, exclude_ids=[*first[::2], *first[::2], 10**9, 6])
@@ -73,6 +85,15 @@ def test_excluded_pictures_never_come_back(searcher, vectors):
     expected, _ = brute_force(searcher, vectors[0], 50, exclude=set(first[::2].tolist()))
     exact = searcher.search(vectors[:1], 50, exclude_ids=first[::2], exact=True)
     assert exact.ids[0].tolist() == expected
+
+
+@pytest.mark.parametrize("strange", [-1, 2**63, 2**64, -(2**63) - 1])
+def test_numbers_that_no_picture_can_have_are_unknown_ids(searcher, vectors, strange):
+    query = vectors[:1]
+    hits = searcher.search(query, 4, exclude_ids=[5, strange])
+    assert (hits.num_searched, 5 in hits.ids) == (1199, False)
+    assert searcher.range_search(query, -1, exclude_ids=[5, strange]).num_matching == [1199]
+    assert searcher.select([strange, 8]).ids.tolist() == [8]
 
 
 @pytest.mark.parametrize("k", [1195, 1200, 1201, 10**6])

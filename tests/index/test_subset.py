@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from index import subset
+from index.rank import Ranker
 from index.selection import Selection
 from index.subset import MAX_KEPT, Subsets
 from index.vector_writer import VectorWriter
@@ -41,7 +42,7 @@ def truth(vectors: VectorFile, query: np.ndarray, k: int, rows: np.ndarray) -> l
 
 def test_answers_are_those_of_brute_force(vectors: VectorFile) -> None:
     rng = np.random.default_rng(1)
-    subsets = Subsets(vectors)
+    subsets = Subsets(Ranker([], vectors))
     queries = unit(rng.normal(size=(7, DIM)))
     for count in (1, 9, 300, NUM_ROWS):
         rows = np.sort(
@@ -67,12 +68,12 @@ def test_answers_are_those_of_brute_force(vectors: VectorFile) -> None:
 
 def test_equal_pictures_come_by_id(vectors: VectorFile) -> None:
     chosen = Selection(vectors.ids, np.arange(90, 150))
-    ids, _ = Subsets(vectors).top(vectors.gather(np.array([100])), 40, chosen)
+    ids, _ = Subsets(Ranker([], vectors)).top(vectors.gather(np.array([100])), 40, chosen)
     assert ids[0].tolist() == vectors.ids[100:140].tolist()
 
 
 def test_only_the_last_selections_are_kept(vectors: VectorFile) -> None:
-    subsets = Subsets(vectors)
+    subsets = Subsets(Ranker([], vectors))
     query = vectors.gather(np.array([0]))
     chosen = [Selection(vectors.ids, np.arange(n, n + 20)) for n in range(2 * MAX_KEPT)]
     for one in chosen:
@@ -84,7 +85,7 @@ def test_only_the_last_selections_are_kept(vectors: VectorFile) -> None:
 
 
 def test_threads_with_selections_of_their_own_get_their_own_answers(vectors: VectorFile) -> None:
-    subsets = Subsets(vectors)
+    subsets = Subsets(Ranker([], vectors))
     queries = vectors.gather(np.arange(5))
     chosen = [Selection(vectors.ids, np.arange(n, NUM_ROWS, 23)) for n in range(12)]
     wrong = []
