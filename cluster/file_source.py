@@ -203,9 +203,16 @@ def fields_of(first: pa.RecordBatch, request: Request) -> tuple[pa.Field, ...]:
     if request.labels not in ("none", "folder"):
         label = Column("label", request.labels, LABEL.type)
         carried_type(label, column_of(first, request.labels).type)
+    try:
+        cells = [column_of(first, column.source) for column in request.columns]
+    except ValueError as error:
+        raise ValueError(
+            f"{error} A scan asks for the columns of the one before unless --columns names others; "
+            '--columns "" is for none.'
+        ) from error
     return tuple(
-        pa.field(column.name, carried_type(column, column_of(first, column.source).type))
-        for column in request.columns
+        pa.field(column.name, carried_type(column, found.type))
+        for column, found in zip(request.columns, cells, strict=True)
     )
 
 

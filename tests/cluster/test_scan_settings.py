@@ -42,6 +42,17 @@ def test_a_scan_that_names_no_columns_keeps_those_there_are(listed: Path, scan_h
     assert again.door["door_sha256"] == catalog.door["door_sha256"]
 
 
+def test_a_list_that_lost_a_column_says_how_to_scan_without_it(
+    listed: Path, scan_here: Any
+) -> None:
+    scan_here(listed, columns="n,empty")
+    listed.write_text("path,empty\n0.png,\n")
+    with pytest.raises(ValueError, match=r"column 'n': not there.* --columns \"\" is for none"):
+        scan_here(listed)
+    _, catalog = scan_here(listed, columns="", allow_vanished=True)
+    assert catalog.rows([0])[0].metadata == {}
+
+
 def test_exactly_the_columns_given_are_there_and_none_if_empty(
     listed: Path, scan_here: Any
 ) -> None:
