@@ -207,8 +207,8 @@ def fields_of(first: pa.RecordBatch, request: Request) -> tuple[pa.Field, ...]:
         cells = [column_of(first, column.source) for column in request.columns]
     except ValueError as error:
         raise ValueError(
-            f"{error} A scan asks for the columns of the one before unless --columns names others; "
-            '--columns "" is for none.'
+            f"{request.place.path}: {error} A scan asks for the columns of the one before unless "
+            '--columns names others; --columns "" is for none.'
         ) from error
     return tuple(
         pa.field(column.name, carried_type(column, found.type))
