@@ -6,6 +6,9 @@ select, which is what an application does that has no planner; its bitmap is mad
 runs, as a selection here is, which an application keeps from query to query. ``anew`` compiles the
 filter and runs it over the column with every query, as databases do.
 
+With ``--only`` some of them are measured, and kept beside what was measured of the others with the
+same settings.
+
 Shapes: N pictures, D dimensions, Q queries, K results.
 """
 
@@ -139,6 +142,8 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--pictures", type=int, default=60_000)
     parser.add_argument("--queries", type=int, default=200)
+    names = (*OWN, *DATABASES)
+    parser.add_argument("--only", nargs="+", choices=names, default=names, help="comes last")
     asked = parser.parse_args()
     script = measuring.peer_script("filtered_databases")
     programs = {
@@ -149,8 +154,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         found = prepare(Path(folder), asked.pictures, asked.queries)
         commands = {
-            name: [*program, name, "--folder", folder, "--k", str(K)]
-            for name, program in programs.items()
+            name: [*programs[name], name, "--folder", folder, "--k", str(K)] for name in asked.only
         }
         rounds = measuring.in_turn(measuring.programs(commands, TIMEOUT_S), asked.rounds)
     settings = {
@@ -164,7 +168,7 @@ def main() -> None:
         "kinds": KINDS,
         **found,
     }
-    measuring.save("filters", {"settings": settings, "rounds": rounds}, hardware)
+    measuring.save_beside_others("filters", settings, rounds, hardware, names)
 
 
 if __name__ == "__main__":

@@ -11,11 +11,8 @@ same settings, in fewer or more rounds.
 from __future__ import annotations
 
 import argparse
-import json
 import tempfile
-from itertools import zip_longest
 from pathlib import Path
-from typing import Any
 
 from benchmarks import measuring
 from benchmarks.index_corpora import SEED, SOURCES, write_corpus
@@ -58,25 +55,6 @@ def contestants() -> dict[str, list[str]]:
     }
 
 
-def beside_others(
-    name: str, settings: dict[str, Any], rounds: list[dict[str, Any]], hardware: dict[str, Any]
-) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    """Rounds, and what they ran on, with what is kept of the others in the order of the table.
-
-    Who was measured in fewer rounds is in the first ones.
-    """
-    file = measuring.RESULTS / f"{name}.json"
-    kept = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
-    others = {each for both in kept.get("rounds", []) for each in both} - {*rounds[0]}
-    if kept.get("settings") != settings or not others:
-        return rounds, hardware
-    load = max(hardware["load"], kept["machine"]["load"])
-    of_others = [{each: old[each] for each in old if each in others} for old in kept["rounds"]]
-    both = [old | new for old, new in zip_longest(of_others, rounds, fillvalue={}) if old or new]
-    whole = [{each: one[each] for each in contestants() if each in one} for one in both]
-    return whole, {**hardware, "load": load}
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=3)
@@ -108,10 +86,7 @@ def main() -> None:
     for what in ("source", "vectors"):
         if (given := getattr(asked, what)) != parser.get_default(what):
             name += f"_{given}"
-    rounds, hardware = beside_others(name, settings, rounds, hardware)
-    command = measuring.command_line().partition(" --only")[0]
-    body = {"command": command, "settings": settings, "rounds": rounds}
-    measuring.save(name, body, hardware)
+    measuring.save_beside_others(name, settings, rounds, hardware, [*programs])
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from functools import partial
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,7 @@ __all__ = [
     "peers_python",
     "programs",
     "save",
+    "save_beside_others",
 ]
 
 CHECKOUT = Path(__file__).resolve().parent.parent
@@ -225,6 +227,37 @@ def save(name: str, body: Mapping[str, Any], hardware: Mapping[str, Any]) -> Pat
     beside.replace(path)
     print(f"kept in {path.relative_to(CHECKOUT)}; python -m benchmarks.page renews the page")
     return path
+
+
+def save_beside_others(
+    name: str,
+    settings: Mapping[str, Any],
+    rounds: list[dict[str, Any]],
+    hardware: Mapping[str, Any],
+    order: Sequence[str],
+) -> Path:
+    """Keep some contestants' rounds with what is kept of the others, if that has the same settings.
+
+    Who was measured in fewer rounds is in the first ones.
+
+    Args:
+        name: of the benchmark, as in `save`.
+        settings: of these rounds.
+        rounds: what `in_turn` returned.
+        hardware: `machine`, asked before the first measurement.
+        order: names of all contestants, as a round lists them.
+    """
+    file = RESULTS / f"{name}.json"
+    kept = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+    others = {each for both in kept.get("rounds", []) for each in both} - {*rounds[0]}
+    # Read back, a tuple is a list.
+    if others and kept["settings"] == json.loads(json.dumps(settings)):
+        of_others = [{each: old[each] for each in old if each in others} for old in kept["rounds"]]
+        both = [old | new for old, new in zip_longest(of_others, rounds, fillvalue={})]
+        rounds = [{each: one[each] for each in order if each in one} for one in both if one]
+        hardware = {**hardware, "load": max(hardware["load"], kept["machine"]["load"])}
+    command = command_line().partition(" --only")[0]
+    return save(name, {"command": command, "settings": settings, "rounds": rounds}, hardware)
 
 
 def command_line() -> str:

@@ -1,14 +1,9 @@
-"""Goals of the index: who is judged against whom; pieces of a benchmark kept together."""
+"""Goals of the index: who is judged against whom; contestants of fewer rounds in the table."""
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
 from typing import Any
 
-import pytest
-
-from benchmarks import index_curves, measuring
 from benchmarks.index_tables import curves_section
 
 SETTINGS = {
@@ -75,40 +70,15 @@ def test_nothing_is_judged_before_both_sides_are_measured() -> None:
     )
 
 
-def test_pieces_with_the_same_settings_are_kept_together(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(measuring, "RESULTS", tmp_path)
-    monkeypatch.setattr(index_curves, "contestants", lambda: {"a": [], "b": [], "c": []})
-    kept = {"settings": SETTINGS, "machine": {"load": 3.0}, "rounds": [{"c": 1, "a": 1}]}
-    (tmp_path / "curves.json").write_text(json.dumps(kept), encoding="utf-8")
-    new = [{"b": 2, "a": 2}]
-    hardware = {"cpu": "x", "load": 1.0}
-    rounds, machine = index_curves.beside_others("curves", SETTINGS, new, hardware)
-    assert list(rounds[0].items()) == [("a", 2), ("b", 2), ("c", 1)]
-    assert machine == {"cpu": "x", "load": 3.0}
-    other = {**SETTINGS, "vectors": 1}
-    assert index_curves.beside_others("curves", other, new, hardware) == (new, hardware)
-    assert index_curves.beside_others("none", SETTINGS, new, hardware) == (new, hardware)
-
-
-def test_who_was_measured_in_fewer_rounds_is_in_the_first_ones(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(measuring, "RESULTS", tmp_path)
-    names = ["lookalike ivf", "hnswlib", "chroma"]
-    monkeypatch.setattr(index_curves, "contestants", lambda: dict.fromkeys(names))
-
+def test_who_was_measured_in_fewer_rounds_has_no_range() -> None:
     def measured(*names: str, rate: float) -> dict[str, Any]:
         return {name: index({0.99: rate}, 10, 1) for name in names}
 
-    three = [measured("hnswlib", "lookalike ivf", rate=rate) for rate in (100, 200, 300)]
-    kept = {"settings": SETTINGS, "machine": {"load": 0.0}, "rounds": three}
-    (tmp_path / "curves.json").write_text(json.dumps(kept), encoding="utf-8")
-    hardware = {"cpu": "x", "load": 1.0}
-    new = [measured("chroma", "lookalike ivf", rate=50)]
-    rounds, _ = index_curves.beside_others("curves", SETTINGS, new, hardware)
-    assert [[*one] for one in rounds] == [names, ["hnswlib"], ["hnswlib"]]
+    rounds = [
+        measured("lookalike ivf", "chroma", rate=50) | measured("hnswlib", rate=100),
+        measured("hnswlib", rate=200),
+        measured("hnswlib", rate=300),
+    ]
     lines = curves_section({"settings": SETTINGS, "rounds": rounds})
     assert any("| hnswlib | 200 (100 to 300) |" in line for line in lines)
     assert any("| chroma | 50 |" in line for line in lines)

@@ -103,6 +103,34 @@ def test_a_result_is_kept_whole_with_machine_date_and_command(
     assert [file.name for file in path.parent.iterdir()] == ["losses.json"]
 
 
+@pytest.mark.parametrize("size", [5, 6])
+def test_contestants_with_the_same_settings_are_kept_together(
+    size: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(measuring, "RESULTS", tmp_path)
+    monkeypatch.setattr(measuring, "CHECKOUT", tmp_path)
+    monkeypatch.setattr(sys, "argv", ["benchmarks/curves.py", "--k", "3", "--only", "a", "b"])
+
+    def save(size: int, load: float, rounds: list[dict[str, Any]]) -> dict[str, Any]:
+        settings, hardware = {"size": size, "shares": (1, 2)}, {"cpu": "x", "load": load}
+        path = measuring.save_beside_others("curves", settings, rounds, hardware, ["a", "b", "c"])
+        kept: dict[str, Any] = json.loads(path.read_text())
+        assert kept["command"] == "python -m benchmarks.curves --k 3"
+        return kept
+
+    save(5, 3.0, [{"c": 1, "a": 1}, {"c": 2, "a": 2}])
+    kept = save(size, 1.0, [{"b": 7, "a": 7}])
+    if size == 5:
+        assert [[*one.items()] for one in kept["rounds"]] == [
+            [("a", 7), ("b", 7), ("c", 1)],
+            [("c", 2)],
+        ]
+        assert kept["machine"] == {"cpu": "x", "load": 3.0}
+    else:
+        assert kept["rounds"] == [{"b": 7, "a": 7}]
+        assert kept["machine"] == {"cpu": "x", "load": 1.0}
+
+
 def test_a_missing_environment_of_peers_says_how_to_make_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
