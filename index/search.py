@@ -354,7 +354,10 @@ class Searcher:
         Raises:
             KeyError: a picture has no vector here.
         """
-        return self._vectors.gather(self._vectors.rows_of(np.asarray(ids_M, np.int64)))
+        ids = as_ids(ids_M)
+        if len(ids) < len(ids_M):
+            raise KeyError(f"picture {max(ids_M, key=abs)} has no vector in this index")
+        return self._vectors.gather(self._vectors.rows_of(ids))
 
     def iter_batches(self, batch_rows: int = 16_384) -> Iterator[tuple[Ids, Floats]]:
         """Stream ids [n] and unit vectors float32 [n, D] of the whole corpus, by id."""

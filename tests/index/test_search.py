@@ -94,6 +94,8 @@ def test_numbers_that_no_picture_can_have_are_unknown_ids(searcher, vectors, str
     assert (hits.num_searched, 5 in hits.ids) == (1199, False)
     assert searcher.range_search(query, -1, exclude_ids=[5, strange]).num_matching == [1199]
     assert searcher.select([strange, 8]).ids.tolist() == [8]
+    with pytest.raises(KeyError, match=f"picture {strange} has no vector in this index"):
+        searcher.vectors_of([5, strange])
 
 
 @pytest.mark.parametrize("k", [1195, 1200, 1201, 10**6])
