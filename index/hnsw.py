@@ -27,8 +27,9 @@ UPPER_LINKS = 8
 """In the layers above the lowest, which only lead there: with half as many as other libraries have
 a search compares a fourteenth less and finds the same."""
 
-BUILD_EFFORT = 64
-"""What a row keeps in sight as it is linked (efConstruction)."""
+BUILD_EFFORT = 56
+"""What a row keeps in sight as it is linked (efConstruction). With 64 a build takes a twelfth longer,
+for 0.2 % of recall at the same effort."""
 
 MAX_EFFORT = 512
 """Most that a search keeps in sight (efSearch); instead of more, all rows are compared."""
