@@ -80,7 +80,8 @@ def prepare(folder: Path, num_pictures: int, num_queries: int) -> dict[str, obje
     np.save(folder / "queries.npy", queries.astype(np.float32))
     for kind in KINDS:
         np.save(folder / f"{kind}.npy", ranks_of(vectors, kind))
-    return {**door["parameters"], "recall": door["recall"]["text"]}
+    parameters: dict[str, object] = door["parameters"]
+    return parameters
 
 
 def opened(contestant: str, folder: Path, given: Given) -> Filtering:

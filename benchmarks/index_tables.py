@@ -50,13 +50,13 @@ def filters_section(result: Result) -> list[str]:
     return [
         f"recall@{settings['k']} and median time of a query in one thread, over "
         f"{settings['pictures']:,} x {settings['dim']} vectors in {settings['clusters']} clusters, "
-        f"{settings['nlist']} lists, {settings['nprobe']} visited without a filter "
-        f"({settings['recall']}); {settings['queries']} queries, seed {settings['seed']}. FAISS "
-        "visits as many lists and skips what its IDSelectorBitmap does not select; its bitmap and "
-        "lookalike's selection are made before the clock runs, as a server keeps them. *anew*: the "
-        "filter is read and run with every query, as the databases do it, whose columns have their "
-        "indexes and which search with the least effort that finds 0.95 without a filter. Selected "
-        "are pictures drawn at random, of some clusters alone, or of one side of space.\n",
+        f"{settings['nlist']} lists, {settings['nprobe']} visited without a filter; "
+        f"{settings['queries']} queries, seed {settings['seed']}. FAISS visits as many lists and "
+        "skips what its IDSelectorBitmap does not select; its bitmap and lookalike's selection are "
+        "made before the clock runs, as a server keeps them. *anew*: the filter is read and run "
+        "with every query, as the databases do it, whose columns have their indexes and which "
+        "search with the least effort that finds 0.95 without a filter. Selected are pictures "
+        "drawn at random, of some clusters alone, or of one side of space.\n",
         table(["selected", *rounds[0]], rows),
         judged("lowest recall", lowest, 0.95),
         judged("slowest median, times unfiltered", slowest, 2.0, at_least=False),

@@ -238,7 +238,7 @@ def save_beside_others(
 ) -> Path:
     """Keep some contestants' rounds with what is kept of the others, if that has the same settings.
 
-    Who was measured in fewer rounds is in the first ones.
+    Who was measured in fewer rounds is in the first ones; ``earlier`` says when the others were.
 
     Args:
         name: of the benchmark, as in `save`.
@@ -250,14 +250,17 @@ def save_beside_others(
     file = RESULTS / f"{name}.json"
     kept = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
     others = {each for both in kept.get("rounds", []) for each in both} - {*rounds[0]}
+    body: dict[str, Any] = {"settings": settings, "rounds": rounds}
     # Read back, a tuple is a list.
     if others and kept["settings"] == json.loads(json.dumps(settings)):
         of_others = [{each: old[each] for each in old if each in others} for old in kept["rounds"]]
-        both = [old | new for old, new in zip_longest(of_others, rounds, fillvalue={})]
-        rounds = [{each: one[each] for each in order if each in one} for one in both if one]
+        both = [o | new for o, new in zip_longest(filter(None, of_others), rounds, fillvalue={})]
+        dates = kept.get("earlier", {})
+        body["rounds"] = [{each: one[each] for each in order if each in one} for one in both]
+        body["earlier"] = {each: dates.get(each, kept["date"]) for each in order if each in others}
         hardware = {**hardware, "load": max(hardware["load"], kept["machine"]["load"])}
     command = command_line().partition(" --only")[0]
-    return save(name, {"command": command, "settings": settings, "rounds": rounds}, hardware)
+    return save(name, {"command": command, **body}, hardware)
 
 
 def command_line() -> str:

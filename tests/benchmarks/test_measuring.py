@@ -118,7 +118,7 @@ def test_contestants_with_the_same_settings_are_kept_together(
         assert kept["command"] == "python -m benchmarks.curves --k 3"
         return kept
 
-    save(5, 3.0, [{"c": 1, "a": 1}, {"c": 2, "a": 2}])
+    before = save(5, 3.0, [{"c": 1, "a": 1}, {"c": 2, "a": 2}])
     kept = save(size, 1.0, [{"b": 7, "a": 7}])
     if size == 5:
         assert [[*one.items()] for one in kept["rounds"]] == [
@@ -126,9 +126,11 @@ def test_contestants_with_the_same_settings_are_kept_together(
             [("c", 2)],
         ]
         assert kept["machine"] == {"cpu": "x", "load": 3.0}
+        assert kept["earlier"] == {"c": before["date"]}
     else:
         assert kept["rounds"] == [{"b": 7, "a": 7}]
         assert kept["machine"] == {"cpu": "x", "load": 1.0}
+        assert "earlier" not in kept
 
 
 def test_a_missing_environment_of_peers_says_how_to_make_it(
