@@ -56,11 +56,11 @@ def measured_on(result: Mapping[str, Any]) -> str:
     earlier: dict[str, list[str]] = {}
     for name, date in result.get("earlier", {}).items():
         earlier.setdefault(date, []).append(name)
-    others = "".join(f" ({', '.join(earlier[date])}: {date})" for date in sorted(earlier))
+    others = "; ".join(f"{', '.join(earlier[date])}: {date}" for date in sorted(earlier))
     return (
         f"{gpu}{machine['cpu']}, {machine['cores']} cores, {machine['memory_gb']} GB, load "
         f"{machine['load']}; torch {machine['torch']}, Python {machine['python']}; "
-        f"{result['date']} UTC{others}; `{result['command']}`.\n"
+        f"{result['date']} UTC{f' ({others})' if others else ''}; `{result['command']}`.\n"
     )
 
 

@@ -15,7 +15,7 @@ import benchmarks.tables
 from benchmarks.accuracy_table import compared, verdict
 from benchmarks.page import SECTIONS, command_of, render
 from benchmarks.rounds import Spread
-from benchmarks.tables import judged
+from benchmarks.tables import judged, measured_on
 from cluster.where import CHECKOUT
 from index.trials import Difference
 
@@ -60,6 +60,13 @@ def test_without_results_every_section_says_how_to_measure_it(tmp_path: Path) ->
         assert f"## {title}\n\nNot measured yet: `{command_of(name)}`." in page
     assert doctest.testmod(benchmarks.page).failed == 0
     assert "Not measured yet: `make bench-accuracy`." in page
+
+
+def test_a_table_says_who_in_it_was_measured_at_another_time() -> None:
+    assert "2026-01-01 00:00 UTC; `python" in measured_on(STAMP)
+    earlier = {"b": "2025-12-24", "a": "2025-12-31", "c": "2025-12-24"}
+    line = measured_on({**STAMP, "earlier": earlier})
+    assert "2026-01-01 00:00 UTC (b, c: 2025-12-24; a: 2025-12-31); `python" in line
 
 
 def test_a_goal_that_is_reached_by_the_median_alone_is_reached() -> None:
