@@ -25,9 +25,10 @@ from index.embeddings import EmbeddingStore
 from index.examples import example_queries
 from index.filters import matching
 from index.graph import search_others
+from index.hits import Hits
 from index.planner import Plan
 from index.ranking import Ranking
-from index.search import Hits, Searcher
+from index.search import Searcher
 from index.selection import Selection
 from index.vectors import Floats, Ids
 

@@ -27,7 +27,7 @@ from index.choose import IndexConfig
 from index.embeddings import EmbeddingStore
 from index.folder import Folder
 from index.id_file import NO_IDS
-from index.search import require_same_encoder
+from index.same_encoder import require_same_encoder
 from index.update import Instructions, update_index
 from index.vectors import Ids
 from index.versions import CURRENT, last_known

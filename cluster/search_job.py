@@ -16,7 +16,7 @@ from cluster.context import Context
 from cluster.query import Example, SearchOptions, SearchQuery
 from cluster.workspace import check_name
 from encoders.picture import Box
-from index.search import Hits
+from index.hits import Hits
 from index.uri import local_path
 
 __all__ = ["CHANGED", "SearchConfig", "flags_of", "guarantee_of", "search"]

@@ -29,7 +29,7 @@ from index.folder import Folder
 from index.heads import LOGISTIC_C, Head, centred, fit_head
 from index.labels import LabelSnapshot
 from index.measure import Proportion
-from index.search import require_same_encoder
+from index.same_encoder import require_same_encoder
 from index.vectors import Floats
 
 __all__ = ["AccuracySoFar", "Classifier", "accuracy_so_far"]

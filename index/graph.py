@@ -22,8 +22,9 @@ import pyarrow as pa
 from index.artifact import Verify, digest, library_versions, publish
 from index.beside import made_before, open_beside, parents_of, writing_beside
 from index.folder import Folder
+from index.hits import Hits
 from index.measure import Proportion, exact_top_k, recall_at_k
-from index.search import Hits, Searcher
+from index.search import Searcher
 from index.vectors import Floats, Ids, unit
 
 __all__ = [

@@ -28,8 +28,8 @@ UPPER_LINKS = 8
 a search compares a fourteenth less and finds the same."""
 
 BUILD_EFFORT = 56
-"""What a row keeps in sight as it is linked (efConstruction). With 64 a build takes a twelfth longer,
-for 0.2 % of recall at the same effort."""
+"""What a row keeps in sight as it is linked (efConstruction). With 64 a build takes a twelfth more
+time, for 0.2 % of recall at the same effort."""
 
 MAX_EFFORT = 512
 """Most that a search keeps in sight (efSearch); instead of more, all rows are compared."""

@@ -70,6 +70,11 @@ class LayeredRanker:
         """Whether the base's codes only propose."""
         return self.layers[0].lossy
 
+    @property
+    def by_vectors(self) -> bool:
+        """Whether scores are products with the stored vectors, in every layer."""
+        return self.layers[0].by_vectors
+
     def num_available(self, exclude: Ids | None) -> int:
         """Rows that may be results when ``exclude``, without repetition, may not."""
         return sum(layer.num_available(exclude) for layer in self.layers)

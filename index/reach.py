@@ -7,12 +7,11 @@ Shapes: Q queries, D embedding, T matches of all queries together.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
-from numpy.typing import NDArray
 
 from index.vectors import ALIKE, Floats, Ids
 
@@ -64,6 +63,7 @@ def within_reach(
     min_score: float,
     limit: int,
     batches: Iterable[tuple[Ids, Floats]],
+    cosines: Callable[[Floats, Ids], Floats],
     *,
     any_of: bool = False,
 ) -> Matches:
@@ -74,32 +74,45 @@ def within_reach(
         min_score: lowest cosine; above `ALIKE` it is taken for that.
         limit: results a query; of more matches, the nearest.
         batches: ids [n] and vectors float32 [n, D] of all pictures that may be results.
+        cosines: of a query [D] and the pictures of some ids [M], as every search has them. Products
+            of many vectors at once differ in their last bits, and only tell what lies near.
         any_of: one answer to all queries, by the highest cosine with any of them.
 
     Memory: at most ``3 * limit`` results a query, and one batch times Q.
     """
     min_score = min(min_score, ALIKE)
-    num_answers = 1 if any_of else len(queries_QD)
-    found: list[list[tuple[Ids, Floats]]] = [[] for _ in range(num_answers)]
-    counts = np.zeros(num_answers, np.int64)
+    rounding = float(np.finfo(np.float32).eps) * queries_QD.shape[1]
+    answered = [queries_QD] if any_of else [*queries_QD[:, None]]
+    found: list[list[tuple[Ids, Floats]]] = [[] for _ in answered]
+    counts = np.zeros(len(answered), np.int64)
     num_searched = 0
+
+    def exact(answer: int, ids_M: Ids) -> Floats:
+        each = np.stack([cosines(query_D, ids_M) for query_D in answered[answer]])
+        return np.asarray(each.max(axis=0), np.float32)
+
     for ids, vectors in batches:
         num_searched += len(ids)
-        scores = queries_QD @ vectors.T
+        products = queries_QD @ vectors.T
         if any_of:
-            scores = scores.max(axis=0, keepdims=True, initial=-np.inf)
-        for query in np.flatnonzero((scores >= min_score).any(axis=1)):
-            here = scores[query] >= min_score
-            counts[query] += here.sum()
-            found[query].append((ids[here], np.clip(scores[query, here], -1, 1)))
-            if sum(len(ids) for ids, _ in found[query]) > 2 * limit:
-                found[query] = [_nearest(found[query], limit)]
-    best = [_nearest(pieces, limit) for pieces in found]
-    ids_T = np.concatenate([ids for ids, _ in best] or [np.empty(0, np.int64)])
-    scores_T = np.concatenate([scores for _, scores in best] or [np.empty(0, np.float32)])
+            products = products.max(axis=0, keepdims=True, initial=-np.inf)
+        for answer in np.flatnonzero((products >= min_score - rounding).any(axis=1)).tolist():
+            scores = products[answer]
+            unsure = np.flatnonzero(np.abs(scores - min_score) <= rounding)
+            if len(unsure):
+                scores[unsure] = exact(answer, ids[unsure])
+            here = scores >= min_score
+            counts[answer] += here.sum()
+            found[answer].append((ids[here], scores[here]))
+            if sum(len(ids) for ids, _ in found[answer]) > 2 * limit:
+                found[answer] = [_nearest(found[answer], limit)]
+    best = [
+        _ordered(ids, np.clip(exact(answer, ids), -1, 1)) if len(ids) else (ids, scores)
+        for answer, (ids, scores) in enumerate(_nearest(pieces, limit) for pieces in found)
+    ]
     return Matches(
-        ids=ids_T,
-        scores=scores_T,
+        ids=np.concatenate([ids for ids, _ in best] or [np.empty(0, np.int64)]),
+        scores=np.concatenate([scores for _, scores in best] or [np.empty(0, np.float32)]),
         offsets=np.cumsum([0, *(len(ids) for ids, _ in best)]),
         num_matching=counts,
         num_searched=num_searched,
@@ -107,10 +120,14 @@ def within_reach(
     )
 
 
-def _nearest(pieces: list[tuple[Ids, Floats]], limit: int) -> tuple[Ids, NDArray[np.float32]]:
+def _nearest(pieces: list[tuple[Ids, Floats]], limit: int) -> tuple[Ids, Floats]:
     if not pieces:
         return np.empty(0, np.int64), np.empty(0, np.float32)
-    ids = np.concatenate([ids for ids, _ in pieces])
-    scores = np.concatenate([scores for _, scores in pieces])
-    order = np.lexsort((ids, -scores))[:limit]
+    ids, scores = _ordered(*map(np.concatenate, zip(*pieces, strict=True)))
+    return ids[:limit], scores[:limit]
+
+
+def _ordered(ids: Ids, scores: Floats) -> tuple[Ids, Floats]:
+    """Best first, equal ones by id."""
+    order = np.lexsort((ids, -scores))
     return ids[order], scores[order]

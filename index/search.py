@@ -12,108 +12,42 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import faiss
 import numpy as np
-import pyarrow as pa
 from numpy.typing import ArrayLike
 
 from index.artifact import Proven, Verify, proven_files
 from index.best import as_cosines
+from index.exact_scores import ExactScores
 from index.folder import Folder
+from index.hits import Hits
 from index.id_file import NO_IDS
 from index.layers import open_layers
 from index.live import LiveVectors
 from index.planner import Plan
 from index.ranking import Ranking
 from index.reach import Matches, within_reach
+from index.same_encoder import require_same_encoder
 from index.selection import Selection
 from index.vector_sets import iter_rows
 from index.vectors import Floats, Ids, as_ids, rising, scaled
 from index.versions import open_current, while_current
 
-__all__ = ["EncoderMismatchError", "Hits", "Searcher", "require_same_encoder"]
+__all__ = ["Searcher"]
 
-NO_FLAGS: frozenset[str] = frozenset()
-SHORT = frozenset({"short"})
 TINY, HUGE = 1e-140, 1e140
 """Norms between which squares of float64 are neither too small nor too large."""
 WIDER = 8
 """Times the tuned effort, where a graph is to look wider."""
 
 
-class EncoderMismatchError(ValueError):
-    """Vectors of two encoders, or of two layers of one, cannot be compared."""
-
-
-def require_same_encoder(
-    where: str, expected: tuple[str, str], given: tuple[str, str], remedy: str
-) -> None:
-    """Check two (encoder_id, layer) pairs.
-
-    Raises:
-        EncoderMismatchError: they differ.
-    """
-    if expected != given:
-        raise EncoderMismatchError(
-            f"{where}: made by encoder {expected[0][:12]}, layer {expected[1]}, but given vectors "
-            f"of encoder {given[0][:12]}, layer {given[1]}. {remedy}"
-        )
-
-
-@dataclass(frozen=True, slots=True)
-class Hits:
-    """The answer to a search.
-
-    Args:
-        ids: int64 [Q, K'], nearest first; K' is k, or less with the flag ``short``.
-        scores: float32 [Q, K'], cosines in [-1, 1].
-        flags: ``short``: fewer than k pictures could be returned at all.
-        num_searched: pictures that could have been returned.
-        plan: how they were found.
-    """
-
-    ids: Ids
-    scores: Floats
-    flags: frozenset[str]
-    num_searched: int
-    plan: Plan
-
-    def to_arrow(self) -> pa.Table:
-        """Columns query, rank (from 1), id and score, a row a result; ids and scores uncopied."""
-        num_queries, width = self.ids.shape
-        return pa.table(
-            {
-                "query": np.repeat(np.arange(num_queries, dtype=np.int32), width),
-                "rank": np.tile(np.arange(1, width + 1, dtype=np.int32), num_queries),
-                "id": self.ids.reshape(-1),
-                "score": self.scores.reshape(-1),
-            }
-        )
-
-
 def _require_count(k: int) -> None:
     if isinstance(k, bool) or not isinstance(k, int | np.integer) or k < 1:
         raise ValueError(f"k is {k!r}; ask for at least 1 result")
-
-
-def _hits(ids: Ids, scores: Floats, k: int, plans: Sequence[Plan]) -> Hits:
-    """The answer that came of some searches, each with more left out than the one before."""
-    plan = plans[-1]
-    if len(plans) > 1:
-        is_exact = all(plan.is_exact for plan in plans)
-        plan = replace(plan, is_exact=is_exact, num_selected=plans[0].num_selected)
-    return Hits(
-        ids=ids,
-        scores=scores,
-        flags=SHORT if ids.shape[1] < k else NO_FLAGS,
-        num_searched=plan.num_selected,
-        plan=plan,
-    )
 
 
 class Searcher:
@@ -246,7 +180,7 @@ class Searcher:
             ids, scores, _ = nearest(int(k), NO_IDS, None)
         else:
             ids, scores, _ = ranking.answer(int(k), nearest, self.vectors_of)
-        return _hits(ids, scores, int(k), plans)
+        return Hits.of(ids, scores, int(k), plans)
 
     def _nearest(
         self,
@@ -304,8 +238,7 @@ class Searcher:
 
         Args:
             queries_QD: numbers [Q, D] of any norm.
-            min_score: -1 to 1. Products of many vectors at once may differ in the last digit from
-                the scores of `search`, which are the same however a picture was found.
+            min_score: -1 to 1; that of a result of `search` finds this result.
             exclude_ids: pictures that are no results.
             within: pictures that alone may be results, from `select`.
             limit: results a query; the answer still counts all and says that it is limited.
@@ -328,7 +261,12 @@ class Searcher:
         if exclude_ids is not None:
             chosen = chosen.without(rising(as_ids(exclude_ids)))
         batches = iter_rows(self._vectors, chosen.rows)
-        return within_reach(queries, min_score, limit, batches, any_of=any_of)
+        exact = self._exact_scores.of
+        return within_reach(queries, min_score, limit, batches, exact, any_of=any_of)
+
+    @cached_property
+    def _exact_scores(self) -> ExactScores:
+        return ExactScores(self._vectors, by_vectors=self._ranker.by_vectors)
 
     @cached_property
     def _everything(self) -> Selection:

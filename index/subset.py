@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Iterator
 
 import numpy as np
 
 from index.choose import exact_recipe
+from index.exact_scores import ExactScores
 from index.measure import exact_top_k
 from index.part import Part
-from index.rank import MAX_CANDIDATE_BYTES, SPARE, Ranker
+from index.rank import SPARE, Ranker
 from index.selection import Selection
 from index.template import train_template
 from index.vector_sets import iter_rows
@@ -42,6 +42,7 @@ class Subsets:
         self._template = train_template(
             exact_recipe("a selection"), vectors.dim, np.empty((0, vectors.dim), np.float32)
         )
+        self._scores = ExactScores(vectors, by_vectors=ranker.by_vectors)
         self._kept: OrderedDict[Selection, Part] = OrderedDict()
         self._lock = threading.Lock()
 
@@ -67,22 +68,8 @@ class Subsets:
             ids, scores = exact_top_k(queries_QD, k + SPARE, rows)
             if not self._ranker.by_vectors:
                 both = zip(queries_QD, ids, strict=True)
-                scores = np.stack([self._by_codes(query_D, some) for query_D, some in both])
+                scores = np.stack([self._scores.of(query_D, some) for query_D, some in both])
         return self._ranker.rank(queries_QD, ids, scores, k)
-
-    def _by_codes(self, query_D: Floats, ids_M: Ids) -> Floats:
-        """Cosines [M] of some pictures as FAISS has them, to the last bit."""
-
-        def scores() -> Iterator[Floats]:
-            step = max(1, MAX_CANDIDATE_BYTES // (4 * self._vectors.dim))
-            for start in range(0, len(ids_M), step):
-                some = ids_M[start : start + step]
-                vectors = self._vectors.gather(self._vectors.rows_of(some))
-                part = Part.fill(self._template, [(np.arange(len(some)), vectors)])
-                found, places = part.search(query_D[None], len(some), nprobe=1)
-                yield found[0, np.argsort(places[0])]
-
-        return np.concatenate(list(scores()))
 
     def _part_of(self, selection: Selection) -> Part:
         with self._lock:

@@ -17,7 +17,8 @@ from cluster.index_job import IndexJobConfig, index_embeddings
 from cluster.remove_job import RemoveConfig, remove
 from encoders.encoder import embed_picture
 from index.choose import IndexConfig
-from index.search import EncoderMismatchError, Searcher
+from index.same_encoder import EncoderMismatchError
+from index.search import Searcher
 
 
 def build(library: Any, **given: Any) -> dict[str, Any]:

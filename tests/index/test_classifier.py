@@ -7,7 +7,7 @@ from index.classifier import Classifier, accuracy_so_far
 from index.folder import Folder
 from index.heads import centred, fit_head, fit_logistic, fit_prototypes
 from index.labels import LabelSnapshot
-from index.search import EncoderMismatchError
+from index.same_encoder import EncoderMismatchError
 
 ENCODER = ("encoder-a", "backbone")
 

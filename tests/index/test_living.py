@@ -136,6 +136,10 @@ class Library:
         assert (
             reach.num_matching.tolist() == ((queries[:2] @ vectors.T) >= 0.7).sum(axis=1).tolist()
         )
+        for query, ids_K, scores_K in zip(queries, exact.ids, exact.scores, strict=True):
+            reached = searcher.range_search(query[None], float(scores_K[-1]))
+            np.testing.assert_array_equal(reached.ids[:k], ids_K)
+            np.testing.assert_array_equal(reached.scores[:k], scores_K)
         recall = searcher.door["recall"]
         assert recall["low"] >= 0.95 or recall["value"] == 1.0
 

@@ -10,7 +10,7 @@ from index.classifier import Classifier
 from index.folder import Folder
 from index.labels import LabelSnapshot
 from index.predictions import Predictions, write_predictions
-from index.search import EncoderMismatchError
+from index.same_encoder import EncoderMismatchError
 
 LABELS = ("=cmd", 'naïve, "quoted"\nlabel', "plain")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -29,6 +30,30 @@ def test_a_range_holds_all_that_reach_the_score(shared_searcher: Any, min_score:
         assert found.of(number)[0].tolist() == expected
         assert found.num_matching[number] == len(expected)
     assert (found.num_searched, found.flags) == (600, frozenset())
+
+
+@pytest.mark.parametrize("kind", ["exact", "ivf", "pq", "ivf-pq", "hnsw"])
+def test_the_score_of_a_result_finds_it(kind: str, publish_store: Any, tmp_path: Path) -> None:
+    folder = Folder.at(tmp_path)
+    rng = np.random.default_rng(11)
+    vectors = rng.normal(size=(1200, 24)).astype(np.float32)
+    vectors[600:] = vectors[:600]
+    store = publish_store(folder / "embeddings", vectors)
+    build_index(store, folder / "ix", IndexConfig(kind=kind, num_queries=20))
+    searcher = Searcher.open(folder / "ix")
+    queries = rng.normal(size=(6, 24))
+    hits = searcher.search(queries, 30, exact=True)
+    whole = searcher.range_search(queries, -1)
+    for query, ids, scores in zip(queries, hits.ids, hits.scores, strict=True):
+        for limit, place in ((10_000, 8), (10_000, 29), (5, 17)):
+            found = searcher.range_search(query[None], float(scores[place]), limit=limit)
+            reached = int((scores >= scores[place]).sum())
+            assert found.num_matching.tolist() == [reached]
+            assert found.ids.tolist() == ids[: min(reached, limit)].tolist()
+            assert found.scores.tolist() == scores[: min(reached, limit)].tolist()
+    for number, (ids, scores) in enumerate(zip(hits.ids, hits.scores, strict=True)):
+        assert whole.of(number)[0][:30].tolist() == ids.tolist()
+        assert whole.of(number)[1][:30].tolist() == scores.tolist()
 
 
 def test_a_limited_range_counts_all_and_lists_the_nearest(

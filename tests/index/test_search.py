@@ -13,7 +13,8 @@ from index.choose import IndexConfig
 from index.examples import combine_examples
 from index.folder import Folder
 from index.rank import Ranker
-from index.search import EncoderMismatchError, Searcher
+from index.same_encoder import EncoderMismatchError
+from index.search import Searcher
 
 DIM = 16
 

@@ -20,7 +20,8 @@ from index.choose import IndexConfig
 from index.embeddings import EmbeddingStore, ShardBatch, publish_embeddings, write_shard
 from index.folder import Folder
 from index.removal import remove_pictures
-from index.search import EncoderMismatchError, Searcher
+from index.same_encoder import EncoderMismatchError
+from index.search import Searcher
 from index.update import update_index
 from ui.config import UiConfig
 from ui.session import SearchAnswer, Session
