@@ -44,19 +44,19 @@ class NamedPredictions(Predictions):
 
 @dataclass(frozen=True, slots=True)
 class ReviewList:
-    """All predictions of one index in memory, 13 bytes a picture, sorted by certainty.
+    """All predictions of one index in memory, 16 bytes a picture, sorted by certainty.
 
     Args:
         id: identity of the predictions.
         ids: int64 [N], the least certain first.
-        codes: int16 [N], positions in ``classes``.
+        codes: int32 [N], positions in ``classes``.
         probabilities: float32 [N] of the predicted class, rising.
         classes: class names.
     """
 
     id: str
     ids: Ids
-    codes: NDArray[np.int16]
+    codes: NDArray[np.int32]
     probabilities: NDArray[np.float32]
     classes: tuple[str, ...]
 
@@ -79,7 +79,7 @@ class ReviewList:
         return cls(
             id=predictions.id,
             ids=table["id"].to_numpy()[order],
-            codes=codes.to_numpy().astype(np.int16)[order],
+            codes=codes.to_numpy().astype(np.int32)[order],
             probabilities=probabilities[order],
             classes=predictions.classes,
         )
