@@ -40,7 +40,7 @@ class ClassifyConfig:
     index: str
     """Name of the index."""
     labels: Literal["given", "corpus"] = "given"
-    """given: those of the Label tab and of imported files; corpus: the folder names of the scan."""
+    """given: those of the Label tab and of imported files; corpus: those of the scan."""
     import_csv: Path | None = None
     """CSV with columns file (or id) and label, whose rows are added to the given labels once."""
     export: Path | None = None

@@ -27,6 +27,8 @@ from index.labels import LabelEvent
 __all__ = ["read_label_csv"]
 
 COLUMNS = ("file", "id", "label")
+GUARDED = re.compile(r"^'(?=[=+\-@])")
+"""How a label begins that an exported CSV keeps spreadsheets from running."""
 
 
 def read_label_csv(path: Path, user: str, catalog: Catalog) -> list[LabelEvent]:
@@ -68,13 +70,16 @@ def read_label_csv(path: Path, user: str, catalog: Catalog) -> list[LabelEvent]:
 
 def _decoded(path: Path, data: bytes) -> str:
     try:
-        return data.decode("utf-8-sig")
+        text, bad = data.decode("utf-8-sig"), data.find(0)
     except UnicodeDecodeError as error:
-        line = data.count(b"\n", 0, error.start) + 1
+        text, bad = "", error.start
+    if bad >= 0:
+        line = data.count(b"\n", 0, bad) + 1
         raise ValueError(
-            f"{path}, line {line}: byte {data[error.start]:#04x} is not UTF-8, the only encoding "
-            "read here. Save the table again as CSV UTF-8."
-        ) from error
+            f"{path}, line {line}: byte {data[bad]:#04x} is not of a text in UTF-8, the only "
+            "encoding read here. Save the table again as CSV UTF-8."
+        )
+    return text
 
 
 def _rows(path: Path, text: str) -> list[tuple[int, dict[str, str]]]:
@@ -109,7 +114,7 @@ def _rows(path: Path, text: str) -> list[tuple[int, dict[str, str]]]:
 
 def _label(row: dict[str, str], where: str) -> str:
     try:
-        return label_name(row["label"])
+        return label_name(GUARDED.sub("", row["label"], count=1))
     except ValueError as error:
         raise ValueError(f"{where}: {error}") from error
 

@@ -31,7 +31,7 @@ class PretrainJobConfig:
     start: str | None = None
     """Name of an encoder to train on from, made here or imported; from nothing unless given."""
     labels: LabelSource | None = None
-    """corpus: the folder names of the scan; given: those of the Label tab and of imported files;
+    """corpus: those of the scan; given: those of the Label tab and of imported files;
     both: the given ones, and the corpus' own of all others. Both unless given, but for methods that
     learn from labels, which learn the corpus' own."""
     held_out: float = 0.2

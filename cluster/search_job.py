@@ -15,7 +15,7 @@ from cluster.collection import Collection, Found
 from cluster.context import Context
 from cluster.query import Example, SearchOptions, SearchQuery
 from cluster.workspace import check_name
-from encoders.picture import Box
+from encoders.picture import Box, PictureError, probe
 from index.hits import Hits
 from index.uri import local_path
 
@@ -132,12 +132,17 @@ def _is_id(text: str) -> bool:
 
 def _read(name: str, option: str | None = None) -> bytes:
     path = local_path(name)
+    where = "" if option is None else f"--{option} "
     if not path.is_file():
-        where = "" if option is None else f"--{option} "
         raise FileNotFoundError(
             f"{where}{name}: no such file. Give an id or a picture file to search with."
         )
-    return path.read_bytes()
+    data = path.read_bytes()
+    try:
+        probe(data)
+    except PictureError as error:
+        raise PictureError(error.status, f"{where}{name}: {error}") from error
+    return data
 
 
 def _results(found: Found, rows: Sequence[CatalogRow]) -> list[dict[str, Any]]:

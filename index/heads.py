@@ -72,7 +72,8 @@ def fit_head(features_ND: Floats, labels: Sequence[str]) -> Head:
     if len(counts) < 2:
         raise ValueError(
             f"labels of {len(counts)} class(es) {sorted(counts)}; a classifier needs two. "
-            "Label a picture of another class."
+            "Label pictures of another class: in the Label tab of lookalike ui, or with lookalike "
+            "classify --import-csv."
         )
     fit = fit_logistic if min(counts.values()) >= LOGISTIC_FROM else fit_prototypes
     return fit(features_ND, labels)

@@ -15,7 +15,7 @@ IN_USE = ".in-use"
 
 
 @contextlib.contextmanager
-def sole_writer(folder: Folder, task: str) -> Iterator[None]:
+def sole_writer(folder: Folder, task: str, *, wait: bool = False) -> Iterator[None]:
     """Hold a folder for writing; the lock ends with the process, however it ends.
 
     Temporary files that a killed writer left in the folder are cleared. An object store has no
@@ -24,16 +24,18 @@ def sole_writer(folder: Folder, task: str) -> Iterator[None]:
     Args:
         folder: what is written to; made if it is not there.
         task: what the other process is doing, for the message.
+        wait: until the other process has ended what takes it a moment.
 
     Raises:
-        ValueError: another process on a machine that shares the disk holds it.
+        ValueError: another process on a machine that shares the disk holds it, and is not waited
+            for.
     """
     if not folder.is_local:
         yield
         return
     with folder.make().local_path(".lock").open("w") as lock:
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(lock, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         except BlockingIOError as error:
             raise ValueError(
                 f"{folder}: another process is {task}. Wait until it has finished, or stop it."

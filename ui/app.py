@@ -37,7 +37,7 @@ def build_app(workspace: Workspace, config: UiConfig) -> FastAPI:
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
     from ui.api import api_router
     from ui.login import asset_router, login_router
-    from ui.services import Services, add_error_handlers
+    from ui.services import Services, add_error_handlers, add_no_route
 
     guard = Guard(config)
     services = Services.of(workspace, config)
@@ -60,6 +60,7 @@ def build_app(workspace: Workspace, config: UiConfig) -> FastAPI:
     app.include_router(login_router(guard))
     app.include_router(asset_router(ASSETS))
     app.include_router(api_router(services))
+    add_no_route(app)
 
     _inside_a_loop(lambda: _mount_gradio(app, guard, config))
     return app

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections import Counter
+from collections.abc import Iterator
 from typing import Any
 from uuid import uuid4
 
@@ -13,6 +15,7 @@ from cluster.collection import Collection
 from index.folder import Folder
 from index.label_name import label_name
 from index.labels import LabelEvent, LabelSnapshot, LabelStore
+from index.lock import sole_writer
 from index.sealed import read_sealed, write_sealed
 from ui.session import Session, UnknownPictureError, shown_name
 
@@ -113,8 +116,7 @@ class Labelling:
     def create_class(self, name: str, label: str) -> dict[str, Any]:
         """Add a class; ``ValueError`` when it is there already or there are too many."""
         uid = self._session.collection(name).corpus_uid
-        with self._class_lock:
-            classes = self._classes(uid)
+        with self._changing(uid) as classes:
             created = _checked(label, classes)
             if len(classes) >= MAX_CLASSES:
                 raise ValueError(
@@ -131,8 +133,7 @@ class Labelling:
             ValueError: there is no such class, or the new name is taken.
         """
         uid = self._session.collection(name).corpus_uid
-        with self._class_lock:
-            classes = self._classes(uid)
+        with self._changing(uid) as classes:
             if label not in classes:
                 raise ValueError(
                     f"class {label!r}: there is none of that name. Reload the page to see them all."
@@ -154,6 +155,13 @@ class Labelling:
             )
             self._save_classes(uid, [new if item == label else item for item in classes])
         return self.progress(name)
+
+    @contextlib.contextmanager
+    def _changing(self, uid: str) -> Iterator[list[str]]:
+        """The classes, which no other thread or server changes meanwhile."""
+        folder, _ = self._class_file(uid)
+        with self._class_lock, sole_writer(folder, "changing classes", wait=True):
+            yield self._classes(uid)
 
     def _classes(self, uid: str) -> list[str]:
         """Classes in the order they were made, then those that only the log knows."""

@@ -21,10 +21,12 @@ from ui.runs import RunBoard
 from ui.session import Session, UnknownPictureError
 from ui.suggesting import Suggesting
 
-__all__ = ["Services", "add_error_handlers", "sentence_of"]
+__all__ = ["Services", "add_error_handlers", "add_no_route", "sentence_of"]
 
 logger = logging.getLogger(__name__)
 
+METHODS = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE"]
+BODY = " The body has to be a JSON object, sent with the header Content-Type: application/json."
 UNEXPECTED = (
     "Something failed inside the server. Nothing that was saved is lost; its log says what failed. "
     "Try again, and report it if it stays."
@@ -73,7 +75,12 @@ def add_error_handlers(app: FastAPI, workspace: Workspace) -> None:
 
     def http_error(_: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, HTTPException)
-        return JSONResponse({"error": str(error.detail)}, status_code=error.status_code)
+        sentence = str(error.detail)
+        if (
+            error.status_code == 400
+        ):  # raised by the framework alone, for bodies that it cannot read
+            sentence = f"{sentence.rstrip('.')}.{BODY} A picture is sent as a form: curl -F."
+        return JSONResponse({"error": sentence}, status_code=error.status_code)
 
     def invalid(_: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, RequestValidationError)
@@ -92,10 +99,26 @@ def add_error_handlers(app: FastAPI, workspace: Workspace) -> None:
     app.add_exception_handler(Exception, unexpected)
 
 
+def add_no_route(app: FastAPI) -> None:
+    """Answer what the API lacks, before Gradio, which takes all other paths, does in its words."""
+
+    def no_route(request: Request) -> None:
+        raise HTTPException(
+            404,
+            f"{request.method} {request.url.path[:80]}: there is no such route, or it takes "
+            "another method. GET /v1/openapi.json lists them all.",
+        )
+
+    app.add_api_route("/v1/{rest:path}", no_route, methods=METHODS, include_in_schema=False)
+
+
 def sentence_of(errors: Any) -> str:
     """One sentence for pydantic's list of errors: the value is named, what it may be, and where."""
     first = errors[0]
     where = ".".join(str(part) for part in first["loc"]) or "body"
     given = repr(first.get("input"))
     shown = given if len(given) <= 80 else f"{given[:77]}..."
-    return f"{where}={shown}: {first['msg']}. Correct it and send it again; see /v1/openapi.json."
+    problem = f"{first['msg']}. Correct it and send it again; see /v1/openapi.json."
+    in_text = first["type"] == "json_invalid"
+    about_all = first["loc"] == ("body",) or (in_text and first["loc"][:1] == ("body",))
+    return f"{where}={shown}: {problem}{BODY if about_all else ''}"

@@ -143,8 +143,30 @@ def test_a_bad_line_at_the_end_leaves_nothing_half_imported(library: Any, tmp_pa
 def test_a_csv_that_is_not_utf8_names_its_line(library: Any, tmp_path: Path) -> None:
     file = tmp_path / "labels.csv"
     file.write_bytes("id,label\n0,cat\n1,café\n".encode("latin-1"))
-    with pytest.raises(ValueError, match=r"line 3: byte 0xe9 is not UTF-8.*Save the table again"):
+    with pytest.raises(ValueError, match=r"line 3: byte 0xe9 is not of a text in UTF-8.*Save the"):
         classify(ClassifyConfig(index=library.index, import_csv=file), library.context)
+
+
+def test_a_csv_with_a_null_byte_names_its_line(library: Any, tmp_path: Path) -> None:
+    file = tmp_path / "labels.csv"
+    file.write_bytes(b"file,label\na.png,cat\nb\0.png,cat\n")
+    with pytest.raises(ValueError, match=r"labels\.csv, line 3: byte 0x00 is not of a text"):
+        classify(ClassifyConfig(index=library.index, import_csv=file), library.context)
+
+
+def test_classes_keep_their_names_on_the_way_through_an_exported_csv(
+    library: Any, tmp_path: Path
+) -> None:
+    names = ["-1", "+1", "=f", "@home", "'quoted"]
+    labels = "".join(f'{row},"{names[row % 5]}"\n' for row in range(15))
+    given = write_csv(tmp_path / "labels.csv", f"id,label\n{labels}")
+    out = tmp_path / "out.csv"
+    first = classify(
+        ClassifyConfig(index=library.index, import_csv=given, export=out), library.context
+    )
+    again = classify(ClassifyConfig(index=library.index, import_csv=out), library.context)
+    assert set(first["labels"]) == set(names)
+    assert set(again["labels"]) == {name for name, n in first["predictions"].items() if n}
 
 
 def test_a_missing_csv_is_named(library: Any, tmp_path: Path) -> None:

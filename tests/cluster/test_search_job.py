@@ -77,7 +77,7 @@ def test_what_cannot_be_searched_with_is_named(library: Any, tmp_path: Path) -> 
         find(library, "~no-one/x.png")
     text = tmp_path / "text.png"
     text.write_text("no picture")
-    with pytest.raises(PictureError):
+    with pytest.raises(PictureError, match=r"text\.png: Not a picture"):
         find(library, str(text))
     with pytest.raises(ValueError, match="k is 0"):
         find(library, query(library, 0), k=0)

@@ -105,6 +105,43 @@ def test_broken_json_and_a_missing_picture_are_refused(reader: TestClient, shape
     assert "form field 'picture'" in answer.json()["error"]
 
 
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [
+        ("GET", "/v1/nothing"),
+        ("PUT", "/v1/search"),
+        ("GET", "/v1/search"),
+        ("DELETE", "/v1/labels"),
+    ],
+)
+def test_a_route_that_is_none_is_told_as_all_errors_are(
+    reader: TestClient, method: str, path: str
+) -> None:
+    answer = reader.request(method, path)
+    assert answer.status_code == 404
+    assert answer.json()["error"].startswith(f"{method} {path}: there is no such route")
+    assert "GET /v1/openapi.json" in answer.json()["error"]
+
+
+@pytest.mark.parametrize(
+    ("body", "kind"),
+    [
+        (b'{"index": "shapes-fresh"}', "application/x-www-form-urlencoded"),  # what curl -d sends
+        (b'{"index": "shapes-fresh"', "application/json"),
+        (b"", "application/json"),
+        (b"[" * 100_000, "application/json"),
+        (b"--", "multipart/form-data"),
+    ],
+)
+def test_a_body_of_no_use_is_told_what_it_has_to_be(
+    reader: TestClient, body: bytes, kind: str
+) -> None:
+    path = "/v1/search" if kind.startswith("multipart") else "/v1/classify"
+    answer = reader.post(path, content=body, headers={"content-type": kind})
+    assert answer.status_code in (400, 422)
+    assert "a JSON object, sent with the header Content-Type: application/json" in answer.text
+
+
 def test_unknown_things_are_404_with_a_sentence(reader: TestClient, shapes: Any) -> None:
     for path in (
         f"/v1/pictures/{shapes.index}/999",

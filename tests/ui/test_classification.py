@@ -5,9 +5,11 @@ from __future__ import annotations
 import io
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.csv as pcsv
 import pyarrow.parquet as pq
 import pytest
@@ -18,8 +20,11 @@ from index.build import build_index
 from index.choose import IndexConfig
 from index.classifier import Classifier
 from index.embeddings import EmbeddingStore
+from index.folder import Folder
+from index.predictions import Predictions
 from ui.classification import Classification
 from ui.labelling import Labelling
+from ui.predicted import ReviewList
 from ui.session import Session
 
 
@@ -127,6 +132,20 @@ def test_review_shows_unlabelled_pictures_least_certain_first(
     discs = classification.page(shapes.index, label="disc", offset=0, count=200)
     assert discs["pictures"] == [item for item in whole["pictures"] if item["label"] == "disc"]
     assert classification.page(shapes.index, label="none", offset=0, count=5)["total"] == 0
+
+
+def test_a_class_beyond_the_first_32767_keeps_its_name(tmp_path: Path) -> None:
+    names = [f"class-{number:05d}" for number in range(40_000)]
+    said = [names[number] for number in (0, 32_767, 32_768, 39_999)]
+    kinds = {"id": pa.int64(), "label": pa.string(), "probability": pa.float32()}
+    schema = pa.schema([pa.field(name, kind, nullable=False) for name, kind in kinds.items()])
+    rows = pa.table([range(4), said, [0.1, 0.2, 0.3, 0.4]], schema=schema)
+    folder, table = Folder.at(tmp_path), "table.parquet"
+    record = folder.write_hashed(table, lambda path: pq.write_table(rows, path))
+    door = {"id": "p", "parents": {}, "config": {"classes": names}, "rows": {}}
+    review = ReviewList.of(Predictions(folder, {**door, "table": table, "files": {table: record}}))
+    assert [review.describe(row)["label"] for row in range(4)] == said
+    assert review.rows(names[32_768], np.empty(0, np.int64)).tolist() == [2]
 
 
 def test_both_exports_hold_every_picture_and_no_folder(

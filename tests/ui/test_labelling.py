@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from typing import Any
 
@@ -89,6 +90,30 @@ def test_where_no_more_classes_may_be_made_one_is_renamed(
         labelling.create_class(shapes.index, "one more")
     renamed = labelling.rename_class(shapes.index, "made 0", "one more")
     assert "one more" in counts(renamed)
+
+
+def test_no_class_is_lost_when_two_servers_make_one_at_once(
+    labelling: Labelling, workspace: Workspace, shapes: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = Labelling(Session(workspace, UiConfig()))
+    save = labelling._save_classes
+    made = threading.Event()
+
+    def make() -> None:
+        other.create_class(shapes.index, "theirs")
+        made.set()
+
+    def slowly(uid: str, classes: list[str]) -> None:
+        thread.start()
+        made.wait(0.5)  # both have read by now, unless one waits for the other
+        save(uid, classes)
+
+    thread = threading.Thread(target=make)
+    monkeypatch.setattr(labelling, "_save_classes", slowly)
+    labelling.create_class(shapes.index, "ours")
+    thread.join()
+    assert set(counts(labelling.progress(shapes.index))) == {"ours", "theirs"}
+    other.close()
 
 
 def test_undo_takes_answers_back_one_by_one_until_none_is_left(
