@@ -95,6 +95,11 @@ class CatalogWriter:
         return dict(draft["files"])
 
     @property
+    def goes_on(self) -> bool:
+        """Whether there are parts that no door names, such as those of a killed scan."""
+        return bool(self._new_parts)
+
+    @property
     def _parents(self) -> dict[str, str | None]:
         return {"corpus_id": self._previous["id"] if self._previous else None}
 

@@ -19,7 +19,7 @@ from cluster.kept_selections import KeptSelections
 from cluster.query import Example, SearchQuery
 from cluster.workspace import Workspace
 from encoders.encoder import Encoder, Layer, embed_picture
-from index.artifact import ArtifactError, MissingArtifactError, read_door
+from index.artifact import ArtifactError, CorruptArtifactError, MissingArtifactError, read_door
 from index.duplicates import DUPLICATES, DuplicateGroups
 from index.embeddings import EmbeddingStore
 from index.examples import example_queries
@@ -193,6 +193,9 @@ class Collection:
     @cached_property
     def embeddings(self) -> EmbeddingStore:
         """The embedding set below the index, for its thumbnails."""
+        return self._open_embeddings()
+
+    def _open_embeddings(self) -> EmbeddingStore:
         make = f"lookalike embed --corpus {self.corpus_name} --encoder {self.encoder_name}"
         folder = self._workspace.require(
             "embeddings", self.embeddings_name, door="embeddings.json", make=make
@@ -362,7 +365,15 @@ class Collection:
 
     def thumbnail(self, picture_id: int) -> bytes | None:
         """Encoded thumbnail of a picture, or None if it has none."""
-        return self.embeddings.thumbnail(picture_id)
+        before = self.embeddings
+        try:
+            return before.thumbnail(picture_id)
+        except CorruptArtifactError:
+            # Embedded anew twice, and its files deleted? An id is the same picture in the newest.
+            self.embeddings = self._open_embeddings()
+            if self.embeddings.id == before.id:
+                raise
+            return self.embeddings.thumbnail(picture_id)
 
     def picture(self, picture_id: int) -> CatalogRow:
         """The catalog's row of a picture; ``KeyError`` for an id that the corpus never had."""

@@ -77,6 +77,8 @@ def read_bytes(uri: str, num_bytes: int | None, mtime_ns: int | None) -> bytes:
             if whole and file.size() != num_bytes:
                 raise ChangedError(f"{uri}: {file.size()} bytes, scanned with {num_bytes}")
             data = file.read() if whole else file.read_at(wanted.size, wanted.start)
+            if place.is_local:  # where others may have written into it meanwhile
+                _require_same_time(_modified_ns(place), mtime_ns, place)
     if len(data) != num_bytes:
         raise ChangedError(f"{uri}: {len(data)} bytes, scanned with {num_bytes}")
     return bytes(data)
@@ -87,15 +89,23 @@ def _read_file(path: str, num_bytes: int | None, mtime_ns: int | None) -> bytes:
     # takes twice as long for a small picture.
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     try:
-        found = os.fstat(descriptor)
-        if (found.st_size, mtime_ns_of(found)) != (num_bytes, mtime_ns):
-            raise ChangedError(f"{path}: changed since it was scanned")
+        size = _require_as_scanned(descriptor, path, (num_bytes, mtime_ns))
         pieces = []
-        while piece := os.read(descriptor, max(1, found.st_size)):
+        while piece := os.read(descriptor, max(1, size)):
             pieces.append(piece)
+        # Others may have written into it meanwhile.
+        _require_as_scanned(descriptor, path, (num_bytes, mtime_ns))
         return b"".join(pieces)
     finally:
         os.close(descriptor)
+
+
+def _require_as_scanned(descriptor: int, path: str, scanned: tuple[int | None, int | None]) -> int:
+    """The size of an open file, if it and the time are those of the scan."""
+    found = os.fstat(descriptor)
+    if (found.st_size, mtime_ns_of(found)) != scanned:
+        raise ChangedError(f"{path}: changed since it was scanned")
+    return found.st_size
 
 
 def _mtime_ns(place: Place, file: pa.NativeFile) -> int | None:
@@ -225,6 +235,7 @@ class _Rows:
         with self._lock:
             self._check(mtime_ns)
             value = self._find(row)
+            self._check(mtime_ns)  # others may have written into it meanwhile
             return b"" if value is None else bytes(value)
 
     def _check(self, mtime_ns: int | None) -> None:

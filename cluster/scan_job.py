@@ -116,7 +116,9 @@ def scan(config: ScanConfig, context: Context) -> dict[str, Any]:
         _require_same_source(previous, settings, folder)
         writer = CatalogWriter(folder, config.corpus, settings, previous)
         context.say(f"Source: {why}")
-        comparison = Comparison(writer, config.max_megapixels * 1e6, _trusted(previous, settings))
+        # A killed scan may have found a container other than the door states it, and it is now.
+        trusted = {} if writer.goes_on else _trusted(previous, settings)
+        comparison = Comparison(writer, config.max_megapixels * 1e6, trusted)
         try:
             _compare(comparison, source, shown, context)
             if not writer.next_id:

@@ -6,7 +6,9 @@ not to be kept. 3. List those that there are. Servers follow by themselves (`clu
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from cluster.context import Context
@@ -122,7 +124,7 @@ def _described(version: Version, folder: Folder) -> dict[str, Any]:
             "shared_bytes": sum(
                 file["bytes"]
                 for name, file in door["files"].items()
-                if (folder / version.name).local_path(name).stat().st_nlink > 1
+                if _is_shared((folder / version.name).local_path(name))
             ),
             "encoder": door["parents"]["encoder"],
             "encoder_id": door["parents"]["encoder_id"],
@@ -133,3 +135,10 @@ def _described(version: Version, folder: Folder) -> dict[str, Any]:
         "damage": version.damage,
         **card,
     }
+
+
+def _is_shared(path: Path) -> bool:
+    """Whether other versions have the file too; none does when it was deleted meanwhile."""
+    with contextlib.suppress(FileNotFoundError):
+        return path.stat().st_nlink > 1
+    return False

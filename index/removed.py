@@ -13,7 +13,7 @@ from index.artifact import CorruptArtifactError, check_file
 from index.folder import Folder
 from index.id_file import NO_IDS, read_ids
 from index.vectors import Ids
-from index.versions import Standing, last_known
+from index.versions import CURRENT, Standing, last_known
 
 __all__ = ["REMOVED", "removed_despite_damage", "removed_ids"]
 
@@ -35,13 +35,16 @@ def removed_despite_damage(folder: Folder) -> Ids:
         folder: the index's folder.
 
     Raises:
-        CorruptArtifactError: the list is damaged: without it, what was removed would be back.
+        CorruptArtifactError: the list is damaged, or gone with the version: without it, what was
+            removed would be back.
     """
     known = last_known(folder)
     if known is None:
         return NO_IDS
     version, door = known
     inside = folder / version
+    if not inside.exists():
+        raise _lost(folder, f"{inside}: not there, though {CURRENT} names it")
     if not (inside.exists(REMOVED) if door is None else door.get("removed")):
         return NO_IDS
     try:
@@ -51,10 +54,14 @@ def removed_despite_damage(folder: Folder) -> Ids:
         if not (np.diff(found) > 0).all():
             raise ValueError("its ids do not rise")
     except (ValueError, OSError, KeyError, pa.ArrowException) as error:
-        raise CorruptArtifactError(
-            f"{inside}/{REMOVED}: damaged, and with it the list of pictures that were "
-            "removed by hand; an index built without it would show them again. Put an older "
-            "version in service, with the list that it has: lookalike versions --index NAME "
-            f"--rollback VERSION. Or, to have every picture back, delete the folder {folder}."
-        ) from error
+        raise _lost(folder, f"{inside}/{REMOVED}: damaged") from error
     return found
+
+
+def _lost(folder: Folder, what: str) -> CorruptArtifactError:
+    return CorruptArtifactError(
+        f"{what}, and with it the list of pictures that were removed by hand; an index built "
+        "without it would show them again. Put an older version in service, with the list that it "
+        "has: lookalike versions --index NAME --rollback VERSION. Or, to have every picture back, "
+        f"delete the folder {folder}."
+    )

@@ -203,9 +203,10 @@ def version_names(folder: Folder) -> list[str]:
 
 def new_version(folder: Folder) -> str:
     """Clear away what killed builds left; name the next version. Call as `sole_writer`."""
-    names = version_names(folder)
+    names, pointer = version_names(folder), _pointer(folder)
     for name in names:
-        if not folder.exists(f"{name}/index.json"):
+        # What is in service had a door, and its other files may be all that is left of it.
+        if not folder.exists(f"{name}/index.json") and not pointer.startswith(name.encode()):
             _delete(folder / name)
     return f"v{int(names[-1][1:]) + 1 if names else 1:06d}"
 
@@ -241,7 +242,8 @@ def last_known(folder: Folder) -> tuple[str, dict[str, Any] | None] | None:
     """The finished version that was in service, as far as can be told of a damaged index.
 
     Returns:
-        Its name, and its door, None if that is damaged; None if no version was ever finished.
+        Its name, and its door, None if that is damaged or gone, be it with all of the version; None
+        if no version was ever finished.
     """
     doors: dict[str, dict[str, Any] | None] = {}
     for name in version_names(folder):
@@ -256,8 +258,7 @@ def last_known(folder: Folder) -> tuple[str, dict[str, Any] | None] | None:
         for name, door in doors.items():
             if door is not None and door["door_sha256"].startswith(match[2]):
                 return name, door
-        if match[1] in doors:
-            return match[1], doors[match[1]]
+        return match[1], doors.get(match[1])
     return max(doors.items(), default=None, key=lambda known: known[0])
 
 

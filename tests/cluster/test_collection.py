@@ -10,7 +10,12 @@ import numpy as np
 import pytest
 
 from cluster.collection import Collection
+from cluster.context import Context
+from cluster.embed_job import EmbedConfig, embed
+from cluster.index_job import IndexJobConfig, index_embeddings
+from cluster.scan_job import ScanConfig, scan
 from index.artifact import ArtifactError, MissingArtifactError
+from index.embeddings import EmbeddingStore
 
 
 def test_a_picture_of_the_corpus_finds_itself_first(library: Any) -> None:
@@ -72,6 +77,33 @@ def test_embeddings_of_another_corpus_do_not_lend_their_thumbnails(
     make_vectors(library.workspace, make_encoder(library.workspace))
     with pytest.raises(ArtifactError, match="made anew"):
         collection.thumbnail(7)
+
+
+@pytest.mark.usefixtures("shards_here")
+def test_thumbnails_stay_though_the_set_is_embedded_anew_again_and_again(
+    context: Context, pictures: Any, make_encoder: Any
+) -> None:
+    folder = pictures(6, size=16, formats=("png",))
+    late = sorted(folder.rglob("*.png"))[4:]
+    for path in late:
+        path.rename(path.with_suffix(".later"))
+    make_encoder(context.workspace)
+
+    def embedded() -> None:
+        scan(ScanConfig(source=str(folder), corpus="mine"), context)
+        embed(EmbedConfig(corpus="mine", encoder="tiny"), context)
+
+    embedded()
+    index_embeddings(IndexJobConfig(corpus="mine", encoder="tiny"), context)
+    collection = Collection.open(context.workspace, "mine-tiny")
+    collection.prepare()
+    thumbnails = [EmbeddingStore.thumbnail(collection.embeddings, i) for i in range(4)]
+    collection = Collection.open(context.workspace, "mine-tiny")
+    collection.prepare()
+    for path in late:
+        path.with_suffix(".later").rename(path)
+        embedded()
+    assert [collection.thumbnail(i) for i in range(4)] == thumbnails
 
 
 def test_a_missing_index_says_how_to_make_one(library: Any) -> None:

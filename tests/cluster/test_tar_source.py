@@ -14,8 +14,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from cluster import tar_source
+from cluster import catalog_writer, tar_source
 from cluster.catalog import Catalog
+from cluster.catalog_writer import CatalogWriter
 from cluster.picture_uri import PictureUri, place_of
 from cluster.shards import read_picture
 from cluster.sources import Request
@@ -350,3 +351,22 @@ def test_a_filter_on_names_finds_members_of_tars(
     pictures = {"a b.png": make_png(0), "x/c.png": make_png(1)}
     _, catalog = scan_here(write_tar(tmp_path / "1.tar", {**pictures}))
     assert catalog.named["name"].to_pylist() == ["a b.png", "c.png"]
+
+
+def test_a_tar_is_read_again_where_a_killed_scan_saw_it_as_it_is_no_more(
+    tmp_path: Path, scan_here: Any, make_png: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write_tar(tmp_path / "in" / "0.tar", {f"{i}.png": make_png(i) for i in range(3)})
+    os.utime(path, ns=(0, 10**18))
+    _, before = scan_here(path.parent)
+    data = path.read_bytes()
+    write_tar(path, {f"{i}.png": make_png(i + 3) for i in range(3)})
+    with monkeypatch.context() as patch:
+        patch.setattr(catalog_writer, "DRAFT_ROWS", 1)
+        patch.setattr(CatalogWriter, "publish", None)
+        with pytest.raises(TypeError):
+            scan_here(path.parent)
+    path.write_bytes(data)
+    os.utime(path, ns=(0, 10**18))
+    _, after = scan_here(path.parent)
+    assert contents(after) == contents(before) == {f"{i}.png": make_png(i) for i in range(3)}

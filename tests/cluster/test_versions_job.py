@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from cluster import versions_job
 from cluster.cli import main
 from index.build import build_index
 from index.choose import IndexConfig
 from index.embeddings import EmbeddingStore
-from index.versions import open_current, version_names
+from index.versions import list_versions, open_current, version_names
 
 
 @pytest.fixture
@@ -106,3 +108,12 @@ def test_an_index_that_is_not_there_is_a_plain_error(
     assert main(given) == 1
     assert "Existing: digits-tiny. Make it: lookalike index" in capsys.readouterr().err
     assert not library.folder("indexes", "other").exists()
+
+
+def test_a_version_that_another_deletes_while_it_is_described_is_no_error(
+    two: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = list_versions(two.folder("indexes", two.index))
+    shutil.rmtree(two.folder("indexes", two.index).local_path("v000001"))
+    monkeypatch.setattr(versions_job, "list_versions", lambda *_, **__: found)
+    assert run(two) == 0

@@ -1,9 +1,12 @@
 """What was removed by hand stays out of what is built in place of a damaged version."""
 
+import shutil
+
 import numpy as np
 import pytest
 
 from index.artifact import CorruptArtifactError, NewerSchemaError
+from index.build import Build
 from index.choose import IndexConfig
 from index.folder import Folder
 from index.removal import remove_pictures
@@ -48,6 +51,25 @@ def test_after_a_flipped_bit(standing, name):
     store, folder = standing
     flip(folder, name)
     require_left_out(store, folder)
+
+
+def test_after_its_door_is_gone_even_if_the_build_that_follows_is_killed(standing, monkeypatch):
+    store, folder = standing
+    folder.remove("v000002/index.json")
+    with monkeypatch.context() as patch:
+        patch.setattr(Build, "_copy_vectors", None)
+        with pytest.raises(TypeError):
+            update_index(store, folder, CONFIG)
+    require_left_out(store, folder)
+
+
+def test_a_list_that_is_gone_with_its_version_is_not_taken_for_none(standing):
+    store, folder = standing
+    shutil.rmtree(folder.local_path("v000002"))
+    with pytest.raises(CorruptArtifactError, match=r"v000002: not there, .*--rollback VERSION"):
+        update_index(store, folder, CONFIG)
+    roll_back(folder, "v000001")
+    assert update_index(store, folder, CONFIG).action == "reused"
 
 
 @pytest.mark.parametrize("place", range(25))
