@@ -76,9 +76,7 @@ def add_error_handlers(app: FastAPI, workspace: Workspace) -> None:
     def http_error(_: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, HTTPException)
         sentence = str(error.detail)
-        if (
-            error.status_code == 400
-        ):  # raised by the framework alone, for bodies that it cannot read
+        if error.status_code == 400:  # the framework's alone, for bodies that it cannot read
             sentence = f"{sentence.rstrip('.')}.{BODY} A picture is sent as a form: curl -F."
         return JSONResponse({"error": sentence}, status_code=error.status_code)
 
