@@ -19,7 +19,12 @@ from cluster.kept_selections import KeptSelections
 from cluster.query import Example, SearchQuery
 from cluster.workspace import Workspace
 from encoders.encoder import Encoder, Layer, embed_picture
-from index.artifact import ArtifactError, MissingArtifactError, read_door
+from index.artifact import (
+    ArtifactError,
+    CorruptArtifactError,
+    MissingArtifactError,
+    read_door,
+)
 from index.duplicates import DUPLICATES, DuplicateGroups
 from index.embeddings import EmbeddingStore
 from index.examples import example_queries
@@ -361,7 +366,12 @@ class Collection:
 
     def thumbnail(self, picture_id: int) -> bytes | None:
         """Encoded thumbnail of a picture, or None if it has none."""
-        return self.embeddings.thumbnail(picture_id)
+        try:
+            return self.embeddings.thumbnail(picture_id)
+        except CorruptArtifactError:
+            # Embedded twice since, it lost files; in the newest set an id is the same picture.
+            vars(self).pop("embeddings", None)
+            return self.embeddings.thumbnail(picture_id)
 
     def picture(self, picture_id: int) -> CatalogRow:
         """The catalog's row of a picture; ``KeyError`` for an id that the corpus never had."""
