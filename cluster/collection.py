@@ -193,9 +193,6 @@ class Collection:
     @cached_property
     def embeddings(self) -> EmbeddingStore:
         """The embedding set below the index, for its thumbnails."""
-        return self._open_embeddings()
-
-    def _open_embeddings(self) -> EmbeddingStore:
         make = f"lookalike embed --corpus {self.corpus_name} --encoder {self.encoder_name}"
         folder = self._workspace.require(
             "embeddings", self.embeddings_name, door="embeddings.json", make=make
@@ -365,14 +362,11 @@ class Collection:
 
     def thumbnail(self, picture_id: int) -> bytes | None:
         """Encoded thumbnail of a picture, or None if it has none."""
-        before = self.embeddings
         try:
-            return before.thumbnail(picture_id)
+            return self.embeddings.thumbnail(picture_id)
         except CorruptArtifactError:
-            # Embedded anew twice, and its files deleted? An id is the same picture in the newest.
-            self.embeddings = self._open_embeddings()
-            if self.embeddings.id == before.id:
-                raise
+            # Embedded twice since, it lost files; in the newest set an id is the same picture.
+            vars(self).pop("embeddings", None)
             return self.embeddings.thumbnail(picture_id)
 
     def picture(self, picture_id: int) -> CatalogRow:

@@ -19,6 +19,7 @@ from index.candidate import Tuned
 from index.latency import Latency, Searches
 from index.measure import TIE, Proportion, recall_at_k
 from index.queries import QuerySet
+from index.unseen import top_unseen
 from index.vectors import Floats, Ids
 
 __all__ = ["CERTAIN", "Judged", "Judgement", "hits_of", "judge"]
@@ -120,6 +121,6 @@ def _scores_without_self(
     ranker: Searches, queries: Floats, query_ids: Ids, k: int, nprobe: int
 ) -> Floats:
     """Exact cosines of the k best results that are not the query itself, dropped by id."""
-    ids, scores = ranker.top(queries, k + 1, nprobe=nprobe)
+    ids, scores = top_unseen(ranker, queries, query_ids, k + 1, nprobe=nprobe)
     scores = np.where(ids == query_ids[:, None], -np.inf, scores)
     return np.asarray(-np.sort(-scores, axis=1)[:, :k], np.float32)

@@ -66,6 +66,7 @@ class Part:
         lossy: whether codes are short, so that the most effort may still miss a neighbour.
         is_graph: whether effort is what a graph keeps in sight, and the most a scan.
         coarse: finds the lists; None if there are none.
+        path: the file that it was opened from; None of one that was filled.
 
     Args:
         faiss_index: filled.
@@ -78,6 +79,7 @@ class Part:
         self._is_fp16 = isinstance(faiss_index, faiss.IndexIVFScalarQuantizer)
         self._kept: dict[tuple[int, int], Callable[[Floats], tuple[Floats, Ids]]] = {}
         self._visiting: dict[int, Any] = {}
+        self.path: Path | None = None
         self.num_rows = int(faiss_index.ntotal)
         self.nlist = int(faiss_index.nlist) if self._is_ivf else 1
         self.coarse = coarse
@@ -113,7 +115,9 @@ class Part:
     @classmethod
     def open(cls, path: Path, coarse: Coarse | None = None) -> Part:
         """Memory-map a file of ``write``; 4-bit codes are read into memory."""
-        return cls(read_faiss(path, mapped=True), coarse)
+        part = cls(read_faiss(path, mapped=True), coarse)
+        part.path = path
+        return part
 
     def write(self, path: str) -> None:
         """Write the FAISS file; not atomic by itself."""

@@ -62,6 +62,7 @@ class Ranker:
         lossy: whether FAISS's codes only propose: visiting all may miss a neighbour.
         nlist: the most effort of a part, which is exact search. Where codes are lossy no effort is:
             one more than the most then stands for a scan of the stored vectors.
+        is_graph: whether effort is what a graph keeps in sight.
     """
 
     parts: Sequence[AnyPart]
@@ -72,11 +73,11 @@ class Ranker:
     by_vectors: bool = False
     lossy: bool = field(init=False)
     nlist: int = field(init=False)
+    is_graph: bool = field(init=False)
     _ready: dict[tuple[int, int], tuple[Callable[[Floats], tuple[Floats, Ids]], _Ask]] = field(
         init=False, default_factory=dict, repr=False, compare=False
     )
     _alone: Part | None = field(init=False, repr=False, compare=False)
-    _is_graph: bool = field(init=False, repr=False, compare=False)
     _asks: dict[tuple[int, int], _Ask] = field(
         init=False, default_factory=dict, repr=False, compare=False
     )
@@ -86,7 +87,7 @@ class Ranker:
         object.__setattr__(self, "by_vectors", self.by_vectors or self.lossy)
         alone = self.parts[0] if len(self.parts) == 1 and not self.by_vectors else None
         object.__setattr__(self, "_alone", alone if isinstance(alone, Part) else None)
-        object.__setattr__(self, "_is_graph", any(part.is_graph for part in self.parts))
+        object.__setattr__(self, "is_graph", any(part.is_graph for part in self.parts))
         most = max((part.nlist for part in self.parts), default=1)
         object.__setattr__(self, "nlist", most + self.lossy)
 
@@ -147,7 +148,7 @@ class Ranker:
 
     def _spare(self, k: int, nprobe: int) -> int:
         """Candidates beyond k; a graph has in sight what it gives, and would look farther."""
-        return max(0, min(SPARE, nprobe - k)) if self._is_graph else SPARE
+        return max(0, min(SPARE, nprobe - k)) if self.is_graph else SPARE
 
     def _ask(self, k: int, spare: int, exclude: Ids | None) -> _Ask:
         """What to ask of the parts, so that k results are left."""

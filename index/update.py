@@ -274,19 +274,23 @@ def _follow(
     same_set = door["parents"]["embeddings_id"] == store.id
     config = IndexConfig(**door["config"])
     budget = config.budget(store.dim)
-    found = compare(store, wanted, living(before.folder, door), same_set=same_set, budget=budget)
-    give_back()
-    same_list = np.array_equal(removed_ids(before), wanted.leave.removed)
-    if found.is_nothing and same_set and same_list:
-        nothing = "nothing changed"
-        return Updated(version=before.name, door=dict(door), action="reused", why=nothing), None
-    finished = finished_version(before.index, build_id(store, config, queries, wanted.leave))
     trained = door.get("trained", {}).get("rows", door["rows"])
+    has_outgrown = wanted.num_rows > MAX_GROWTH * trained
+    if not has_outgrown:  # else it is built at any rate, and a build has no room for what differs
+        found = compare(
+            store, wanted, living(before.folder, door), same_set=same_set, budget=budget
+        )
+        give_back()
+        same_list = np.array_equal(removed_ids(before), wanted.leave.removed)
+        if found.is_nothing and same_set and same_list:
+            nothing = "nothing changed"
+            return Updated(version=before.name, door=dict(door), action="reused", why=nothing), None
+    finished = finished_version(before.index, build_id(store, config, queries, wanted.leave))
     if finished is not None:
         return None, f"{finished[0]} was built of the same"
     if not wanted.num_rows:
         return None, "nothing is left of it"
-    if wanted.num_rows > MAX_GROWTH * trained:
+    if has_outgrown:
         return None, f"it was trained for {trained:,} rows, and there are {wanted.num_rows:,}"
     if no_room := no_room_to("change", door):
         return None, no_room

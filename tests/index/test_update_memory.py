@@ -35,6 +35,19 @@ def test_what_a_change_would_not_find_room_for_is_built_anew(folder, grow):
     assert len(Searcher.open(folder)) == 640
 
 
+def test_what_outgrew_its_training_is_built_without_a_list_of_what_came(folder, grow, monkeypatch):
+    config = dataclasses.replace(IVF, memory="30MB")
+    grow(200, config)
+
+    def refuse(*_given, **_more):
+        raise AssertionError("as long as the set, it may take more than the memory of a build")
+
+    monkeypatch.setattr("index.update.compare", refuse)
+    done = grow(600, config)
+    assert (done.action, done.why) == ("built", "it was trained for 200 rows, and there are 600")
+    assert len(Searcher.open(folder)) == 600
+
+
 def test_pictures_whose_removal_finds_no_room_are_left_out_of_a_build(folder, grow):
     limit = FIXED_BYTES + 6 * BATCH_ROWS * 8 + 700 * 8
     config = dataclasses.replace(IVF, memory=f"{limit}B")

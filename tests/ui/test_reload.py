@@ -15,7 +15,7 @@ from fastapi.testclient import TestClient
 
 from cluster.collection import Collection
 from cluster.workspace import Workspace
-from index.artifact import MissingArtifactError
+from index.artifact import CorruptArtifactError, MissingArtifactError
 from index.build import build_index
 from index.choose import IndexConfig
 from index.embeddings import EmbeddingStore, ShardBatch, publish_embeddings, write_shard
@@ -264,3 +264,26 @@ def test_a_version_collected_while_it_was_opened_is_no_problem(
     roll_back(folder, "v000001")
     until(lambda: session.collection(shapes.index).version == "v000003")
     assert session.indexes()[0]["problem"] is None
+
+
+def test_thumbnails_are_shown_also_after_their_set_was_embedded_twice(
+    session: Session, shapes: Any, workspace: Workspace
+) -> None:
+    before = session.collection(shapes.index).embeddings
+    ids, vectors = map(np.concatenate, zip(*before.iter_batches(), strict=True))
+    batch = ShardBatch(
+        ids=ids,
+        statuses=["ok"] * len(ids),
+        content_hashes=[bytes(32)] * len(ids),
+        vectors=vectors,
+    )
+    folder = workspace.folder("embeddings", shapes.index)
+    record = write_shard(folder, "00000-anew", batch, thumbnails=[b"anew"] * len(ids))
+    body = {"parents": before.parents, "config": {"layer": before.layer}}
+    publish_embeddings(folder, [record], body)
+    for name in before.door["files"]:  # `embed` keeps those of the set before, and no older ones
+        folder.remove(name)
+    assert session.thumbnail(shapes.index, 3)[0] == b"anew"
+    folder.remove(record["thumbnails"])
+    with pytest.raises(CorruptArtifactError, match=r"thumbs\.arrow: missing"):
+        Session(workspace, session.config).thumbnail(shapes.index, 3)
