@@ -88,12 +88,10 @@ class Workspace:
                 "Set LOOKALIKE_LABELS_URL to an SQLAlchemy URL, or use a --workspace on a disk."
             )
         path = str(self.root.local_path("labels.db"))
-        if (
-            "?" in path
-        ):  # the rest would be options of the URL, and labels lie outside the workspace
+        if "?" in path:  # what follows it would be options, and another file be opened
             raise ValueError(
-                f"{self.root}: labels cannot lie below a folder with '?' in its name. Rename it, or "
-                "set LOOKALIKE_LABELS_URL to an SQLAlchemy URL."
+                f"{self.root}: labels cannot lie below a folder with '?' in its name. Rename it, "
+                "or set LOOKALIKE_LABELS_URL to an SQLAlchemy URL."
             )
         return f"sqlite:///{path}"
 
