@@ -87,7 +87,13 @@ class Workspace:
                 f"{self.root}: labels need a database, and SQLite needs a local or shared disk. "
                 "Set LOOKALIKE_LABELS_URL to an SQLAlchemy URL, or use a --workspace on a disk."
             )
-        return f"sqlite:///{self.root.local_path('labels.db')}"
+        path = str(self.root.local_path("labels.db"))
+        if "?" in path:  # what follows it would be options, and another file be opened
+            raise ValueError(
+                f"{self.root}: labels cannot lie below a folder with '?' in its name. Rename it, "
+                "or set LOOKALIKE_LABELS_URL to an SQLAlchemy URL."
+            )
+        return f"sqlite:///{path}"
 
     def folder(self, kind: Kind, name: str) -> Folder:
         """The folder of one artefact, whether or not it exists."""

@@ -132,3 +132,14 @@ def test_what_is_missing_names_what_is_there_but_nothing_half_made(library: Any)
     library.folder("encoders", "begun").make().write_atomic("model.safetensors", b"")
     with pytest.raises(MissingArtifactError, match=r"Existing: tiny\. Make it: lookalike pretrain"):
         library.workspace.open_encoder("other")
+
+
+def test_labels_never_lie_outside_the_workspace(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("LOOKALIKE_LABELS_URL", raising=False)
+    assert (
+        Workspace.at(tmp_path / "a#b %20").labels_url == f"sqlite:///{tmp_path}/a#b %20/labels.db"
+    )
+    with pytest.raises(ValueError, match=r"labels cannot lie below a folder with '\?' in its name"):
+        _ = Workspace.at(tmp_path / "what?").labels_url
