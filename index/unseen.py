@@ -50,8 +50,8 @@ def top_unseen(
             for layer in searches.layers
         ]
         return best_of(layers, k)
-    is_walk = nprobe < searches.nlist and len(ids_Q)
-    if is_walk and isinstance(searches, Ranker) and searches.is_graph:
+    is_own = (ids_Q >= 0).any()
+    if isinstance(searches, Ranker) and searches.is_graph and is_own and nprobe < searches.nlist:
         return _of_graph(searches, queries_QD, ids_Q, k, nprobe)
     return searches.top(queries_QD, k, nprobe=nprobe)
 
